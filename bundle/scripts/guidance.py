@@ -1,0 +1,47 @@
+"""Guidance turns a noise model into a noise model, so the sampler never knows that it is guided."""
+
+from __future__ import annotations
+
+import torch
+
+from .sampler import NoiseModel
+
+
+class ClassifierGuidance:
+    """eps(x, t) - s * sqrt(1 - alpha_t) * grad_x log p(target | x, t) (Dhariwal and Nichol 2021, algorithm 2; the paper's
+    algorithm 1).
+
+    The gradient works under a caller's `torch.no_grad` and `torch.inference_mode`.
+
+    Args:
+        noise_model: f(x, t) -> eps.
+        classifier: f(x, t) -> logits ``(N, classes)`` of noised images.
+        alphas_cumprod: of the schedule, ``(T,)``.
+        guidance_scale: s.
+        target_class: the class to guide to.
+    """
+
+    def __init__(
+        self,
+        noise_model: NoiseModel,
+        classifier: torch.nn.Module,
+        alphas_cumprod: torch.Tensor,
+        guidance_scale: float,
+        target_class: int,
+    ) -> None:
+        self.noise_model = noise_model
+        self.classifier = classifier
+        self.alphas_cumprod = alphas_cumprod
+        self.guidance_scale = guidance_scale
+        self.target_class = target_class
+
+    def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """grad_x log p(target | x, t), same shape as ``x``."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_(True)
+            log_p = self.classifier(x, t.clone()).float().log_softmax(dim=1)[:, self.target_class]
+            return torch.autograd.grad(log_p.sum(), x)[0]
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = (1 - self.alphas_cumprod[t]).sqrt().view(-1, *[1] * (x.ndim - 1))
+        return self.noise_model(x, t) - self.guidance_scale * sigma * self.gradient(x, t)

