@@ -76,8 +76,10 @@ def brain_mr(root: str, split: str, sequences: Sequence[str] = ("flair",)) -> li
 
 def fingerprint(items: Any, preprocessing: Compose) -> str:
     """A short hash that changes with the items and with what the preprocessing does to them."""
-    steps = [(type(t).__name__, {k: v for k, v in sorted(vars(t).items()) if isinstance(v, (int, float, str, tuple))})
-             for t in preprocessing.transforms]
+    steps = [
+        (type(t).__name__, {k: v for k, v in sorted(vars(t).items()) if isinstance(v, (int, float, str, tuple))})
+        for t in preprocessing.transforms
+    ]
     return hashlib.sha256(json.dumps([items, steps], default=str).encode()).hexdigest()[:16]
 
 
@@ -174,4 +176,4 @@ def random_sampler(dataset: SliceDataset, num_samples: int, balanced: bool, seed
     """Draw `num_samples` slices with replacement, each class equally often if `balanced`."""
     labels = torch.tensor(dataset.labels)
     weights = 1.0 / torch.bincount(labels)[labels] if balanced else torch.ones(len(labels))
-    return WeightedRandomSampler(weights.double(), num_samples, generator=torch.Generator().manual_seed(seed))
+    return WeightedRandomSampler(weights.tolist(), num_samples, generator=torch.Generator().manual_seed(seed))

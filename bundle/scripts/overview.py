@@ -1,0 +1,87 @@
+"""A picture of a result for people who would rather look than read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, Orientation
+
+from .postprocessing import LESION
+
+
+def _axial(image: MetaTensor) -> np.ndarray:
+    """``(X, Y, Z)`` of the first channel, left, posterior, superior: as radiologists look at it once transposed."""
+    return Orientation("LPS", labels=None)(image[:1].float())[0].as_tensor().numpy()
+
+
+def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path: Path, num_slices: int = 5) -> None:
+    """Draw the assessed slices with the highest scores: input, counterfactual, map, mask, and the truth where known.
+
+    Args:
+        result: of one volume, after `RestoreGridd`.
+        truth: path of a lesion mask on the input's grid, if there is one.
+        name: for the title.
+        path: of the PNG.
+        num_slices: at most.
+    """
+    image, healthy = _axial(result["input_image"]), _axial(result["counterfactual"])
+    a, pred = _axial(result["anomaly_map"]), _axial(result["pred"])
+    lesion = None
+    if truth is not None:
+        mask = LoadImage(image_only=True, ensure_channel_first=True)(truth)
+        lesion = _axial(MetaTensor(mask.as_tensor(), affine=result["input_image"].affine)) > 0
+    # slices are numbered along the file's axis nearest to superior-inferior; the view counts from below
+    affine = torch.as_tensor(result["input_image"].affine)
+    axis = int((affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)).abs().argmax())
+    spacing = Orientation("LPS", labels=None)(result["input_image"][:1]).pixdim.tolist()
+    chosen = sorted((s for s in result["slices"] if s["assessed"]), key=lambda s: -s["score"])[:num_slices]
+    rows = [(image.shape[2] - 1 - s["slice"] if affine[2, axis] < 0 else s["slice"], s) for s in chosen]
+    rows.sort(key=lambda row: row[0])
+
+    titles = ["Input", "Healthy counterpart", "Anomaly map", "Marked lesion"] + (
+        ["Radiologist's mask"] if truth else []
+    )
+    head = image > image.mean() * 0.5
+    x, y = (np.flatnonzero(head.any(axis=other)) for other in ((1, 2), (0, 2)))
+    box = (slice(x[0], x[-1] + 1), slice(y[0], y[-1] + 1))
+    width, height = (float(n) * s for n, s in zip((x[-1] - x[0] + 1, y[-1] - y[0] + 1), spacing[:2], strict=True))
+    figure = Figure(
+        (2.2 * len(titles), 2.2 * height / width * max(len(rows), 1) + 0.8), facecolor="black", layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(max(len(rows), 1), len(titles), squeeze=False)
+    low, high = np.percentile(image[head], [1, 97])
+    limit = max(float(np.nanmax(a, initial=0)), 1e-3)
+    drawn = None
+    for panels, (z, scores) in zip(axes, rows, strict=False):
+        base, counterpart, heat, marked = (v[*box, z].T for v in (image, healthy, np.nan_to_num(a), pred))
+        for ax, shown in zip(panels, (base, counterpart, base, base, base), strict=False):
+            ax.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[0])
+        alpha = np.clip(2 * heat / limit, 0, 0.85)
+        drawn = panels[2].imshow(heat, cmap="inferno", vmin=0, vmax=limit, alpha=alpha, aspect=spacing[1] / spacing[0])
+        outlines = [(panels[3], marked == LESION, "#ff4040")]
+        if lesion is not None:
+            outlines.append((panels[4], lesion[*box, z].T, "#40ff80"))
+        for ax, mask, color in outlines:
+            if mask.any():
+                ax.contour(mask, levels=[0.5], colors=color, linewidths=1)
+        text = f"slice {scores['slice']}   p(diseased) {scores['p_diseased']:.2f}   score {scores['score']:.3f}"
+        panels[0].text(0.02, 0.01, text, transform=panels[0].transAxes, color="white", fontsize=6)
+    for ax in axes.ravel():
+        ax.axis("off")
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, color="white", fontsize=9)
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.015, pad=0.005)
+        bar.ax.tick_params(colors="white", labelsize=6)
+        bar.set_label("anomaly (1 = the brain's median intensity)", color="white", fontsize=6)
+    figure.suptitle(f"{name}   (the patient's right is on the left)", color="white", fontsize=9)
+    figure.supxlabel("Research software, not for clinical use", color="#aaaaaa", fontsize=7)
+    figure.savefig(path, dpi=110, facecolor="black")

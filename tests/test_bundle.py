@@ -1,0 +1,113 @@
+"""The bundle as its users run it: MONAI's commands on the real weights and the real sample."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, verify_net_in_out
+
+from scripts.bundle import bundle_root
+from scripts.postprocessing import LESION, NOT_ASSESSED
+from scripts.preprocessing import ExtractBraind
+from synthetic import write_head
+from test_inference import TINY
+
+CONFIGS = Path(bundle_root()) / "configs"
+SAMPLE = Path(bundle_root()) / "sample" / "TCGA_FG_6692_flair.nii.gz"
+LESION_CENTRE = (46.0, 45.0, 38.0)
+"""mm, RAS: the middle of the frontal glioma of the sample, read off in a viewer."""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What `make demo` runs, from another directory: the output folder and what was printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    run = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "inference.json")]
+    done = subprocess.run([*run, "--output_dir", str(folder / "out")], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "out", done.stdout
+
+
+def test_the_tumour_of_the_sample_is_found(demo: tuple[Path, str]) -> None:
+    out, printed = demo
+    result = out / "TCGA_FG_6692_flair"
+    source, pred = nib.load(SAMPLE), nib.load(result / "pred.nii.gz")
+    mask = np.asarray(pred.dataobj)
+    np.testing.assert_array_equal(pred.affine, source.affine)
+    assert pred.shape == source.shape == nib.load(result / "anomaly_map.nii.gz").shape
+    found = nib.affines.apply_affine(pred.affine, np.argwhere(mask == LESION))
+    distance = np.linalg.norm(found - LESION_CENTRE, axis=1)
+    # more than half of what is marked lies within 30 mm of the lesion's middle, and the middle itself is marked
+    assert np.mean(distance < 30) > 0.5
+    assert distance.min() < 4
+    assert (mask == NOT_ASSESSED).any()
+    assert "TCGA_FG_6692_flair: p(diseased)" in printed and "networks" in printed and "Not for clinical use" in printed
+
+
+def test_the_summary_of_the_sample(demo: tuple[Path, str]) -> None:
+    [volume] = json.loads((demo[0] / "summary.json").read_text())["volumes"]
+    assert volume["status"] == "ok"
+    assert volume["p_diseased"] > 0.5
+    assert volume["score"] == max(s["score"] for s in volume["slices"] if s["assessed"])
+    assert [s["slice"] for s in volume["slices"]] == sorted(s["slice"] for s in volume["slices"])
+    assert set(volume["seconds"]) == {"preprocessing", "networks", "postprocessing", "writing"}
+
+
+def test_the_counterfactual_is_darker_in_the_lesion_and_the_same_outside_of_the_brain(demo: tuple[Path, str]) -> None:
+    result = demo[0] / "TCGA_FG_6692_flair"
+    source, healthy = (np.asarray(nib.load(p).dataobj, np.float32) for p in (SAMPLE, result / "counterfactual.nii.gz"))
+    mask = np.asarray(nib.load(result / "pred.nii.gz").dataobj) == LESION
+    assert (source[mask] - healthy[mask]).mean() > 0.1 * np.median(source[mask])
+    corner = (slice(0, 20), slice(0, 20))
+    np.testing.assert_array_equal(source[corner], healthy[corner])
+
+
+def test_metadata_describes_the_network() -> None:
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        extra_forward_args={"timesteps": torch.tensor([1])},
+    )
+
+
+def test_evaluation_by_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """evaluate.json on a small data set of the same layout, with tiny networks and the ellipsoid as brain."""
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
+    rows = ["patient,z,split,has_tumour,mid_slice"]
+    for split in ("val", "test"):
+        for patient in ("A", "B"):
+            folder = tmp_path / "volumes" / f"{split}{patient}"
+            folder.mkdir(parents=True)
+            item = write_head(folder)
+            image = nib.load(item["image"])
+            truth = np.asarray(image.dataobj) == 170
+            truth[:, :, 3:] = False
+            nib.save(nib.Nifti1Image(truth.astype(np.uint8), image.affine), folder / "seg.nii.gz")
+            for z in range(6):
+                rows.append(f"{split}{patient},{z},{split},{int(truth[:, :, z].any())},{int(1 <= z <= 4)}")
+    (tmp_path / "slices.csv").write_text("\n".join(rows) + "\n")
+    overrides: dict[str, Any] = {**TINY, "displayable_configs#noise_level": 100}
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / "inference.json", CONFIGS / "evaluate.json"])
+    out = tmp_path / "out"
+    parser.update({**overrides, "dataset_dir": str(tmp_path), "cache_dir": str(tmp_path / "c"), "output_dir": str(out)})
+    for name in ("network", "classifier"):
+        parser[name] = f"@{name}_def"
+    parser.get_parsed_content("run")
+    files = ["cases.png", "results.json", "test_brain.csv", "test_brain.md", "test_image.csv", "test_image.md"]
+    assert sorted(p.name for p in out.iterdir()) == [*files, "validation_brain.csv", "validation_brain.md"]
+    record = json.loads((out / "results.json").read_text())
+    assert record["test"]["patients"] == 2 and record["test"]["slices"] == 8
+    # the lesion is the only thing brighter than its slice's median; the untouched slices keep 170 as false positives
+    baseline = record["test"]["brain"]["FLAIR minus slice median"]
+    truth_pixels = record["test"]["brain"]["FLAIR minus slice median"]["dice_threshold"]
+    assert 0.4 < truth_pixels < 1 and baseline["pixel_auroc"] > 0.9

@@ -1,0 +1,164 @@
+"""Running on files: the right inputs are found, failures are named and lose nothing, outputs are whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.bundle import bundle_root, declared, load_weights
+from scripts.inference import find_inputs
+from synthetic import write_head
+
+TINY: dict[str, Any] = {
+    "network_def#channels": [8, 8],
+    "network_def#attention_levels": [False, False],
+    "network_def#norm_num_groups": 4,
+    "network_def#num_head_channels": 8,
+    "classifier_def#channels": [8, 8],
+    "classifier_def#attention_levels": [False, False],
+    "classifier_def#norm_num_groups": 4,
+    "classifier_def#num_head_channels": 8,
+    "displayable_configs#num_inference_steps": 2,
+    "num_fixed_point_iterations": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    paths = {}
+    for name in ("network", "classifier"):
+        paths[f"{name}#path"] = str(folder / f"{name}.pt")
+        torch.save(declared(f"{name}_def", **TINY).state_dict(), paths[f"{name}#path"])
+    return paths
+
+
+def run(weights: dict[str, str], **overrides: Any) -> int:
+    """Run inference.json as ``monai.bundle run`` does, with tiny networks; return the exit status."""
+    parser = ConfigParser()
+    parser.read_config(Path(bundle_root()) / "configs" / "inference.json")
+    parser.update({**TINY, **weights, **overrides})
+    try:
+        parser.get_parsed_content("run")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def datalist(folder: Path, items: list[dict[str, Any]]) -> str:
+    path = folder / "datalist.json"
+    path.write_text(json.dumps([{("subject" if k == "name" else k): v for k, v in i.items()} for i in items]))
+    return str(path)
+
+
+def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[str, str]) -> None:
+    good = [write_head(tmp_path, grid, name=grid) for grid in ("plain", "oblique")]
+    bad = {"image": str(tmp_path / "nothing.nii.gz"), "name": "bad"}
+    out = tmp_path / "out"
+    status = run(weights, input=datalist(tmp_path, [good[0], bad, good[1]]), output_dir=str(out))
+    assert status == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert [(v["name"], v["status"]) for v in summary["volumes"]] == [
+        ("plain", "ok"),
+        ("bad", "failed"),
+        ("oblique", "ok"),
+    ]
+    assert "nothing.nii.gz: no such file" in summary["volumes"][1]["error"]
+    assert sorted(p.name for p in out.iterdir()) == ["oblique", "plain", "summary.csv", "summary.json"]
+    for item in good:
+        source = nib.load(item["image"])
+        for name, dtype in (("anomaly_map", np.float32), ("counterfactual", np.float32), ("pred", np.uint8)):
+            result = nib.load(out / item["name"] / f"{name}.nii.gz")
+            assert result.shape == source.shape and result.get_data_dtype() == dtype
+            np.testing.assert_array_equal(result.affine, source.affine)
+            assert result.header["qform_code"] == source.header["qform_code"]
+        assert (out / item["name"] / "overview.png").stat().st_size > 10_000
+    with (out / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [r["name"] for r in rows if r["slice"] == "volume"] == ["plain", "bad", "oblique"]
+    slices = [r for r in rows if r["name"] == "plain" and r["slice"] != "volume"]
+    assert [int(r["slice"]) for r in slices] == [s["slice"] for s in summary["volumes"][0]["slices"]]
+
+
+def test_same_input_same_output_bit_for_bit(tmp_path: Path, weights: dict[str, str]) -> None:
+    source = datalist(tmp_path, [write_head(tmp_path)])
+    for name in ("a", "b"):
+        assert run(weights, input=source, output_dir=str(tmp_path / name)) == 0
+    for output in ("anomaly_map", "counterfactual", "pred"):
+        a, b = (np.asarray(nib.load(tmp_path / n / "flair" / f"{output}.nii.gz").dataobj) for n in ("a", "b"))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_picture(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("scripts.inference.draw_overview", no_picture)
+    out = tmp_path / "out"
+    assert run(weights, input=datalist(tmp_path, [write_head(tmp_path)]), output_dir=str(out)) == 1
+    assert sorted(p.name for p in out.iterdir()) == ["summary.csv", "summary.json"]
+    assert "disk full" in (out / "summary.json").read_text()
+
+
+def test_inputs_from_file_folder_and_datalist(tmp_path: Path) -> None:
+    for path in ("a/flair.nii.gz", "b/flair.nii", "a-flair.nii"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    assert find_inputs(str(tmp_path / "b" / "flair.nii")) == [
+        {"image": str(tmp_path / "b" / "flair.nii"), "name": "flair"}
+    ]
+    assert sorted(i["name"] for i in find_inputs(str(tmp_path))) == ["a-flair", "a-flair-2", "b-flair"]
+    path = datalist(tmp_path, [{"image": ["a/flair.nii.gz", "b/flair.nii"], "subject": "../../escape"}])
+    [item] = find_inputs(path)
+    assert item["image"] == [str(tmp_path / "a" / "flair.nii.gz"), str(tmp_path / "b" / "flair.nii")]
+    assert item["name"] == "escape"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]'])
+def test_malformed_datalist(content: str, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(ValueError, match="d.json"):
+        find_inputs(str(tmp_path / "d.json"))
+
+
+def test_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no NIfTI file"):
+        find_inputs(str(tmp_path))
+
+
+def test_weights_that_do_not_fit(tmp_path: Path, weights: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"network.pt: its weights don't fit the DiffusionModelUNet"):
+        load_weights(declared("network_def"), weights["network#path"])
+    (tmp_path / "broken.pt").write_bytes(b"PK broken")
+    with pytest.raises(ValueError, match=r"broken.pt: is not a PyTorch state dict"):
+        load_weights(declared("classifier_def", **TINY), str(tmp_path / "broken.pt"))
+    with pytest.raises(FileNotFoundError, match=r"none.pt: no weights there"):
+        load_weights(declared("classifier_def", **TINY), str(tmp_path / "none.pt"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("noise_level", 1000, "noise_level must be above 0 and below 1000, got 1000"),
+        ("noise_level", 0, "noise_level must be above 0 and below 1000, got 0"),
+        ("num_inference_steps", 501, "num_inference_steps must be from 1 to the noise_level, 500, got 501"),
+        ("threshold", 0, "threshold must be above 0"),
+    ],
+)
+def test_options_out_of_range(option: str, value: int, message: str, tmp_path: Path, weights: dict[str, str]) -> None:
+    overrides = {"displayable_configs#noise_level": 500, f"displayable_configs#{option}": value}
+    with pytest.raises(RuntimeError) as error:
+        run(weights, input=write_head(tmp_path)["image"], output_dir=str(tmp_path / "out"), **overrides)
+    assert message in str(error.value.__cause__ or error.value)
+    assert not (tmp_path / "out").exists()

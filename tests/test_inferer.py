@@ -1,0 +1,254 @@
+"""`scripts.inferer.CounterfactualInferer` on volumes whose slices are drawn from the two Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from gaussians import NoisedClassifier, distance, exact, images, noise_model, scheduler
+from scripts import DISEASED, HEALTHY
+from scripts.bundle import declared
+from scripts.guidance import ClassifierGuidance
+from scripts.inferer import CounterfactualInferer
+
+EMPTY, SLIVER = -1, -2
+"""Slices that are not assessed: no brain at all, and 4 of 16 pixels of it."""
+
+
+def volume(slices: Sequence[int], channels: int = 1, seed: int = 0) -> torch.Tensor:
+    """``(1, C, 4, 4, D)`` with one healthy, diseased, empty or sliver slice a label."""
+    x = torch.full((1, channels, 4, 4, len(slices)), -1.0)
+    for d, label in enumerate(slices):
+        if label in (HEALTHY, DISEASED):
+            x[..., d] = images(label, 1, channels, seed=seed + d)
+        elif label == SLIVER:
+            x[0, :, 0, :, d] = 0.25
+    return x
+
+
+def inferer(channels: int = 1, **options: Any) -> CounterfactualInferer:
+    """With the exact classifier, float32 and scale 1 unless told otherwise."""
+    return exact(NoisedClassifier(channels), **{"guidance_scale": 1.0, "precision": "float32", **options})
+
+
+def lesion(x: torch.Tensor) -> torch.Tensor:
+    """``(B, D)``: 0 at the healthy mode, 1 at the diseased one."""
+    return torch.stack([distance(x[..., d], HEALTHY) for d in range(x.shape[-1])], dim=1)
+
+
+def test_defaults_guide_to_healthy() -> None:
+    """Class 0 is healthy in labels, classifier, default target and config; 20 steps of 25 up to 500."""
+    guided = ClassifierGuidance(noise_model(), NoisedClassifier(), scheduler().alphas_cumprod, 1.0)
+    assert (HEALTHY, DISEASED, guided.target_class, declared("target_class")) == (0, 1, 0, 0)
+    default = CounterfactualInferer(lambda f: f, NoisedClassifier(), scheduler())
+    assert default.timesteps == list(range(0, 501, 25))
+
+
+def test_every_slice_by_its_kind() -> None:
+    """Two volumes of five slices: diseased healed, healthy kept, the others the very bits of the input with NaN."""
+    kinds = torch.tensor([[EMPTY, HEALTHY, DISEASED, SLIVER, HEALTHY], [DISEASED, SLIVER, DISEASED, HEALTHY, EMPTY]])
+    x = torch.cat([volume(kinds[0].tolist()), volume(kinds[1].tolist(), seed=10)])
+    before = x.clone()
+    result = inferer(num_fixed_point_iterations=20)(x, noise_model())
+    y, p, assessed = result["counterfactual"], result["probability"], result["assessed"]
+    assert torch.equal(x, before) and y.shape == x.shape and y.dtype == torch.float32
+    assert torch.equal(assessed, kinds >= 0) and torch.equal(p.isnan(), kinds < 0)
+    assert torch.equal(y.movedim(-1, 1)[kinds < 0], x.movedim(-1, 1)[kinds < 0])
+    assert float(p[kinds == DISEASED].min()) > 1 - 1e-6 and float(p[kinds == HEALTHY].max()) < 1e-6
+    assert float(lesion(y)[kinds >= 0].abs().max()) < 0.25
+    assert float(lesion(x)[kinds == DISEASED].min()) > 0.75
+    change = (y - x).abs().amax((1, 2, 3))
+    assert float(change[kinds == HEALTHY].max()) < 0.1 and float(change[kinds == DISEASED].min()) > 0.3
+
+
+def test_scale_zero_returns_the_volume() -> None:
+    """Converged fixed points: every slice comes back to its own place in the volume, to float32 rounding."""
+    x = torch.cat([volume([HEALTHY, DISEASED, EMPTY]), volume([DISEASED, HEALTHY, HEALTHY], seed=5)])
+    result = inferer(guidance_scale=0.0, num_inference_steps=100, num_fixed_point_iterations=10)(x, noise_model())
+    torch.testing.assert_close(result["counterfactual"], x, rtol=0, atol=1e-6)
+
+
+def test_outside_of_the_brain_stays() -> None:
+    """Pixels at -1 in an assessed slice come back as -1 exactly; inside stays within [-1, 1] at any scale."""
+    x = volume([DISEASED, HEALTHY])
+    x[:, :, 3] = -1.0
+    result = inferer(guidance_scale=100.0)(x, noise_model())
+    assert bool(result["assessed"].all())
+    assert bool((result["counterfactual"][:, :, 3] == -1).all())
+    assert float(result["counterfactual"].abs().max()) <= 1
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_batching_changes_nothing(iterations: int) -> None:
+    """Slices one by one, in threes and all at once agree to 1e-6."""
+    x = torch.cat(
+        [volume([HEALTHY, DISEASED, EMPTY, DISEASED]), volume([DISEASED, HEALTHY, DISEASED, HEALTHY], seed=7)]
+    )
+    whole = inferer(batch_size=16, num_fixed_point_iterations=iterations)(x, noise_model())
+    for batch_size in (1, 3):
+        parts = inferer(batch_size=batch_size, num_fixed_point_iterations=iterations)(x, noise_model())
+        for key in ("counterfactual", "probability"):
+            torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=1e-6, equal_nan=True)
+        assert torch.equal(parts["assessed"], whole["assessed"])
+
+
+def test_batch_size_is_obeyed() -> None:
+    """Seven assessed slices in batches of three: every network call sees 3, 3 or 1."""
+    seen: list[int] = []
+    exact = noise_model()
+
+    def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return exact(x, t)
+
+    inferer(batch_size=3, num_inference_steps=2, num_fixed_point_iterations=0)(volume([HEALTHY] * 7 + [EMPTY]), counted)
+    assert seen == [3] * 8 + [1] * 4
+
+
+@pytest.mark.parametrize("label", [HEALTHY, DISEASED])
+def test_one_slice_volume(label: int) -> None:
+    """A radiograph: D = 1, assessed because it is its own largest."""
+    x = volume([label])
+    result = inferer()(x, noise_model())
+    assert result["counterfactual"].shape == (1, 1, 4, 4, 1) and result["assessed"].tolist() == [[True]]
+    assert float((result["probability"] - label).abs()) < 1e-6
+    assert float(lesion(result["counterfactual"]).abs()) < 0.25
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_several_channels(channels: int) -> None:
+    """Only the last channel holds the lesion, and only it is healed; the others come back within 1e-6."""
+    x = volume([HEALTHY, DISEASED, EMPTY], channels)
+    result = inferer(channels, num_fixed_point_iterations=20)(x, noise_model(channels))
+    y = result["counterfactual"]
+    assert y.shape == x.shape
+    assert float(lesion(x)[0, 1]) > 0.75 and float(lesion(y)[0, :2].abs().max()) < 0.25
+    torch.testing.assert_close(y[:, :-1], x[:, :-1], rtol=0, atol=1e-6)
+    assert float((y - x)[0, -1, 1:3, 1:3, 1].max()) < -0.3
+
+
+def test_callers_choice_of_slices() -> None:
+    """`assessed` replaces the rule: the diseased slice left out stays, the sliver chosen is run."""
+    x = volume([DISEASED, DISEASED, SLIVER])
+    chosen = torch.tensor([[False, True, True]])
+    result = inferer()(x, noise_model(), assessed=chosen)
+    assert torch.equal(result["assessed"], chosen) and result["probability"].isnan().tolist() == [[True, False, False]]
+    assert torch.equal(result["counterfactual"][..., 0], x[..., 0])
+    assert float(lesion(result["counterfactual"])[0, 1].abs()) < 0.25
+
+
+def test_nothing_to_assess() -> None:
+    """A volume without brain comes back whole, with no network call."""
+    x = volume([EMPTY, EMPTY])
+
+    def never(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("called")
+
+    result = inferer()(x, never)
+    assert torch.equal(result["counterfactual"], x) and bool(result["probability"].isnan().all())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("context", [nullcontext, torch.no_grad, torch.inference_mode])
+def test_same_bits_in_every_context(context: Callable[[], AbstractContextManager[None]], precision: str) -> None:
+    """Twice, under other random states, with and without a caller's context: the same bits, no random number drawn."""
+    x, run = volume([HEALTHY, DISEASED, EMPTY]), inferer(precision=precision, guidance_scale=10.0)
+    expected = run(x, noise_model())
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    with context():
+        result = run(x, noise_model())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(result["counterfactual"], expected["counterfactual"])
+    assert torch.equal(result["probability"][:, :2], expected["probability"][:, :2])
+    assert not result["counterfactual"].requires_grad
+
+
+def test_metatensor_gives_the_same_numbers() -> None:
+    """As a MONAI evaluator hands it over."""
+    x = volume([HEALTHY, DISEASED, EMPTY])
+    expected = inferer()(x, noise_model())["counterfactual"]
+    result = inferer()(MetaTensor(x), noise_model())["counterfactual"]
+    assert torch.equal(torch.as_tensor(result).as_subclass(torch.Tensor), expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision(precision: str) -> None:
+    """The networks' matrix products run in the named precision; images stay float32; healing does not depend on it."""
+    seen: set[torch.dtype] = set()
+    run = inferer(precision=precision)
+    run.classifier.register_forward_hook(
+        lambda module, args, out: seen.add(torch.nn.functional.linear(args[0].flatten(1), module.weight).dtype)
+    )
+    x = volume([HEALTHY, DISEASED])
+    result = run(x, noise_model())
+    assert seen == {getattr(torch, precision)}
+    assert result["counterfactual"].dtype == result["probability"].dtype == torch.float32
+    exact = inferer()(x, noise_model())
+    torch.testing.assert_close(result["counterfactual"], exact["counterfactual"], rtol=0, atol=5e-3)
+    torch.testing.assert_close(result["probability"], torch.tensor([[0.0, 1.0]]), rtol=0, atol=1e-6)
+
+
+def test_half_input_gives_float32() -> None:
+    """A float16 volume is computed in float32."""
+    x = volume([HEALTHY, DISEASED]).half()
+    result = inferer()(x, noise_model())["counterfactual"]
+    assert torch.equal(result, inferer()(x.float(), noise_model())["counterfactual"])
+
+
+def test_classifier_is_run_in_eval_mode() -> None:
+    """A classifier left in training mode with dropout gives the same bits as one without."""
+    run = inferer()
+    run.classifier.train()
+    run.classifier.register_forward_pre_hook(lambda m, args: (torch.dropout(args[0], 0.5, m.training), args[1]))
+    x = volume([HEALTHY, DISEASED])
+    assert torch.equal(run(x, noise_model())["counterfactual"], inferer()(x, noise_model())["counterfactual"])
+
+
+@pytest.mark.parametrize("noise_level", [0, -5, 1000, 1500])
+def test_refuses_noise_level(noise_level: int) -> None:
+    """At construction, with the allowed range and what was got."""
+    with pytest.raises(ValueError, match=f"noise_level must be above 0 and below 1000, got {noise_level}"):
+        inferer(noise_level=noise_level)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 101])
+def test_refuses_steps(steps: int) -> None:
+    """At construction, with the allowed range and what was got."""
+    with pytest.raises(ValueError, match=f"num_inference_steps must be from 1 to the noise_level, 100, got {steps}"):
+        inferer(noise_level=100, num_inference_steps=steps)
+
+
+def test_papers_setting() -> None:
+    """L = 500, s = 100, 500 steps: 500 + 500 network calls, 500 gradients and one probability."""
+    calls = 0
+    exact = noise_model()
+
+    def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return exact(x, t)
+
+    run = inferer(noise_level=500, guidance_scale=100.0, num_inference_steps=500, num_fixed_point_iterations=0)
+    result = run(volume([HEALTHY, DISEASED]), counted)
+    assert run.timesteps == list(range(501)) and calls == 1000 and run.classifier.calls == 501
+    assert float(lesion(result["counterfactual"]).max()) < 0
+
+
+def test_refuses_precision() -> None:
+    """A precision it doesn't know is an error, not float32 in silence."""
+    with pytest.raises(ValueError, match="float16"):
+        inferer(precision="float16")
+
+
+def test_float32_under_a_callers_autocast() -> None:
+    """The option decides, not the evaluator's `amp`."""
+    x, run = volume([HEALTHY, DISEASED]), inferer()
+    expected = run(x, noise_model())["counterfactual"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(run(x, noise_model())["counterfactual"], expected)

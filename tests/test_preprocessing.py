@@ -1,0 +1,218 @@
+"""Preprocessing: clear errors for bad input, exact geometry, one normalisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientation
+
+from scripts.bundle import declared
+from scripts.preprocessing import (
+    BACKGROUND,
+    CropBraind,
+    ExtractBraind,
+    InvalidImageError,
+    LoadVolumed,
+    NormalizeBraind,
+    ResampleInPlaned,
+    assessed_slices,
+    slice_numbers,
+)
+from synthetic import GRIDS, write_head
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> str:
+    nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0]) if affine is None else affine), path)
+    return str(path)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def unknown_orientation(path: Path) -> str:
+    image = nib.Nifti1Image(noise(40, 40, 4), None)
+    image.header.set_qform(None, 0)
+    image.header.set_sform(None, 0)
+    nib.save(image, path)
+    return str(path)
+
+
+def with_value(value: float) -> np.ndarray:
+    array = noise(40, 40, 4)
+    array[1, 2, 3] = value
+    return array
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "missing": (lambda d: str(d / "a.nii.gz"), "no such file"),
+    "unreadable": (lambda d: (d / "a.nii.gz").write_bytes(b"not an image") and str(d / "a.nii.gz"), "can't be read"),
+    "truncated": (
+        lambda d: (
+            (d / "a.nii").write_bytes(Path(save(d / "b.nii", noise(40, 40, 4))).read_bytes()[:2000])
+            and str(d / "a.nii")
+        ),
+        "can't be read",
+    ),
+    "two dimensions": (lambda d: save(d / "a.nii.gz", noise(40, 40)), "has 2 dimensions"),
+    "five dimensions": (lambda d: save(d / "a.nii.gz", noise(40, 40, 4, 2, 2)), "has 5 dimensions"),
+    "too many channels": (lambda d: save(d / "a.nii.gz", noise(40, 40, 4, 3)), "has 3 channel"),
+    "NaN": (lambda d: save(d / "a.nii.gz", with_value(np.nan)), "1 voxels are NaN"),
+    "infinity": (lambda d: save(d / "a.nii.gz", with_value(np.inf)), "1 voxels are NaN or infinite"),
+    "empty": (lambda d: save(d / "a.nii.gz", np.zeros((40, 40, 4), np.float32)), "is constant"),
+    "too small": (lambda d: save(d / "a.nii.gz", noise(16, 40, 4)), "at least two axes need 32"),
+    "unknown orientation": (lambda d: unknown_orientation(d / "a.nii.gz"), "orientation is unknown"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_names_file_and_reason(case: str, tmp_path: Path) -> None:
+    make, reason = BAD[case]
+    path = make(tmp_path)
+    with pytest.raises(InvalidImageError, match=reason) as error:
+        LoadVolumed("image")({"image": path})
+    assert path in str(error.value)
+
+
+def test_singular_affine_is_refused() -> None:
+    image = MetaTensor(torch.rand(40, 40, 4), affine=torch.diag(torch.tensor([2.0, 2.0, 0.0, 1.0])))
+    with pytest.raises(InvalidImageError, match="a.nrrd: its affine is singular"):
+        LoadVolumed("image")._assemble([image], ["a.nrrd"], None)
+
+
+def test_mismatched_sequences(tmp_path: Path) -> None:
+    first = save(tmp_path / "t1.nii.gz", noise(40, 40, 4))
+    smaller = save(tmp_path / "t2.nii.gz", noise(40, 40, 5))
+    moved = save(
+        tmp_path / "flair.nii.gz", noise(40, 40, 4), nib.affines.from_matvec(np.diag([2.0, 2.0, 5.0]), (1, 0, 0))
+    )
+    for other in (smaller, moved):
+        with pytest.raises(InvalidImageError, match="lies on another grid") as error:
+            LoadVolumed("image", channels=2)({"image": [first, other]})
+        assert other in str(error.value)
+
+
+def test_channels_from_files_or_from_a_4d_file(tmp_path: Path) -> None:
+    a, b = noise(40, 40, 4), 2 * noise(40, 40, 4)
+    paths = [save(tmp_path / "a.nii.gz", a), save(tmp_path / "b.nii.gz", b)]
+    one = save(tmp_path / "ab.nii.gz", np.stack([a, b], axis=-1))
+    from_files = LoadVolumed("image", channels=2)({"image": paths})["image"]
+    from_4d = LoadVolumed("image", channels=2)({"image": one})["image"]
+    assert from_files.shape == (2, 40, 40, 4)
+    np.testing.assert_array_equal(from_files, np.stack([a, b]))
+    np.testing.assert_array_equal(from_4d, from_files)
+    np.testing.assert_array_equal(from_4d.affine, from_files.affine)
+
+
+def test_spacing_replaces_the_header_but_keeps_directions(tmp_path: Path) -> None:
+    item = write_head(tmp_path, "oblique")
+    plain = LoadVolumed("image")({"image": item["image"]})["image"]
+    scaled = LoadVolumed("image")({"image": item["image"], "spacing": [1.0, 1.5, 4.0]})["image"]
+    np.testing.assert_allclose(scaled.pixdim, [1.0, 1.5, 4.0])
+    ratio = scaled.affine[:3, :3] / plain.affine[:3, :3]
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], (3, 3)))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_geometry_after_preprocessing(grid: str, tmp_path: Path) -> None:
+    """The brain's centre of mass stays where it is in the world, at any spacing and orientation."""
+    item = write_head(tmp_path, grid)
+    d = declared("preprocessing")(item)
+    image = d["image"]
+    assert image.shape[1:3] == (72, 88)
+    assert Orientation("LPS", labels=None)(image).affine.equal(image.affine)
+    np.testing.assert_allclose(image.pixdim[:2], 2.4, atol=0.05)
+
+    def centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        return nib.affines.apply_affine(affine, np.argwhere(mask).mean(axis=0))
+
+    brain = nib.load(item["brain"])
+    before = centre(np.asarray(brain.dataobj) > 0, brain.affine)
+    after = centre((image[0] > BACKGROUND).numpy(), image.affine.numpy())
+    np.testing.assert_allclose(after, before, atol=1.2)
+    lowest, highest = min(slice_numbers(image)), max(slice_numbers(image))
+    axis = 0 if grid == "sagittal" else 2
+    used = (
+        np.flatnonzero((np.asarray(brain.dataobj) > 0).any(axis=tuple({0, 1, 2} - {axis})))
+        if grid != "sagittal"
+        else None
+    )
+    if used is not None:
+        assert (lowest, highest) == (used[0], used[-1])
+
+
+def test_slice_numbers_count_along_the_files_axis(tmp_path: Path) -> None:
+    d = declared("preprocessing")(write_head(tmp_path, "flipped"))
+    assert slice_numbers(d["image"]) == sorted(slice_numbers(d["image"]), reverse=True)
+
+
+def test_intensities_do_not_depend_on_the_scanners_scale(tmp_path: Path) -> None:
+    item = write_head(tmp_path)
+    scaled = write_head(tmp_path, name="scaled", dtype=np.float64)
+    volume = nib.load(scaled["image"])
+    nib.save(nib.Nifti1Image(volume.get_fdata() * 37.5, volume.affine), scaled["image"])
+    a, b = (declared("preprocessing")(i)["image"] for i in (item, scaled))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    inside = a[a > BACKGROUND]
+    assert float(inside.median()) == 0.0
+    assert float(a.max()) == pytest.approx(0.7, abs=1e-5)
+    assert b.meta["intensity_scale"].item() == pytest.approx(3750.0, rel=1e-5)
+
+
+def test_downsampling_takes_the_mean_over_each_new_pixel() -> None:
+    x = torch.arange(16.0).reshape(1, 4, 4, 1)
+    out = ResampleInPlaned("image", 2.0)({"image": MetaTensor(x, affine=torch.eye(4))})["image"]
+    np.testing.assert_allclose(out[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_allclose(out.affine, [[2, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def test_brain_mask_on_another_grid(tmp_path: Path) -> None:
+    item = {**write_head(tmp_path, "plain"), "brain": write_head(tmp_path, "flipped", name="other")["brain"]}
+    with pytest.raises(RuntimeError) as error:
+        declared("preprocessing")(item)
+    assert "another grid" in str(error.value.__cause__)
+
+
+def test_negative_median_and_tiny_brain_are_refused() -> None:
+    image = MetaTensor(torch.full((1, 40, 40, 2), -5.0), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
+    brain = MetaTensor(torch.ones(1, 40, 40, 2), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
+    with pytest.raises(InvalidImageError, match="a.nii: the median"):
+        NormalizeBraind("image")({"image": image, "brain": brain})
+    brain[:, 5:] = 0
+    brain[:, :, 5:] = 0
+    with pytest.raises(InvalidImageError, match="covers only 5 x 5"):
+        CropBraind(["image", "brain"], (72, 88))({"image": image, "brain": brain})
+
+
+def test_assessed_slices_have_half_of_the_largest_area() -> None:
+    x = torch.full((1, 1, 10, 10, 4), BACKGROUND)
+    for z, width in enumerate((0, 4, 5, 10)):
+        x[..., :width, :, z] = 0.3
+    assert assessed_slices(x, 0.5).tolist() == [[False, False, True, True]]
+
+
+def test_brain_masks_are_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.eye(4), meta={"filename_or_obj": "a"})
+    calls: list[int] = []
+
+    def segment(self: ExtractBraind, image: MetaTensor) -> torch.Tensor:
+        calls.append(1)
+        return image.as_tensor() > 0.5
+
+    monkeypatch.setattr(ExtractBraind, "_segment", segment)
+    transform = ExtractBraind("image", cache_dir=str(tmp_path))
+    first, second = transform({"image": image})["brain"], transform({"image": image})["brain"]
+    assert len(calls) == 1
+    np.testing.assert_array_equal(first, second)
+    transform({"image": image + 1})
+    assert len(calls) == 2
+
+
+def test_preprocessing_is_a_compose() -> None:
+    assert isinstance(declared("preprocessing"), Compose)

@@ -1,0 +1,146 @@
+"""The project's files agree with each other: versions, metadata and configs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = {path.stem: json.loads(path.read_text("utf-8")) for path in (ROOT / "bundle" / "configs").glob("*.json")}
+METADATA = CONFIGS["metadata"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+CORE_PACKAGES = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
+
+CLASSIFIER_DIFFERS_IN = {
+    "ckpt_dir",
+    "final_path",
+    "max_minutes",
+    "batch_size",
+    "learning_rate",
+    "class_balanced",
+    "network_def#name",
+    "target",
+    "loss#_target_",
+    "optimizer#weight_decay",
+    "validate#noise_levels",
+    "validate#metrics",
+}
+"""The ids, to their second level, in which train_classifier.json is not train.json."""
+
+
+def test_metadata_has_the_versions_of_pyproject() -> None:
+    pins = dict(requirement.split("==") for requirement in PROJECT["dependencies"])
+    core = {package: METADATA[key] for package, key in CORE_PACKAGES.items()}
+    assert core | METADATA["required_packages_version"] == pins
+
+
+def test_version_is_the_same_everywhere() -> None:
+    version = METADATA["version"]
+    assert version in METADATA["changelog"]
+    assert version == PROJECT["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_metadata_describes_the_declared_network() -> None:
+    inference, formats = CONFIGS["inference"], METADATA["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    assert image["num_channels"] == len(image["channel_def"]) == inference["network_def"]["in_channels"]
+    assert pred["num_channels"] == inference["network_def"]["out_channels"]
+    assert image["spatial_shape"] == pred["spatial_shape"] == inference["spatial_size"]
+    assert formats["inputs"]["timesteps"]["value_range"] == [0, inference["scheduler"]["num_train_timesteps"] - 1]
+
+
+def test_bundle_carries_the_licence() -> None:
+    assert (ROOT / "bundle" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def differing_ids(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+    """The ids whose values are not the same in two configs; a list counts as one value."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from differing_ids(a.get(key), b.get(key), f"{prefix}#{key}" if prefix else key)
+    elif a != b:
+        yield prefix
+
+
+def test_both_networks_train_alike() -> None:
+    differing = differing_ids(CONFIGS["train"], CONFIGS["train_classifier"])
+    assert {"#".join(id_.split("#")[:2]) for id_ in differing} == CLASSIFIER_DIFFERS_IN
+
+
+PLAIN_NODES = (
+    *(ast.Expression, ast.Name, ast.Attribute, ast.Constant, ast.List, ast.Tuple, ast.Call, ast.keyword),
+    *(ast.BinOp, ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context),
+)
+
+
+def why_a_program(expression: str) -> str | None:
+    """Why a ``$`` expression (given without its ``$``) says too much for a config, or None if it doesn't.
+
+    It may read attributes, call at most one thing, and join or compare at most three values.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(re.sub(r"@[\w#:]+", "ref", expression), mode="eval")))
+    except SyntaxError:
+        return "is no expression"
+    for node in nodes:
+        if not isinstance(node, PLAIN_NODES):
+            return f"has a {type(node).__name__}"
+    if sum(isinstance(node, ast.Call) for node in nodes) > 1:
+        return "calls more than one thing"
+    if sum(isinstance(node, (ast.BinOp, ast.Compare)) for node in nodes) > 2:
+        return "computes too much"
+    return None
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "@network.parameters()",
+        "@train#trainer.run()",
+        "@scheduler.num_train_timesteps",
+        "@bundle_root + '/models/' + @name",
+        "@precision == 'float16'",
+        "monai.handlers.from_engine(['pred', 'label'], first=True)",
+    ],
+)
+def test_plain_expressions_pass(expression: str) -> None:
+    assert why_a_program(expression) is None
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("import glob", "is no expression"),
+        ("sorted(glob.glob(@input))", "calls more than one thing"),
+        ("[{'image': i} for i in @datalist]", "has a ListComp"),
+        ("@a if @b else @c", "has a IfExp"),
+        ("@a + @b + @c + @d", "computes too much"),
+        ("lambda x: x['pred']", "has a Lambda"),
+    ],
+)
+def test_programs_are_found(expression: str, why: str) -> None:
+    assert why_a_program(expression) == why
+
+
+def strings(node: Any, id_: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a config with its id."""
+    if isinstance(node, str):
+        yield id_, node
+    elif isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from strings(value, f"{id_}#{key}" if id_ else str(key))
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_configs_hold_no_program(name: str) -> None:
+    found = {id_: why_a_program(text[1:]) for id_, text in strings(CONFIGS[name]) if text.startswith("$")}
+    assert {id_: why for id_, why in found.items() if why} == {}

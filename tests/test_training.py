@@ -1,0 +1,278 @@
+"""Training with MONAI's own command: batches, balance, checkpoints, resumption after a kill, EMA weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from monai.networks.schedulers import DDIMScheduler
+
+from scripts.bundle import bundle_root, declared
+from scripts.data import SliceDataset, brain_mr, random_sampler
+from scripts.training import (
+    AtNoiseLevel,
+    AutocastDiffusionInferer,
+    ClipGradients,
+    MinutesLimit,
+    NoisedPrepareBatch,
+    ResumableCheckpoint,
+)
+from synthetic import write_head
+
+TINY = {
+    "spatial_dims": 2,
+    "in_channels": 1,
+    "channels": [8, 8],
+    "attention_levels": [False, False],
+    "num_res_blocks": 1,
+}
+TINY_NETS = {
+    "train": {
+        "_target_": "DiffusionModelUNet",
+        "out_channels": 1,
+        "norm_num_groups": 4,
+        "num_head_channels": 8,
+        **TINY,
+    },
+    "train_classifier": {
+        "_target_": "DiffusionModelEncoder",
+        "out_channels": 2,
+        "input_shape": [72, 88],
+        "norm_num_groups": 4,
+        "num_head_channels": 8,
+        **TINY,
+    },
+}
+
+
+def datalist(folder: Path) -> list[dict[str, Any]]:
+    """Two volumes with a label a slice, one with one label for all, one that can't be read."""
+    items = [write_head(folder, grid, name=grid) for grid in ("plain", "flipped", "oblique")]
+    depth = {"plain": 6, "flipped": 6, "oblique": 7}
+    for i in items[:2]:
+        i["label"] = [z % 2 for z in range(depth[i["name"]])]
+    items[2]["label"] = 1
+    items.append({"image": str(folder / "missing.nii.gz"), "label": 0, "name": "missing"})
+    return [{k: v for k, v in i.items() if k != "name"} | {"subject": i["name"]} for i in items]
+
+
+def test_slices_are_read_from_disk_with_their_own_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = SliceDataset(datalist(tmp_path), declared("preprocessing"), str(tmp_path / "cache"), 0.5)
+    assert "missing.nii.gz: no such file" in caplog.text
+    assert isinstance(dataset._slices, np.memmap)
+    assert dataset[0]["image"].shape == (1, 72, 88) and dataset[0]["image"].dtype == torch.float32
+    assert float(dataset[0]["image"].min()) == -1.0
+    by_subject = {
+        s: [x for x, who in zip(dataset.labels, dataset.subjects, strict=True) if who == s] for s in dataset.subjects
+    }
+    # "plain" rises and "flipped" falls through its file; assessed are the middle slices 1 to 4
+    assert by_subject["plain"] == [1, 0, 1, 0]
+    assert by_subject["flipped"] == [0, 1, 0, 1]
+    assert set(by_subject["oblique"]) == {1}
+    written = sorted((tmp_path / "cache").iterdir())
+    again = SliceDataset(datalist(tmp_path), declared("preprocessing"), str(tmp_path / "cache"), 0.5)
+    assert sorted((tmp_path / "cache").iterdir()) == written and len(written) == 2
+    assert torch.equal(again[3]["image"], dataset[3]["image"])
+    other = SliceDataset(datalist(tmp_path), declared("preprocessing", pixel_size=3.0), str(tmp_path / "cache"), 0.5)
+    assert len(list((tmp_path / "cache").iterdir())) == 4 and len(other)
+
+
+def test_no_labelled_slice_is_an_error(tmp_path: Path) -> None:
+    items = [{"image": str(tmp_path / "missing.nii.gz"), "label": 0}]
+    with pytest.raises(ValueError, match="no labelled slice"):
+        SliceDataset(items, declared("preprocessing"), str(tmp_path), 0.5)
+
+
+def test_balanced_sampling_draws_both_classes_equally() -> None:
+    class Fake:
+        labels = [0] * 90 + [1] * 10
+
+    drawn = torch.tensor(Fake.labels)[list(random_sampler(Fake(), 4000, True, 0))]  # type: ignore[arg-type]
+    assert abs(drawn.float().mean().item() - 0.5) < 0.03
+    drawn = torch.tensor(Fake.labels)[list(random_sampler(Fake(), 4000, False, 0))]  # type: ignore[arg-type]
+    assert abs(drawn.float().mean().item() - 0.1) < 0.02
+
+
+def test_brain_mr_needs_its_table(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="slices.csv: not found; give the folder"):
+        brain_mr(str(tmp_path), "train")
+    (tmp_path / "slices.csv").write_text("patient,z,split,has_tumour,mid_slice\nA,0,train,1,1\nA,1,train,0,0\n")
+    [item] = brain_mr(str(tmp_path), "train")
+    assert item["label"] == [1, -1] and item["spacing"] == [1.8, 1.8, 72.5] and item["subject"] == "A"
+    with pytest.raises(ValueError, match="no patient is in split 'val'"):
+        brain_mr(str(tmp_path), "val")
+
+
+def test_prepare_batch_for_training_and_validation() -> None:
+    batch = {"image": torch.rand(3, 1, 4, 4), "label": torch.tensor([0, 1, 1])}
+    torch.manual_seed(0)
+    images, target, _, extra = NoisedPrepareBatch(1000, "noise")(batch)
+    assert torch.equal(target, extra["noise"]) and images.shape == target.shape
+    assert extra["timesteps"].shape == (3,) and 0 <= extra["timesteps"].min() and extra["timesteps"].max() < 1000
+    prepare = NoisedPrepareBatch(1000, "label", noise_levels=[0, 500], seed=3)
+    images, target, _, extra = prepare(batch)
+    assert images.shape == (6, 1, 4, 4) and target.tolist() == [0, 1, 1, 0, 1, 1]
+    assert extra["timesteps"].tolist() == [0, 0, 0, 500, 500, 500]
+    torch.rand(5)
+    assert torch.equal(prepare(batch)[3]["noise"], extra["noise"])
+    with pytest.raises(ValueError, match="target must be"):
+        NoisedPrepareBatch(1000, "mask")
+
+
+def test_metrics_at_one_noise_level() -> None:
+    output = {
+        "pred": torch.tensor([[5.0, 0.0], [0.0, 5.0], [0.0, 0.0], [0.0, 0.0]]),
+        "label": torch.tensor([0, 1, 0, 1]),
+    }
+    pred, label = AtNoiseLevel(0, 2)(output)
+    assert torch.equal(pred, output["pred"][:2]) and label.tolist() == [0, 1]
+    pred, _ = AtNoiseLevel(1, 2, probability=True)(output)
+    assert pred.tolist() == [0.5, 0.5]
+
+
+def test_autocast_runs_the_network_in_low_precision_and_returns_float32() -> None:
+    seen = []
+
+    def network(x: torch.Tensor, timesteps: torch.Tensor, context: None) -> torch.Tensor:
+        y = torch.nn.functional.conv2d(x, torch.ones(1, 1, 1, 1))
+        seen.append(y.dtype)
+        return y
+
+    x, t = torch.rand(2, 1, 4, 4), torch.tensor([1, 2])
+    for precision in ("float32", "bfloat16"):
+        out = AutocastDiffusionInferer(DDIMScheduler(1000), precision)(x, network, noise=x, timesteps=t)
+        assert out.dtype == torch.float32
+    assert seen == [torch.float32, torch.bfloat16]
+    with pytest.raises(ValueError, match="precision must be"):
+        AutocastDiffusionInferer(DDIMScheduler(1000), "int8")
+
+
+def test_time_limit_ends_the_training() -> None:
+    engine = Engine(lambda e, b: time.sleep(0.05))
+    MinutesLimit(0.2 / 60).attach(engine)
+    engine.run(range(1000), max_epochs=1)
+    assert 3 <= engine.state.iteration <= 6
+
+
+def test_gradients_are_clipped() -> None:
+    network = torch.nn.Linear(4, 1, bias=False)
+    (1000 * network(torch.ones(1, 4))).sum().backward()
+    ClipGradients(network, 1.0)._clip(Engine(lambda e, b: None))
+    assert network.weight.grad is not None
+    assert network.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_ema_weights_are_the_ones_written(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def step(engine: Engine, batch: int) -> None:
+        optimizer.zero_grad()
+        network(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    engine = Engine(step)
+    ema = EMAHandler(network, momentum=0.1)
+    ema.attach(engine)
+    ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, str(tmp_path / "model.pt")).attach(engine)
+    start = network.weight.detach().clone()
+    engine.run(range(3), max_epochs=1)
+    # w_k = w_0 - 0.1 k, and the EMA follows by a tenth of the way each time
+    lag = 0.0
+    for k in (1, 2, 3):
+        lag = 0.9 * lag + 0.1 * 0.1 * k
+    written = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.allclose(written["weight"], start - lag, atol=1e-6)
+    resumed = Engine(step)
+    ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, str(tmp_path / "model.pt")).attach(resumed)
+    iterations: list[int] = []
+    resumed.add_event_handler(Events.ITERATION_COMPLETED, lambda e: iterations.append(e.state.iteration))
+    resumed.run(range(3), max_epochs=2, epoch_length=3)
+    assert iterations == [4, 5, 6]
+
+
+def command(config: str, folder: Path, **overrides: Any) -> list[str]:
+    """MONAI's command, as a user types it from any directory, with a small network and data."""
+    items = datalist(folder)
+    options = {
+        "network_def": TINY_NETS[config],
+        "train#datalist": items,
+        "validate#dataset#datalist": items,
+        "cache_dir": str(folder / "cache"),
+        "ckpt_dir": str(folder / "ckpt"),
+        "final_path": str(folder / "final.pt"),
+        "epoch_length": 4,
+        "validation_interval": 1,
+        **overrides,
+    }
+    file = Path(bundle_root()) / "configs" / f"{config}.json"
+    run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(file)]
+    for key, value in options.items():
+        run += [f"--{key}", json.dumps(value).replace("false", "False") if not isinstance(value, str) else value]
+    return run
+
+
+def test_kill_and_resume(tmp_path: Path) -> None:
+    """Kill -9 in the middle, start again: the iterations go on and the loss curve with them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "first.log"
+    with log.open("w") as file:
+        first = subprocess.Popen(
+            command("train", tmp_path, checkpoint_minutes=0.01, max_minutes=5),
+            cwd=tmp_path,
+            stdout=file,
+            stderr=file,
+            env=environment,
+        )
+        checkpoint = tmp_path / "ckpt" / "last.pt"
+        limit = time.monotonic() + 120
+        while not checkpoint.exists() and first.poll() is None and time.monotonic() < limit:
+            time.sleep(0.2)
+        time.sleep(2)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert checkpoint.exists(), log.read_text()[-3000:]
+    assert not (tmp_path / "final.pt").exists()
+    saved = torch.load(checkpoint, weights_only=True)
+    iteration = saved["trainer"]["iteration"]
+    assert iteration > 0
+    second = subprocess.run(
+        command("train", tmp_path, max_minutes=0.05), cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    output = second.stdout + second.stderr
+    assert second.returncode == 0, output[-3000:]
+    assert int(re.findall(r"resumed from .* at iteration (\d+)", output)[0]) == iteration
+    after = torch.load(checkpoint, weights_only=True)["trainer"]["iteration"]
+    assert after > iteration
+    assert set(torch.load(tmp_path / "final.pt", weights_only=True)) == set(saved["ema"])
+
+
+def test_classifier_trains_and_is_validated_at_several_noise_levels(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("train_classifier", tmp_path, max_epochs=1, max_minutes=5),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    for level in (0, 250, 500, 750):
+        auroc = float(re.findall(rf"val_auroc_t{level}: ([\d.]+)", output)[0])
+        accuracy = float(re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output)[0])
+        assert 0 <= auroc <= 1 and 0 <= accuracy <= 1
+    assert re.search(r"waiting for data: [\d.]+ % of the time", output)
+    assert (tmp_path / "final.pt").exists()
+    assert list((tmp_path / "ckpt").glob("events.out.tfevents*"))
