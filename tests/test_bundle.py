@@ -22,7 +22,7 @@ from test_inference import TINY
 
 CONFIGS = Path(bundle_root()) / "configs"
 SAMPLE = Path(bundle_root()) / "sample" / "TCGA_FG_6692_flair.nii.gz"
-LESION_CENTRE = (46.0, 45.0, 38.0)
+LESION_CENTRE = (53.0, 42.0, 32.0)
 """mm, RAS: the middle of the frontal glioma of the sample, read off in a viewer."""
 
 
