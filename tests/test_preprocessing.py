@@ -190,6 +190,20 @@ def test_negative_median_and_tiny_brain_are_refused() -> None:
         CropBraind(["image", "brain"], (72, 88))({"image": image, "brain": brain})
 
 
+def test_a_brain_pixel_without_signal_is_still_brain() -> None:
+    image = torch.full((1, 4, 4, 1), 10.0)
+    image[0, 1, 1, 0] = 0.0
+    brain = torch.ones(1, 4, 4, 1)
+    brain[0, 0] = 0
+    d = {
+        k: MetaTensor(v, affine=torch.eye(4), meta={"filename_or_obj": "a"})
+        for k, v in (("image", image), ("brain", brain))
+    }
+    out = NormalizeBraind("image")(d)["image"].as_tensor()
+    assert torch.equal(out > BACKGROUND, brain > 0)
+    assert out[0, 1, 1, 0].item() == pytest.approx(-0.999)
+
+
 def test_assessed_slices_have_half_of_the_largest_area() -> None:
     x = torch.full((1, 1, 10, 10, 4), BACKGROUND)
     for z, width in enumerate((0, 4, 5, 10)):

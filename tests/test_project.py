@@ -144,3 +144,9 @@ def strings(node: Any, id_: str = "") -> Iterator[tuple[str, str]]:
 def test_configs_hold_no_program(name: str) -> None:
     found = {id_: why_a_program(text[1:]) for id_, text in strings(CONFIGS[name]) if text.startswith("$")}
     assert {id_: why for id_, why in found.items() if why} == {}
+
+
+def test_an_overlay_restates_nothing() -> None:
+    """What evaluate.json sets, it sets to something else than inference.json does."""
+    base = CONFIGS["inference"]
+    assert [id_ for id_, value in CONFIGS["evaluate"].items() if base.get(id_) == value] == []

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
 import nibabel as nib
 import numpy as np
 import torch
@@ -212,6 +213,7 @@ class Report:
         content = {
             "warning": "Research software, not for clinical use.",
             "settings": self.settings,
+            "versions": {"monai": monai.__version__, "torch": torch.__version__},
             "volumes": self.volumes,
         }
         _replace(self.output_dir / "summary.json", json.dumps(content, indent=2))

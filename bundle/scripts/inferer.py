@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
+from tqdm import tqdm
 
 from . import DISEASED
 from .preprocessing import assessed_slices
@@ -28,6 +29,7 @@ class CounterfactualInferer(Inferer):
         min_area_fraction: slices with less of the largest slice's brain are not assessed.
         batch_size: slices in one network call.
         precision: "float32", or "bfloat16" for autocast within the networks.
+        progress: show a bar.
 
     The paper's setting is ``noise_level=500, num_inference_steps=500, num_fixed_point_iterations=0`` and a guidance
     scale of 100.
@@ -47,6 +49,7 @@ class CounterfactualInferer(Inferer):
         min_area_fraction: float = 0.5,
         batch_size: int = 16,
         precision: str = "bfloat16",
+        progress: bool = False,
     ) -> None:
         super().__init__()
         self.guidance = guidance
@@ -60,6 +63,7 @@ class CounterfactualInferer(Inferer):
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
         self.precision = precision
+        self.progress = progress
 
     def __call__(
         self,
@@ -86,7 +90,8 @@ class CounterfactualInferer(Inferer):
         probability = torch.full(assessed.shape, torch.nan, device=x.device)
         chosen = slices[assessed]
         if len(chosen):
-            results = [self.slices(batch, network) for batch in chosen.split(self.batch_size)]
+            batches = tqdm(chosen.split(self.batch_size), "batches of slices", leave=False, disable=not self.progress)
+            results = [self.slices(batch, network) for batch in batches]
             healthy[assessed] = torch.cat([r[0] for r in results])
             probability[assessed] = torch.cat([r[1] for r in results])
         return {"counterfactual": healthy.movedim(1, -1), "probability": probability, "assessed": assessed}

@@ -282,7 +282,8 @@ class NormalizeBraind(MapTransform):
                     f"{image.meta['filename_or_obj']}: the median intensity within the brain is {scale.min():g}; it must be "
                     "positive (MR magnitude images, not difference or phase images)."
                 )
-            image = (image / scale[:, None, None, None] - 1).clamp(-1, 1)
+            # just above the outside's value, so that a brain pixel without signal is still brain
+            image = (image / scale[:, None, None, None] - 1).clamp(BACKGROUND + 1e-3, 1)
             image[:, ~brain] = BACKGROUND
             image.meta["intensity_scale"] = scale
             d[key] = image
