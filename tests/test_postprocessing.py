@@ -97,7 +97,7 @@ def test_threshold_must_be_positive() -> None:
 def test_difference_is_in_the_inputs_units(tmp_path: Path) -> None:
     """Two channels of different scale each get their own counterfactual."""
     item = write_head(tmp_path, channels=2)
-    d = declared("preprocessing", **{"preprocessing#transforms#0#channels": 2})(item)
+    d = declared("preprocessing", num_channels=2)(item)
     x = d["image"].as_tensor()
     assessed = torch.ones(x.shape[-1], dtype=torch.bool)
     d["pred"] = {"counterfactual": x.clamp_max(0), "assessed": assessed, "probability": torch.ones(x.shape[-1])}

@@ -52,8 +52,7 @@ def test_version_is_the_same_everywhere() -> None:
 def test_metadata_describes_the_declared_network() -> None:
     inference, formats = CONFIGS["inference"], METADATA["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    assert image["num_channels"] == len(image["channel_def"]) == inference["network_def"]["in_channels"]
-    assert pred["num_channels"] == inference["network_def"]["out_channels"]
+    assert image["num_channels"] == len(image["channel_def"]) == pred["num_channels"] == inference["num_channels"]
     assert image["spatial_shape"] == pred["spatial_shape"] == inference["spatial_size"]
     assert formats["inputs"]["timesteps"]["value_range"] == [0, inference["scheduler"]["num_train_timesteps"] - 1]
 
