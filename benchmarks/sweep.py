@@ -29,8 +29,6 @@ from scripts.guidance import ClassifierGuidance  # noqa: E402
 from scripts.metrics import metrics  # noqa: E402
 from scripts.sampler import NoiseModel, decode, encode, timestep_grid  # noqa: E402
 
-GATED = OURS + ", times p(diseased)"
-
 
 def sweep(
     dataset_dir: str,
@@ -77,10 +75,7 @@ def sweep(
             cases = [c for i in items for c in cases_of(i, preprocessing, infer, *reading)]
             seconds = time.perf_counter() - start
             healthy_cases = [c for c in cases if not c.diseased]
-            for case in cases:
-                case.maps[GATED] = case.maps[OURS] * case.scores["p(diseased)"]
-                case.scores[GATED] = case.scores["p(diseased)"]
-            for method in (OURS, GATED, PAPER) if rows else (BASELINE, OURS, GATED, PAPER):
+            for method in (OURS, PAPER) if rows else (BASELINE, OURS, PAPER):
                 found = metrics(cases, method, np.inf, "brain")
                 row: dict[str, Any] = {
                     "method": method,

@@ -12,7 +12,15 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.bundle import declared
-from scripts.postprocessing import LESION, NOT_ASSESSED, AnomalyMapd, RestoreGridd, anomaly_map, slice_score
+from scripts.postprocessing import (
+    LESION,
+    NOT_ASSESSED,
+    AnomalyMapd,
+    RestoreGridd,
+    anomaly_map,
+    gate,
+    slice_score,
+)
 from scripts.preprocessing import BACKGROUND, assessed_slices
 from synthetic import GRIDS, write_head
 
@@ -107,3 +115,7 @@ def test_difference_is_in_the_inputs_units(tmp_path: Path) -> None:
     assert core.any()
     np.testing.assert_allclose(d["counterfactual"][0][core], 100, atol=1.5)
     np.testing.assert_allclose(d["counterfactual"][1][core], 200, atol=3)
+
+
+def test_the_gate_dims_slices_that_are_likely_healthy() -> None:
+    assert gate(torch.tensor([0.0, 0.1, 0.5, 0.9])).flatten().tolist() == pytest.approx([0.0, 0.2, 1.0, 1.0])

@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from .inferer import CounterfactualInferer
 from .metrics import Domain, SliceCase, baselines, best_threshold, bootstrap, metrics, paired_bootstrap
-from .postprocessing import anomaly_map, slice_score, to_grid
+from .postprocessing import anomaly_map, gate, slice_score, to_grid
 from .preprocessing import BACKGROUND, slice_numbers
 from .reporting import figure, table, write
 
 logger = logging.getLogger(__name__)
 
-OURS = "counterfactual, brighter part"
+OURS = "counterfactual, brighter part, gated by p(diseased)"
 PAPER = "counterfactual, sum |x - x_healthy| (the paper's map)"
 BASELINE = "FLAIR minus slice median, 3x3 median"
 
@@ -57,7 +57,7 @@ def cases_of(
     probability = pred["probability"][0].cpu()
     brain = x[:, :1] > BACKGROUND
     network_maps = {
-        OURS: anomaly_map(x, healthy, polarity, median_size) * brain,
+        OURS: (anomaly_map(x, healthy, polarity, median_size) * gate(probability)).nan_to_num() * brain,
         PAPER: anomaly_map(x, healthy, "both", 1) * brain,
     }
     parts = [d["brain"].as_tensor(), *(m.movedim(0, -1) for m in network_maps.values()), (x - healthy).movedim(0, -1)]

@@ -40,6 +40,18 @@ def anomaly_map(x: torch.Tensor, healthy: torch.Tensor, polarity: str, median_si
     return MedianFilter(median_size // 2, spatial_dims=2, device=a.device)(a) if median_size > 1 else a
 
 
+def gate(probability: torch.Tensor) -> torch.Tensor:
+    """How much of a slice's map is kept: all where the classifier says diseased, ever less the surer it is of healthy.
+
+    Args:
+        probability: p(diseased), ``(N,)``.
+
+    Returns:
+        min(1, 2 p), ``(N, 1, 1, 1)``.
+    """
+    return (2 * probability).clamp(max=1).view(-1, 1, 1, 1)
+
+
 def slice_score(a: torch.Tensor, brain: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
     """An image-level score of how anomalous each slice is.
 
@@ -79,7 +91,7 @@ class AnomalyMapd(MapTransform):
     Args:
         keys: the preprocessed image ``(C, H, W, D)``.
         pred_key: the inferer's dictionary.
-        polarity, median_size: see `anomaly_map`.
+        polarity, median_size: see `anomaly_map`. The map of each slice is multiplied by its `gate`.
 
     ``slices`` is a list with, for each slice of the preprocessed volume, ``slice`` (its number in the input file),
     ``assessed``, ``score`` and ``p_diseased`` (both None where not assessed).
@@ -101,6 +113,7 @@ class AnomalyMapd(MapTransform):
         probability, assessed = torch.as_tensor(pred["probability"]), torch.as_tensor(pred["assessed"])
         brain = x[:, :1] > BACKGROUND
         a = anomaly_map(x, healthy, self.polarity, self.median_size) * brain
+        a = torch.where(assessed.view(-1, 1, 1, 1), a * gate(probability), 0)
         score = slice_score(a, brain, probability)
         d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine)
         d["slices"] = [
