@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
+from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from . import DISEASED
@@ -82,7 +83,7 @@ class CounterfactualInferer(Inferer):
             ``counterfactual``, shaped as the inputs, equal to them where not assessed; ``probability``, the classifier's
             p(diseased) ``(B, D)``, NaN where not assessed; ``assessed``, bool ``(B, D)``.
         """
-        x = torch.as_tensor(inputs).float()
+        x = convert_to_tensor(inputs).float()
         if assessed is None:
             assessed = assessed_slices(x, self.min_area_fraction)
         slices = x.movedim(-1, 1)  # (B, D, C, H, W)
