@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .inferer import CounterfactualInferer
 from .metrics import Domain, SliceCase, baselines, best_threshold, bootstrap, metrics, paired_bootstrap
 from .postprocessing import anomaly_map, gate, slice_score, to_grid
-from .preprocessing import BACKGROUND, slice_numbers
+from .preprocessing import BACKGROUND, axial_index, slice_numbers
 from .reporting import figure, table, write
 
 logger = logging.getLogger(__name__)
@@ -82,11 +82,9 @@ def cases_of(
         OURS: slice_score(network_maps[OURS], brain, probability),
         PAPER: slice_score(network_maps[PAPER], brain, ones),
     }
-    axis = int((affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)).abs().argmax())
-    depth = truth.shape[2]
     cases = []
     for n, label in enumerate(item["label"]):
-        z = depth - 1 - n if affine[2, axis] < 0 else n
+        z = axial_index(n, affine, truth.shape[2])
         if label < 0 or not in_brain[..., z].any():
             if label >= 0:
                 logger.warning("%s, slice %d: no brain was found in it, left out.", item["subject"], n)

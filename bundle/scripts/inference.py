@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import logging
 import os
 import shutil
 import time
@@ -24,8 +24,6 @@ from tqdm import tqdm
 
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = (".nii.gz", ".nii")
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
@@ -218,16 +216,14 @@ class Report:
         }
         _replace(self.output_dir / "summary.json", json.dumps(content, indent=2))
         columns = ["name", "slice", "status", "assessed", "score", "p_diseased", "error"]
-        path = self.output_dir / "summary.csv"
-        partial = path.with_suffix(".part")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            for volume in self.volumes:
-                writer.writerow({**volume, "slice": "volume"})
-                for row in volume.get("slices", []):
-                    writer.writerow({"name": volume["name"], **row})
-        os.replace(partial, path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for volume in self.volumes:
+            writer.writerow({**volume, "slice": "volume"})
+            for row in volume.get("slices", []):
+                writer.writerow({"name": volume["name"], **row})
+        _replace(self.output_dir / "summary.csv", text.getvalue())
 
     def close(self) -> None:
         """Say what was found and where it lies.

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
 
 from .postprocessing import LESION
+from .preprocessing import axial_index
 
 
 def _axial(image: MetaTensor) -> np.ndarray:
@@ -37,12 +38,10 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     if truth is not None:
         mask = LoadImage(image_only=True, ensure_channel_first=True)(truth)
         lesion = _axial(MetaTensor(mask.as_tensor(), affine=result["input_image"].affine)) > 0
-    # slices are numbered along the file's axis nearest to superior-inferior; the view counts from below
     affine = torch.as_tensor(result["input_image"].affine)
-    axis = int((affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)).abs().argmax())
     spacing = Orientation("LPS", labels=None)(result["input_image"][:1]).pixdim.tolist()
     chosen = sorted((s for s in result["slices"] if s["assessed"]), key=lambda s: -s["score"])[:num_slices]
-    rows = [(image.shape[2] - 1 - s["slice"] if affine[2, axis] < 0 else s["slice"], s) for s in chosen]
+    rows = [(axial_index(s["slice"], affine, image.shape[2]), s) for s in chosen]
     rows.sort(key=lambda row: row[0])
 
     titles = ["Input", "Healthy counterpart", "Anomaly map", "Marked lesion"] + (

@@ -357,3 +357,15 @@ def slice_numbers(image: MetaTensor) -> list[int]:
     axis = int(to_file[:3, 2].abs().argmax())
     centre = torch.tensor([(image.shape[1] - 1) / 2, (image.shape[2] - 1) / 2, 0.0, 1.0], dtype=torch.float64)
     return [int(torch.round((to_file @ (centre + torch.tensor([0, 0, z, 0])))[axis])) for z in range(image.shape[3])]
+
+
+def axial_index(number: int, affine: torch.Tensor, depth: int) -> int:
+    """Where a slice of the file, as `slice_numbers` counts, lies once the volume is in the order left, posterior, superior.
+
+    Args:
+        number: of the slice.
+        affine: of the file, ``(4, 4)``.
+        depth: number of slices.
+    """
+    directions = affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)
+    return number if directions[directions.abs().argmax()] > 0 else depth - 1 - number
