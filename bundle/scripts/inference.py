@@ -198,7 +198,7 @@ class Report:
         partial.mkdir()
         try:
             for key in OUTPUTS:
-                _save_nifti(result[key], item["image"], partial / f"{key}.nii.gz")
+                save_nifti(result[key], item["image"], partial / f"{key}.nii.gz")
             draw_overview(result, item.get("mask"), item["name"], partial / "overview.png")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
@@ -250,11 +250,18 @@ class Report:
             raise SystemExit(1)
 
 
-def _save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> None:
-    """Save ``(C, X, Y, Z)`` with the affine, codes and units of the NIfTI file it came from, channels last if several."""
+def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> None:
+    """Save ``(C, X, Y, Z)`` with the affine, codes and units of the file it came from, channels last if several.
+
+    Args:
+        image: with its affine.
+        source: the path of that file, or of one file a channel; the header of a NIfTI is taken over.
+        path: what to write.
+    """
     array = image.as_tensor().numpy()
     array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    header = nib.load(source if isinstance(source, str) else source[0]).header.copy()
+    first = source if isinstance(source, str) else source[0]
+    header = nib.load(first).header.copy() if first.endswith(SUFFIXES) else nib.Nifti1Header()
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0

@@ -166,6 +166,10 @@ class ExtractBraind(MapTransform):
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.cache_dir = Path(cache_dir) if cache_dir else None
 
+    def load(self) -> None:
+        """Load HD-BET now instead of at the first volume, for servers that start warm."""
+        _hd_bet(self.device)
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image = d[self.keys[0]]
