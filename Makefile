@@ -26,5 +26,7 @@ clean: ## remove the environment, the results and the caches
 # torch is pinned among the dependencies, so nothing in this one command can pull another build of it
 $(READY): pyproject.toml
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check "pip>=25.1"
+	$(BIN)/python -m pip install -e ".[app,dev]"
+	$(BIN)/python -m pip install --no-deps --group monailabel
 	touch $@
