@@ -1,0 +1,382 @@
+"""Fine-tuning from the studies: slices are labelled and patients split as said, weights change for the better or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from ignite.engine import Engine
+from monai.bundle import ConfigParser
+from monailabel.datastore.local import LocalDatastore
+
+from lib.trainer import FineTune, TrainingLog, mask_labels, split_patients, tag_labels
+from scripts.bundle import bundle_root, declared
+from scripts.data import SliceDataset
+from scripts.preprocessing import ExtractBraind
+from synthetic import GRIDS, head, write_head
+from test_training import TINY_NETS
+
+SLICE_AXIS = {"plain": 2, "flipped": 2, "oblique": 2, "sagittal": 0}
+LABELS = [0, 1, -1, 1, 0, 1]
+
+
+@pytest.fixture(autouse=True)
+def brains_are_what_is_not_air(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
+
+
+def marks(grid: str, labels: Sequence[int]) -> np.ndarray:
+    """A mask with a few voxels of the lesion in slices labelled 1, and of what was not assessed in those of 1 and -1."""
+    mask = np.zeros(GRIDS[grid][0], np.uint8)
+    for number, label in enumerate(labels):
+        inside = np.moveaxis(mask, SLICE_AXIS[grid], 0)[number]
+        inside[40:44, 38:42] = 2 if label else 0
+        if label == 1:
+            inside[42:44, 38:42] = 1
+    return mask
+
+
+def write_nrrd(path: Path, mask: np.ndarray, affine: np.ndarray) -> None:
+    """As 3D Slicer does: axes along left, posterior, superior."""
+    to_lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
+    header = {"space": "left-posterior-superior", "space directions": to_lps[:, :3].T, "space origin": to_lps[:, 3]}
+    nrrd.write(str(path), mask, {**header, "kinds": ["domain"] * 3})
+
+
+def write_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> Path:
+    if path.name.endswith(".nrrd"):
+        write_nrrd(path, mask, affine)
+    else:
+        nib.save(nib.Nifti1Image(mask, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".seg.nrrd"])
+@pytest.mark.parametrize("grid", list(SLICE_AXIS))
+def test_each_slice_has_the_label_of_its_marks(tmp_path: Path, grid: str, suffix: str) -> None:
+    labels = LABELS + [0] * (GRIDS[grid][0][SLICE_AXIS[grid]] - len(LABELS))
+    image = write_head(tmp_path, grid)["image"]
+    mask = write_mask(tmp_path / f"mask{suffix}", marks(grid, labels), GRIDS[grid][1])
+    assert mask_labels(image, str(mask)) == labels
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+@pytest.mark.parametrize("grid", ["plain", "flipped", "sagittal"])
+def test_masks_that_itk_writes(tmp_path: Path, grid: str, suffix: str) -> None:
+    image = write_head(tmp_path, grid)["image"]
+    mask = SimpleITK.GetImageFromArray(marks(grid, LABELS).T)
+    mask.CopyInformation(SimpleITK.ReadImage(image))
+    SimpleITK.WriteImage(mask, str(tmp_path / f"mask{suffix}"))
+    assert mask_labels(image, str(tmp_path / f"mask{suffix}")) == LABELS
+
+
+def test_a_mask_may_hold_the_same_voxels_in_another_order(tmp_path: Path) -> None:
+    image = write_head(tmp_path, "oblique")["image"]
+    labels = [1, 0, 0, -1, 0, 0, 0]
+    stored = nib.Nifti1Image(marks("oblique", labels), GRIDS["oblique"][1])
+    other = stored.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
+    assert other.shape == (7, 84, 92)
+    nib.save(other, tmp_path / "mask.nii.gz")
+    assert mask_labels(image, str(tmp_path / "mask.nii.gz")) == labels
+
+
+@pytest.mark.parametrize("grid", list(SLICE_AXIS))
+def test_the_dataset_takes_the_labels_for_the_slices_that_hold_the_lesion(tmp_path: Path, grid: str) -> None:
+    shape, affine = GRIDS[grid]
+    image, brain = head(shape)
+    image[image == 170] = 100
+    slices = np.moveaxis(image, SLICE_AXIS[grid], 0)
+    # the only bright slice, not in the middle, so that a slice counted from the wrong end is found
+    slices[2][slices[2] > 0] = np.where(np.arange((slices[2] > 0).sum()) % 3 == 0, 170, 100)
+    nib.save(nib.Nifti1Image(image, affine), tmp_path / "image.nii.gz")
+    write_mask(tmp_path / "mask.nii.gz", (image == 170).astype(np.uint8), affine)
+    path = str(tmp_path / "image.nii.gz")
+    labels = mask_labels(path, str(tmp_path / "mask.nii.gz"))
+    assert labels == [int(n == 2) for n in range(len(slices))]
+    dataset = SliceDataset([{"image": path, "label": labels}], declared("preprocessing"), str(tmp_path / "cache"), 0.5)
+    bright = [int(float(dataset[i]["image"].max()) > 0.3) for i in range(len(dataset))]
+    assert dataset.labels == bright and sum(bright) == 1
+
+
+def test_masks_that_can_not_be_used_are_named(tmp_path: Path) -> None:
+    image = write_head(tmp_path, "plain")["image"]
+    affine = GRIDS["plain"][1]
+    mask = marks("plain", LABELS)
+    moved = write_mask(tmp_path / "moved.nii.gz", mask, nib.affines.from_matvec(np.eye(3), (0, 0, 1)) @ affine)
+    small = write_mask(tmp_path / "small.nrrd", mask[1:], affine)
+    other = write_mask(tmp_path / "other.nii.gz", mask * 100, affine)
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    for name in (moved.name, small.name):
+        with pytest.raises(ValueError, match=f"{name}: lies on another grid than .*flair.nii.gz"):
+            mask_labels(image, str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"other.nii.gz: holds the value 100; allowed are 0, 1 \(anomaly\) and 2"):
+        mask_labels(image, str(other))
+    with pytest.raises(ValueError, match="broken.nii.gz: can't be read as an image"):
+        mask_labels(image, str(tmp_path / "broken.nii.gz"))
+
+
+def test_labels_without_a_mask(tmp_path: Path) -> None:
+    image = write_head(tmp_path, "sagittal")["image"]
+    assert tag_labels(image, "healthy") == [0] * 6
+    assert tag_labels(image, LABELS) == LABELS
+    with pytest.raises(ValueError, match='flair.nii.gz: "diseased" doesn\'t say which slices are'):
+        tag_labels(image, "diseased")
+    for wrong in ([0, 1], [0, 1, 2, 0, 0, 0], "ill", 1):
+        with pytest.raises(ValueError, match="a list with 0, 1 or -1 for each of its 6 slices, got"):
+            tag_labels(image, wrong)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_classes_are_on_both_sides_whatever_the_shuffle(seed: int) -> None:
+    both, healthy, anomalous = {0, 1}, {0}, {1}
+    for classes in (
+        [healthy, healthy, anomalous, anomalous],
+        [both, healthy, anomalous],
+        [both, both],
+        [*[healthy] * 8, both, both],
+        [*[both] * 10, anomalous],
+    ):
+        patients = {f"P{i}": c for i, c in enumerate(classes)}
+        for share in (0.01, 0.2, 0.99):
+            chosen = split_patients(patients, share, seed)
+            for side in (chosen, patients.keys() - chosen):
+                assert set().union(*(patients[p] for p in side)) == both
+    patients = {f"P{i}": both for i in range(10)}
+    assert len(split_patients(patients, 0.2, seed)) == 2
+    assert split_patients(patients, 0.2, seed) == split_patients(dict(reversed(patients.items())), 0.2, seed)
+
+
+def test_too_few_labels_say_how_many_more() -> None:
+    with pytest.raises(
+        ValueError, match="There are 0 with healthy and 0 .* label 2 more with healthy .* and 2 more with"
+    ):
+        split_patients({}, 0.2, 0)
+    with pytest.raises(
+        ValueError, match="There are 3 with healthy and 1 with .*; label 1 more with anomalous slices.$"
+    ):
+        split_patients({"A": {0, 1}, "B": {0}, "C": {0}}, 0.2, 0)
+
+
+def test_loss_and_minutes_left_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    engine = Engine(lambda e, b: {"loss": torch.tensor(float(b))})
+    TrainingLog(10, every_seconds=0).attach(engine)
+    engine.run([1, 3])
+    lines = [r.getMessage() for r in caplog.records if r.name == "lib.trainer"]
+    assert lines == [
+        "iteration 1: loss 1.0000, at most 10.0 minutes left",
+        "iteration 2: loss 3.0000, at most 10.0 minutes left",
+    ]
+    with pytest.raises(
+        ValueError, match="the training diverged: the loss is nan at iteration 2. .* lower learning_rate"
+    ):
+        engine.run([1, float("nan")])
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A copy of the bundle with tiny networks that are sure of the wrong thing."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(Path(bundle_root()) / "configs", folder / "configs")
+    (folder / "models").mkdir()
+    torch.manual_seed(0)
+    for config, name in (("train_classifier", "classifier"), ("train", "model")):
+        state = ConfigParser({"net": TINY_NETS[config]}).get_parsed_content("net").state_dict()
+        state[list(state)[-1]] += torch.tensor([4.0, -4.0]) if name == "classifier" else 4.0
+        torch.save(state, folder / "models" / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Iterator[LocalDatastore]:
+    """Four patients in five images with labels; more that can't be used."""
+    folder = tmp_path / "studies"
+    (folder / "labels" / "final").mkdir(parents=True)
+    affine = GRIDS["plain"][1]
+    for name in ("a", "b1", "b2", "c", "d", "unlabelled", "diseased", "shifted", "unreadable", "unseen"):
+        (folder / write_head(tmp_path, "plain", name)["image"]).rename(folder / f"{name}.nii.gz")
+    final = folder / "labels" / "final"
+    for name in ("a", "b1"):
+        write_mask(final / f"{name}.nii.gz", marks("plain", LABELS), affine)
+    write_mask(final / "shifted.nii.gz", marks("plain", LABELS), 2 * affine)
+    write_mask(final / "unseen.nii.gz", marks("plain", [-1] * 6), affine)
+    (folder / "unreadable.nii.gz").write_bytes(b"no image")
+    store = LocalDatastore(str(folder), auto_reload=False)
+    store.save_label("c", str(write_mask(tmp_path / "c.seg.nrrd", marks("plain", LABELS), affine)), "final", {})
+    # "$" would be run if it came into the config as text; where there is a mask, "healthy" counts for nothing
+    for name, info in {
+        "a": {"PatientID": "$1/0", "image_label": "healthy"},
+        "b1": {"PatientID": "B"},
+        "b2": {"PatientID": "B", "image_label": "healthy"},
+        "d": {"image_label": LABELS},
+        "diseased": {"image_label": "diseased"},
+        "unreadable": {"image_label": "healthy"},
+    }.items():
+        store.update_image_info(name, info)
+    yield store
+
+
+def fine_tune(bundle: Path, config: str = "train_classifier", **overrides: Any) -> FineTune:
+    few = {"max_epochs": 2, "epoch_length": 5, "ema#momentum": 0.5, "network_def": TINY_NETS[config]}
+    return FineTune(bundle, f"{config}.json", "fine-tune", **{**few, **overrides})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_options_are_few_and_checked(bundle: Path, studies: LocalDatastore) -> None:
+    task = FineTune(bundle, "train_classifier.json", "fine-tune the classifier")
+    assert task.info()["description"] == "fine-tune the classifier"
+    numbers = {"max_minutes": 10, "val_split": 0.2, "learning_rate": 3e-5, "batch_size": 16}
+    assert {k: v for k, v in task.config().items() if k != "device"} == numbers
+    assert FineTune(bundle, "train.json", "").config()["learning_rate"] == 2e-5
+    assert task.stats() == {}
+    json.dumps(task.info(), allow_nan=False)
+    for name, wrong in (
+        *(("val_split", v) for v in (1, 0, -0.2, "half", "nan")),
+        *(("max_minutes", v) for v in (0, [1])),
+        *(("learning_rate", v) for v in (-1, "$1/0")),
+        *(("batch_size", v) for v in (0, 0.5)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a number above 0.*, got "):
+            task({name: wrong}, studies)
+    with pytest.raises(ValueError, match="device must be one of .*, got '\\$print"):
+        task({"device": "$print()"}, studies)
+
+
+def test_better_weights_are_published_and_the_old_ones_kept(
+    bundle: Path, studies: LocalDatastore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = contents(bundle / "models")
+    task = fine_tune(bundle)
+    report = task({"model": "classifier", "learning_rate": "3e-4", "batch_size": 4, "max_minutes": 5}, studies)
+    assert report["published"] and report["after"]["val_loss"] < report["before"]["val_loss"]
+    assert report["before"].keys() == report["after"].keys() >= {"val_auroc_t0", "val_accuracy_t750"}
+    assert report["patients"] == {"train": 3, "validation": 1}
+    # four patients, so both images of B are on one side
+    # slices 0 and 5 are out of the trained range, 2 is unknown; b2 adds four healthy slices
+    slices = report["slices"]
+    assert sum(s["anomalous"] for s in slices.values()) == 8 and sum(s["healthy"] for s in slices.values()) == 8
+    assert report["iterations"] == 10 and report["skipped"] == 4
+    # nothing else is left, and the file under the old name is whole
+    after = contents(bundle / "models")
+    assert after.keys() == {*before, report["kept"], "classifier.finetune.json"}
+    assert after[report["kept"]] == before["classifier.pt"] and after["classifier.pt"] != before["classifier.pt"]
+    assert after["model.pt"] == before["model.pt"]
+    assert report["kept"].startswith("classifier-2") and report["kept"].endswith("Z.pt")
+    torch.load(bundle / "models" / "classifier.pt", weights_only=True)
+    assert task.stats() == FineTune(bundle, "train_classifier.json", "").stats() == report
+    assert FineTune(bundle, "train.json", "").stats() == {}
+    log = [r.getMessage() for r in caplog.records if r.name == "lib.trainer"]
+    for name, why in {
+        "diseased": "doesn't say which slices",
+        "shifted": "lies on another grid",
+        "unreadable": "can't be read",
+        "unseen": "the label of each slice is unknown",
+    }.items():
+        assert any(line.startswith(f"skipped {name}: ") and why in line for line in log)
+    assert "5 images with labels; 4 skipped; 1 without a label" in log
+    assert any(line.startswith("validation before: val_loss") for line in log)
+    assert any(line.startswith("iteration 10: loss") and "minutes left" in line for line in log)
+    assert any(line.endswith(f"published; the old weights are {report['kept']}") for line in log)
+
+
+def test_two_runs_are_the_same(bundle: Path, studies: LocalDatastore) -> None:
+    weights = (bundle / "models" / "classifier.pt").read_bytes()
+    reports = []
+    for _ in range(2):
+        (bundle / "models" / "classifier.pt").write_bytes(weights)
+        reports.append(fine_tune(bundle, max_epochs=1)({"learning_rate": 3e-4, "batch_size": 4}, studies))
+    assert reports[0]["after"] == reports[1]["after"] != reports[0]["before"]
+
+
+def test_worse_weights_are_not_published(bundle: Path, studies: LocalDatastore) -> None:
+    before = contents(bundle / "models")
+    # away from the labels instead of to them
+    uphill: dict[str, Any] = {"optimizer#maximize": True}
+    task = fine_tune(bundle, max_epochs=1, **uphill)
+    report = task({"learning_rate": 3e-4, "batch_size": 4}, studies)
+    assert report["after"]["val_loss"] > report["before"]["val_loss"]
+    assert report["published"] is False and report["kept"] is None
+    after = contents(bundle / "models")
+    assert after.pop("classifier.finetune.json") and after == before
+    assert task.stats() == report
+
+
+def test_a_loss_that_is_no_number_publishes_nothing(bundle: Path, studies: LocalDatastore) -> None:
+    before = contents(bundle / "models")
+    with pytest.raises(ValueError, match="the training diverged"):
+        fine_tune(bundle)({"learning_rate": 1e30}, studies)
+    assert contents(bundle / "models") == before
+    # one step is enough for weights that are no numbers, and too few for a loss that is none
+    report = fine_tune(bundle, "train", max_epochs=1, epoch_length=1)({"learning_rate": 1e30}, studies)
+    assert report["published"] is False and report["after"]["val_loss"] is None
+    json.dumps(report, allow_nan=False)
+    assert contents(bundle / "models").items() >= before.items()
+
+
+def test_a_crash_leaves_nothing_behind(bundle: Path, studies: LocalDatastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(bundle / "models")
+    # and what a killed run left is removed
+    (bundle / "models" / "classifier.finetune" / "cache").mkdir(parents=True)
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left")
+
+    def fails_on_weights(source: Any, target: Any, replace: Any = os.replace) -> None:
+        fails() if target == bundle / "models" / "classifier.pt" else replace(source, target)
+
+    for what, how in {
+        "torch.optim.AdamW.step": fails,
+        "lib.trainer.shutil.copy2": fails,
+        "lib.trainer.os.replace": fails_on_weights,
+    }.items():
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(what, how)
+            fine_tune(bundle)({"learning_rate": 3e-4, "batch_size": 4}, studies)
+        assert contents(bundle / "models") == before
+
+
+def test_too_few_labels_stop_before_anything_is_done(bundle: Path, studies: LocalDatastore) -> None:
+    before = contents(bundle / "models")
+    for name in ("b1", "c", "d"):
+        studies.update_image_info(name, {"PatientID": "$1/0"})
+    with pytest.raises(
+        ValueError, match="There are 2 with healthy and 1 with anomalous slices that can be used; label 1"
+    ):
+        fine_tune(bundle)({}, studies)
+    assert contents(bundle / "models") == before
+
+
+def test_slices_out_of_the_trained_range_do_not_count(
+    bundle: Path, studies: LocalDatastore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("b1", "c", "d"):
+        studies.remove_label(name, "final") if name != "d" else None
+        studies.update_image_info(name, {"image_label": [1, 0, 0, 0, 0, 1]})
+    studies.update_image_info("b2", {"image_label": [1, -1, -1, -1, -1, 1]})
+    with pytest.raises(ValueError, match="There are 4 with healthy and 1 with anomalous"):
+        fine_tune(bundle)({}, studies)
+    assert any("b2.nii.gz: the preprocessing leaves no labelled slice" in r.getMessage() for r in caplog.records)
+
+
+def test_the_diffusion_network_is_tuned_alike(bundle: Path, studies: LocalDatastore) -> None:
+    before = contents(bundle / "models")
+    report = fine_tune(bundle, "train", max_epochs=1)({"learning_rate": 3e-3, "batch_size": 4}, studies)
+    assert report["published"] and report["before"].keys() == {"val_loss"} and report["kept"].startswith("model-2")
+    after = contents(bundle / "models")
+    assert after.keys() == {*before, report["kept"], "model.finetune.json"}
+    assert after["classifier.pt"] == before["classifier.pt"]
