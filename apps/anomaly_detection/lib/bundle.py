@@ -1,0 +1,224 @@
+"""The bundle, found or fetched, loaded once, and run on one study at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import monai.bundle
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import LoadImage, ResampleToMatch
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY_BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
+KEPT_STUDIES = 2
+"""So many studies' network outputs stay in memory: another threshold or the other view of one needs no network."""
+
+
+def fetch_bundle(url: str, sha256: str, folder: Path) -> Path:
+    """Download a zipped bundle with `monai.bundle.download` and check it before anything in it is used.
+
+    Args:
+        url: of the zip, which holds the bundle's folder or its content.
+        sha256: of the zip, 64 hexadecimal digits. A bundle holds code, so it is never fetched unchecked.
+        folder: where bundles are kept; one that is there already is not fetched again.
+
+    Raises:
+        ValueError: the file is another one than expected, or holds no bundle.
+    """
+    if len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
+        raise ValueError(f"bundle_sha256 must be the 64 hexadecimal digits of the zip's SHA-256, got {sha256!r}.")
+    target = folder / sha256.lower()
+    if not target.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as partial:
+            monai.bundle.download(name="bundle", url=url, bundle_dir=partial, progress=False)
+            archive = Path(partial) / "bundle.zip"
+            found = hashlib.sha256(archive.read_bytes()).hexdigest()
+            if found != sha256.lower():
+                raise ValueError(f"{url}: its SHA-256 is {found}, expected {sha256.lower()}; nothing of it was used.")
+            configs = sorted(Path(partial).rglob("configs/inference.json"), key=lambda path: len(path.parts))
+            if not configs:
+                raise ValueError(f"{url}: there is no configs/inference.json in it, so it is no MONAI bundle.")
+            os.replace(configs[0].parent.parent, target)
+    return target
+
+
+class Bundle:
+    """What ``configs/inference.json`` declares, with networks that stay loaded, for studies on disk.
+
+    MONAI Label's own `BundleInferTask` serves the bundle too, but imports its scripts and loads its classifier and the brain
+    extraction anew in every request.
+
+    Args:
+        path: the bundle's folder.
+        device: as torch names it; by default a GPU if there is one.
+
+    Raises:
+        ValueError: `path` is no bundle.
+    """
+
+    def __init__(self, path: str | Path, device: str | None = None) -> None:
+        self.path = Path(path).resolve()
+        if not (self.path / "configs" / "inference.json").is_file():
+            raise ValueError(f"{self.path}: there is no configs/inference.json, so it is no MONAI bundle.")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.metadata = json.loads((self.path / "configs" / "metadata.json").read_text())
+        image = self.metadata["network_data_format"]["inputs"]["image"]
+        self.modality: str = image["modality"]
+        self.channels: list[str] = [image["channel_def"][str(c)] for c in range(image["num_channels"])]
+        # the bundle's code is imported as `scripts`, the name that its configs use
+        if str(self.path) not in sys.path:
+            sys.path.insert(0, str(self.path))
+        self._config = ConfigParser.load_config_file(self.path / "configs" / "inference.json")
+        self.options: dict[str, float] = dict(self._config["displayable_configs"])
+        self._loaded: dict[str, Any] = {}
+        self._weights: tuple[int, ...] = ()
+        self._studies: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @property
+    def version(self) -> str:
+        """Of the bundle."""
+        return str(self.metadata["version"])
+
+    @property
+    def weights(self) -> list[int]:
+        """When each weights file was changed, in ns: two runs with the same weights, options and version are the same."""
+        return list(self._weights)
+
+    def declared(self, name: str, options: Mapping[str, float] | None = None) -> Any:
+        """What the config declares under `name`, with these options and the networks that are loaded."""
+        parser = ConfigParser({**self._config, "bundle_root": str(self.path), "device": self.device, **self._loaded})
+        parser.update({f"displayable_configs#{k}": v for k, v in (options or {}).items()})
+        return parser.get_parsed_content(name)
+
+    def load(self) -> None:
+        """Load the networks, unless they are loaded and their files have not changed."""
+        with self._lock:
+            weights = tuple(path.stat().st_mtime_ns for path in sorted((self.path / "models").glob("*.pt")))
+            if self._loaded and weights == self._weights:
+                return
+            logger.info("loading the networks of %s on %s", self.path, self.device)
+            self._loaded = {}
+            self._loaded = {name: self.declared(name) for name in ("network", "classifier", "preprocessing")}
+            for transform in self._loaded["preprocessing"].transforms:
+                if hasattr(transform, "load"):
+                    transform.load()
+            self._weights = weights
+            self._studies.clear()
+
+    def checked_options(self, request: Mapping[str, Any]) -> dict[str, float]:
+        """The options of a request, each a number of its default's type; those it lacks have their defaults.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, an option is no number or out of range.
+        """
+        options = {}
+        for name, default in self.options.items():
+            value = request.get(name, default)
+            try:
+                number = float(value)
+                if isinstance(value, bool) or (isinstance(default, int) and number != int(number)):
+                    raise ValueError
+            except (TypeError, ValueError, OverflowError):
+                kind = "a whole number" if isinstance(default, int) else "a number"
+                raise MONAILabelException(
+                    MONAILabelError.INVALID_INPUT, f"{name} must be {kind}, got {value!r}; its default is {default}."
+                ) from None
+            options[name] = int(number) if isinstance(default, int) else number
+        self.load()
+        try:
+            self.declared("inferer", options)
+            self.declared("postprocessing", options)
+        except (RuntimeError, ValueError) as error:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, reason(error)) from error
+        return options
+
+    def __call__(self, paths: Sequence[str], options: Mapping[str, float]) -> dict[str, Any]:
+        """Process one study.
+
+        Args:
+            paths: its volumes, one a channel of the model, in the order of `channels`. Those that lie on another grid than
+                the first are resampled to it.
+            options: see `checked_options`.
+
+        Returns:
+            What the bundle's postprocessing gives, all on the grid of the first volume: ``pred``, ``anomaly_map``,
+            ``counterfactual`` and ``slices``; and ``seconds``, the time for "preprocessing", "networks" and
+            "postprocessing".
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, a volume can't be used; the message names it and says why.
+        """
+        with self._lock, torch.no_grad():
+            self.load()
+            files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
+            key = (files, *((k, v) for k, v in options.items() if k != "threshold"))
+            seconds = {"preprocessing": 0.0, "networks": 0.0}
+            start = perf_counter()
+            try:
+                if key not in self._studies:
+                    with on_one_grid(paths) as volumes:
+                        data = self._loaded["preprocessing"]({"image": volumes[0] if len(volumes) == 1 else volumes})
+                    seconds["preprocessing"] = perf_counter() - start
+                    start = perf_counter()
+                    inputs = data["image"].as_tensor()[None].to(self.device)
+                    pred = self.declared("inferer", options)(inputs, self._loaded["network"])
+                    data["pred"] = {name: tensor[0].cpu() for name, tensor in pred.items()}
+                    seconds["networks"] = perf_counter() - start
+                    start = perf_counter()
+                    self._studies[key] = data
+                    while len(self._studies) > KEPT_STUDIES:
+                        self._studies.popitem(last=False)
+                self._studies.move_to_end(key)
+                result = dict(self.declared("postprocessing", options)(dict(self._studies[key])))
+            except (RuntimeError, ValueError) as error:
+                message = reason(error)
+                for path in paths:  # the client knows names, not where this server keeps files
+                    message = message.replace(str(path), Path(path).name)
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, message) from error
+            seconds["postprocessing"] = perf_counter() - start
+            result["seconds"] = seconds
+            return result
+
+
+def reason(error: Exception) -> str:
+    """What a transform or a config component said, without the frames that MONAI puts around it."""
+    cause: BaseException = error
+    while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause) or type(cause).__name__
+
+
+@contextmanager
+def on_one_grid(paths: Sequence[str]) -> Iterator[list[str]]:
+    """Volumes on the grid of the first: itself, and for as long as this is open, copies of those that need it."""
+    if len(paths) == 1:
+        yield list(paths)
+        return
+    from scripts.inference import save_nifti  # the bundle is on the path only once it was chosen
+
+    load = LoadImage(image_only=True, ensure_channel_first=True)
+    first = load(paths[0])
+    with tempfile.TemporaryDirectory(prefix="sequences-") as folder:
+        placed = [paths[0]]
+        for n, path in enumerate(paths[1:], start=1):
+            image = ResampleToMatch(mode="bilinear", padding_mode="zeros")(load(path), img_dst=first)
+            placed.append(str(Path(folder) / f"{n}.nii.gz"))
+            save_nifti(image, path, Path(placed[-1]))
+        yield placed

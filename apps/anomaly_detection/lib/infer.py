@@ -1,0 +1,182 @@
+"""The models that a viewer lists: two views of one run of the bundle."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.transform.writer import write_itk
+
+from lib.bundle import Bundle
+from lib.studies import COUNTERFACTUAL_TAG, MAP_TAG
+
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd")
+DTYPES = ("uint8", "uint16", "int16", "float32")
+LESION = 1
+
+MASK_LABELS = {"anomaly": LESION}
+# OHIF colours a segment by a sum over the letters of its name: these run from dark violet over blue and green to pale yellow
+HEAT_MAP_LABELS = {
+    f"anomaly {level} {word}": level
+    for level, word in enumerate(
+        ("trace", "faint", "small", "minor", "notable", "high", "extreme", "top", "full"),
+        start=1,
+    )
+}
+LEVELS_BELOW_THRESHOLD = 3
+
+
+def lesion_mask(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
+    """1 where the bundle marks a lesion, 0 elsewhere, also in brain that was not assessed: uint8 ``(X, Y, Z)``."""
+    return (result["pred"][0] == LESION).to(torch.uint8)
+
+
+def heat_map(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
+    """The anomaly map in nine levels: uint8 ``(X, Y, Z)``, 0 is below the first.
+
+    Three levels make one threshold, the one that was chosen on validation, whatever the request's: two studies compare.
+
+    Args:
+        result: what the bundle gave.
+        threshold: the bundle's default. Level n begins at n / 3 of it, so the third begins where the mask does.
+    """
+    a = result["anomaly_map"][0].nan_to_num(nan=0.0)
+    # level n holds what is above its edge, as the mask does
+    return (torch.ceil(a / (threshold / LEVELS_BELOW_THRESHOLD)) - 1).clamp(0, len(HEAT_MAP_LABELS)).to(torch.uint8)
+
+
+class AnomalyInferTask(InferTask):
+    """One view of what the bundle finds in a study, as a label map on the study's own grid.
+
+    Args:
+        bundle: shared by all views, so that the second one of a study takes no time.
+        view: "mask" or "heat_map".
+
+    `__call__` takes MONAI Label's request and returns the path of the label map and, as ``params``, the scores: ``result``
+    holds ``score`` and ``p_diseased`` of the volume (its highest slice's; None if no slice was assessed), ``lesion_ml`` and
+    ``not_assessed_slices`` (their numbers in the file); at the top level, where MONAI Label's own tasks have it, stands
+    the same and ``slices``.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, an option or a volume can't be used; the message says why and what is allowed.
+    """
+
+    VIEWS = {"mask": (lesion_mask, MASK_LABELS), "heat_map": (heat_map, HEAT_MAP_LABELS)}
+
+    def __init__(self, bundle: Bundle, view: str) -> None:
+        self.bundle = bundle
+        self.view, labels = self.VIEWS[view]
+        what = {"mask": "Lesion mask", "heat_map": "Anomaly heat map in nine levels"}[view]
+        super().__init__(
+            InferType.SEGMENTATION,
+            dict(labels),
+            3,
+            f"{what}. Takes {', '.join(bundle.channels)}. Research software, not for clinical use.",
+            dict(bundle.options),
+        )
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "type": self.type,
+            "labels": self.labels,
+            "dimension": self.dimension,
+            "description": self.description,
+            "config": self.config(),
+            "version": self.bundle.version,
+        }
+
+    def is_valid(self) -> bool:
+        return True
+
+    def get_path(self, validate: bool = True) -> None:
+        """No path: weights are not exchanged over HTTP."""
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        file, params, _ = self.run(request)
+        return file, params
+
+    def run(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """As `__call__`, and what the bundle gave."""
+        begin = perf_counter()
+        extension = request.get("result_extension") or ".nii.gz"
+        dtype = request.get("result_dtype") or "uint8"
+        for name, value, allowed in (
+            ("result_extension", extension, EXTENSIONS),
+            ("result_dtype", dtype, DTYPES),
+        ):
+            if value not in allowed:
+                raise MONAILabelException(
+                    MONAILabelError.INVALID_INPUT, f"{name} must be one of {', '.join(allowed)}, got {value!r}."
+                )
+        options = self.bundle.checked_options(request)
+        image = request["image"]
+        paths = [image] if isinstance(image, str) else list(image)
+        result = self.bundle(paths, options)
+        start = perf_counter()
+        labels = self.view(result, self.bundle.options["threshold"])
+        file = write(MetaTensor(labels[None], affine=result["pred"].affine), paths[0], extension, dtype)
+        seconds = {**result["seconds"], "writing": perf_counter() - start}
+        scores = summary(result)
+        params = {
+            **scores,
+            "result": {k: v for k, v in scores.items() if k != "slices"},
+            "label_names": self.labels,
+            "options": options,
+            "version": self.bundle.version,
+            "weights": self.bundle.weights,
+            "warning": "Research software, not for clinical use.",
+            "latencies": {
+                "pre": round(seconds["preprocessing"], 3),
+                "infer": round(seconds["networks"], 3),
+                "post": round(seconds["postprocessing"], 3),
+                "write": round(seconds["writing"], 3),
+                "total": round(perf_counter() - begin, 3),
+            },
+        }
+        return file, params, result
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a volume: its highest slice's, and the volume of what is marked."""
+    assessed = [s for s in result["slices"] if s["assessed"]]
+    voxel_ml = float(abs(torch.linalg.det(result["pred"].affine[:3, :3]))) / 1000
+    return {
+        "score": max((s["score"] for s in assessed), default=None),
+        "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
+        "lesion_ml": float((result["pred"] == LESION).sum()) * voxel_ml,
+        "not_assessed_slices": [s["slice"] for s in result["slices"] if not s["assessed"]],
+        "slices": result["slices"],
+    }
+
+
+def write(image: MetaTensor, source: str, extension: str, dtype: str) -> str:
+    """Write ``(1, X, Y, Z)`` on its grid to a new temporary file; NIfTI takes over the header of its source."""
+    from scripts.inference import save_nifti  # the bundle is on the path only once it was chosen
+
+    handle, path = tempfile.mkstemp(suffix=extension)
+    os.close(handle)
+    image = image.to(getattr(torch, dtype))
+    if extension in (".nii", ".nii.gz"):
+        save_nifti(image, source, Path(path))
+    else:
+        write_itk(image[0].as_tensor().numpy(), path, image.affine.numpy(), None, compress=False)
+    return path
+
+
+def write_results(result: Mapping[str, Any], source: str, folder: Path) -> dict[str, Path]:
+    """Write the float results on the grid of the input, as NIfTI, each under its tag."""
+    from scripts.inference import save_nifti
+
+    paths = {}
+    for tag in (MAP_TAG, COUNTERFACTUAL_TAG):
+        paths[tag] = folder / f"{tag}.nii.gz"
+        save_nifti(result[tag], source, paths[tag])
+    return paths

@@ -1,0 +1,203 @@
+"""The MONAI Label app: studies and viewers on one side, the bundle on the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMwebClientX
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.tasks.activelearning.random import Random
+
+from lib.bundle import REPOSITORY_BUNDLE, Bundle, fetch_bundle
+from lib.infer import AnomalyInferTask, lesion_mask, write, write_results
+from lib.server import environment_on_path, prepare
+from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies
+from lib.trainer import FineTune
+from lib.triage import Dice, EveryStudy, MostAnomalousFirst
+
+logger = logging.getLogger(__name__)
+
+
+class AnomalyDetection(MONAILabelApp):
+    """Guided diffusion against anomalies, for OHIF and 3D Slicer.
+
+    Args:
+        app_dir: this folder.
+        studies: a folder, or the URL of a DICOMweb server.
+        conf: from ``--conf KEY VALUE``: ``bundle`` (a folder, by default the repository's), or ``bundle_url`` and
+            ``bundle_sha256``; ``device``; ``store_results`` ("false": predicted masks and maps are not sent to the DICOM
+            server); ``max_upload_mb``.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        conf = conf or {}
+        environment_on_path()
+        path: str | Path = conf.get("bundle", REPOSITORY_BUNDLE)
+        if "bundle_url" in conf:
+            folder = Path(app_dir) / "model"
+            path = fetch_bundle(conf["bundle_url"], conf.get("bundle_sha256", ""), folder)
+        self.bundle = Bundle(path, conf.get("device"))
+        self._one_at_a_time = threading.Lock()
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name=f"{self.bundle.metadata['name']} - research only, not for clinical use",
+            description=self.bundle.metadata["description"],
+            version=self.bundle.version,
+        )
+        # it would start a process of its own at every click on "next sample"; POST /scoring/dice asks for it
+        self._auto_update_scoring = False
+
+    def on_init_complete(self) -> None:
+        """Start warm: networks, brain extraction and ITK are there before the first request."""
+        from monailabel.app import app
+
+        prepare(app, self.conf)
+        self.bundle.load()
+        # ITK reads its modules at the first write, which takes seconds
+        os.unlink(write(MetaTensor(torch.zeros(1, 2, 2, 2)), "", ".nrrd", "uint8"))
+        super().on_init_complete()
+
+    def init_datastore(self) -> Datastore:
+        if self.studies.startswith(("http://", "https://")):
+            datastore = super().init_datastore()
+        else:
+            datastore = FolderStudies(
+                self.studies,
+                extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+                auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+                read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            )
+        datastore.sequence, datastore.version = self.bundle.channels[0], self.bundle.version
+        return datastore
+
+    def init_infers(self) -> dict[str, Any]:
+        return {
+            "lesion_mask": AnomalyInferTask(self.bundle, "mask"),
+            "anomaly_heat_map": AnomalyInferTask(self.bundle, "heat_map"),
+        }
+
+    def init_trainers(self) -> dict[str, Any]:
+        return {
+            "classifier": FineTune(self.bundle.path, "train_classifier.json", "Fine-tune the classifier"),
+            "diffusion": FineTune(self.bundle.path, "train.json", "Fine-tune the diffusion network"),
+        }
+
+    def init_strategies(self) -> dict[str, Any]:
+        return {"most_anomalous_first": MostAnomalousFirst(), "random": Random()}
+
+    def init_scoring_methods(self) -> dict[str, Any]:
+        return {"dice": Dice()}
+
+    def init_batch_infer(self) -> EveryStudy:
+        return EveryStudy()
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run a model on an image of the studies or on an upload.
+
+        With ``save_label``, the predicted mask is kept under ``label_tag`` ("original"), the float anomaly map and the healthy
+        counterpart under tags of their own, and on a DICOMweb server as a Segmentation and a Parametric Map.
+
+        Raises:
+            MONAILabelException: see `AnomalyInferTask`; no such image or model.
+        """
+        request = dict(request)
+        task = self._infers.get(request.get("model"))
+        if task is None:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"There is no model {request.get('model')!r}; there are {', '.join(self._infers)}.",
+            )
+        datastore = datastore or self.datastore()
+        image = str(request.get("image") or "")
+        stored = not self._is_upload(image)
+        if stored:
+            ids = datastore.siblings(image, self.bundle.channels)
+            request["image"] = [datastore.get_image_uri(i) for i in ids]
+            self._check_modality(image, datastore)
+        with self._one_at_a_time:
+            file, params, result = task.run(request)
+            label = file
+            if stored and request.get("save_label"):
+                tag = request.get("label_tag") or ORIGINAL
+                if tag == ORIGINAL and task.view is not lesion_mask:
+                    tag = request["model"]  # the original is a mask, for scoring and for what readers correct
+                with tempfile.TemporaryDirectory() as folder:
+                    results = write_results(result, request["image"][0], Path(folder))
+                    datastore.save_results(image, tag, file, results, params)
+                label = image
+        return {"label": label, "tag": ORIGINAL, "file": file, "params": params}
+
+    def _is_upload(self, image: str) -> bool:
+        """Whether the server itself put this file there for this request; any other path is refused."""
+        if not image:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, "image must be the id of one of the studies' images."
+            )
+        path = Path(image)
+        if not path.is_absolute():
+            return False
+        resolved, uploads = path.resolve(), Path(tempfile.gettempdir()).resolve()
+        uploaded = resolved.parent == uploads and path.name.startswith(tempfile.gettempprefix())
+        if self._sessions is not None:
+            uploaded = uploaded or resolved.is_relative_to(Path(self._sessions.store_path).resolve())
+        if uploaded and path.exists():
+            return True
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"image {image!r} is a path; give the id of an image.")
+
+    def _check_modality(self, image: str, datastore: Datastore) -> None:
+        modality = datastore.get_image_info(image).get("Modality")
+        if modality and modality != self.bundle.modality:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"{image}: is {modality}; the model takes {self.bundle.modality}."
+            )
+
+    def dicom_segmentation(self, image: str, result: Mapping[str, Any]) -> str:
+        """The path of a DICOM Segmentation of what `infer` gave for a series.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, the studies are no DICOM.
+        """
+        datastore = self.datastore()
+        if not isinstance(datastore, DICOMwebStudies):
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "dicom_seg needs studies on a DICOMweb server.")
+        handle, path = tempfile.mkstemp(suffix=".dcm")
+        os.close(handle)
+        datastore.segmentation_of(image, result["file"], result["params"]).save_as(path)
+        return path
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        # MONAI Label's default is CT, whatever the model takes
+        search = {**settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, "Modality": self.bundle.modality}
+        self._download_dcmqi_tools()
+        return DICOMwebStudies(
+            client=DICOMwebClientX(
+                url=self.studies,
+                session=_session(),
+                qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+                wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+                stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+            ),
+            search_filter=search,
+            cache_path=(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip() or None,
+            store_results=self.conf.get("store_results", "true").lower() != "false",
+        )
+
+
+def _session() -> Any:
+    from dicomweb_client.session_utils import create_session_from_user_pass
+
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    return create_session_from_user_pass(user, password) if user and password else None

@@ -1,0 +1,70 @@
+"""A copy of the bundle that runs in milliseconds: tiny networks with random weights, and all that is bright is brain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.bundle import bundle_root
+from test_inference import TINY
+
+BRIGHT = '''"""All that is bright is brain."""
+
+from monai.transforms import MapTransform
+
+from scripts.preprocessing import _on_grid
+
+
+class BrightBraind(MapTransform):
+    def __call__(self, data):
+        d = dict(data)
+        image = d[self.keys[0]]
+        d["brain"] = _on_grid((image.as_tensor()[:1] > 0).byte(), image.affine, image)
+        return d
+'''
+
+
+def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> Path:
+    """Make the copy in `folder`; return it."""
+    bundle = folder / "bundle"
+    source = Path(bundle_root())
+    shutil.copytree(source / "scripts", bundle / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(source / "configs", bundle / "configs")
+    (bundle / "bright.py").write_text(BRIGHT)
+    path = bundle / "configs" / "inference.json"
+    config: dict[str, Any] = json.loads(path.read_text())
+    config["num_channels"] = len(channels)
+    for name, values in TINY.items():
+        node = config
+        *parents, last = name.split("#")
+        for parent in parents:
+            node = node[parent]
+        node[last] = values
+    config["displayable_configs"] |= {"num_inference_steps": 2, "threshold": 0.05}
+    transforms = config["preprocessing"]["transforms"]
+    n = next(i for i, t in enumerate(transforms) if t["_target_"].endswith("ExtractBraind"))
+    transforms[n] = {"_target_": "bright.BrightBraind", "keys": "image"}
+    path.write_text(json.dumps(config))
+    path = bundle / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["network_data_format"]["inputs"]["image"] |= {
+        "num_channels": len(channels),
+        "channel_def": {str(n): channel for n, channel in enumerate(channels)},
+    }
+    path.write_text(json.dumps(metadata))
+    torch.manual_seed(0)
+    parser = ConfigParser(config)
+    (bundle / "models").mkdir()
+    for name, definition in (("model", "network_def"), ("classifier", "classifier_def")):
+        network = parser.get_parsed_content(definition)
+        # MONAI's diffusion networks begin with a last layer of zeros
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+        torch.save(network.state_dict(), bundle / "models" / f"{name}.pt")
+    return bundle

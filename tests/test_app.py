@@ -1,0 +1,424 @@
+"""The MONAI Label app over real HTTP, as the viewers call it, on a folder of studies; bad days included."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pytest
+import requests
+import torch
+from monai.data import MetaTensor
+from monailabel.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClientException
+from monailabel.interfaces.exception import MONAILabelException
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from urllib3.filepost import encode_multipart_formdata
+
+from lib.bundle import Bundle, fetch_bundle, on_one_grid
+from lib.infer import HEAT_MAP_LABELS, heat_map, lesion_mask
+from lib.server import Guard
+from lib.studies import FolderStudies, sequence_of
+from small_bundle import write_small_bundle
+from synthetic import GRIDS, write_head
+
+APP = Path(__file__).parents[1] / "apps" / "anomaly_detection"
+# exactly what the plug-in of 3D Slicer sends
+SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
+
+
+class Server:
+    """A MONAI Label server in a process of its own."""
+
+    def __init__(self, studies: Path, bundle: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = MONAILabelClient(self.url, tmpdir=str(log.parent))
+        self.studies, self.log = studies, log
+        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP)]
+        command += ["--studies", str(studies)]
+        command += ["--port", str(self.port), "--conf", "bundle", str(bundle), "--conf", "max_upload_mb", "16"]
+        self._file = log.open("w")
+        self._process = subprocess.Popen(command, stdout=self._file, stderr=subprocess.STDOUT, cwd=log.parent)
+        for _ in range(240):
+            try:
+                requests.get(f"{self.url}/info/", timeout=10)
+                return
+            except requests.ConnectionError:
+                if self._process.poll() is not None:
+                    break
+                time.sleep(0.5)
+        raise RuntimeError(log.read_text()[-3000:])
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+        self._file.close()
+
+    def __getattr__(self, verb: str) -> Any:
+        return lambda path, **kwargs: getattr(requests, verb)(self.url + path, timeout=120, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("app")
+    studies = folder / "studies"
+    studies.mkdir()
+    for grid in GRIDS:
+        name = grid.replace(" ", "_")
+        write_head(studies, grid, name)
+        (studies / f"{name}_brain.nii.gz").unlink()
+    (studies / "text.nii.gz").write_text("this is no image")
+    whole = (studies / "plain.nii.gz").read_bytes()
+    (studies / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    nib.save(nib.Nifti1Image(np.ones((40, 40, 4, 2), np.float32), np.eye(4)), studies / "two_channels.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((40, 40, 0), np.float32), np.eye(4)), studies / "no_slice.nii.gz")
+    started = Server(studies, write_small_bundle(folder), folder / "server.log")
+    yield started
+    started.stop()
+
+
+def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) -> None:
+    info = server.client.info()
+    assert "not for clinical use" in info["name"]
+    assert set(info["models"]) == {"lesion_mask", "anomaly_heat_map"}
+    for model in info["models"].values():
+        assert model["type"] == "segmentation"
+        assert set(model["config"]) == {"noise_level", "guidance_scale", "num_inference_steps", "threshold"}
+    assert info["models"]["lesion_mask"]["labels"] == {"anomaly": 1}
+    assert list(info["models"]["anomaly_heat_map"]["labels"].values()) == list(range(1, 10))
+    assert {"classifier", "diffusion"} == set(info["trainers"])
+    assert "most_anomalous_first" in info["strategies"] and "dice" in info["scoring"]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_masks_and_maps_lie_on_the_input_grid(server: Server, grid: str, tmp_path: Path) -> None:
+    name = grid.replace(" ", "_")
+    shape, affine = GRIDS[grid]
+    for model, top in (("lesion_mask", 1), ("anomaly_heat_map", 9)):
+        file, params = server.client.infer(model, name, {**SLICER, "save_label": True, "noise_level": 400})
+        array, header = nrrd.read(file)
+        assert array.shape == shape and array.dtype == np.uint8 and array.max() <= top
+        assert header["space"] == "left-posterior-superior"
+        to_lps = np.diag([-1.0, -1.0, 1.0])
+        np.testing.assert_allclose(header["space directions"].T, to_lps @ affine[:3, :3], atol=1e-5)
+        np.testing.assert_allclose(header["space origin"], to_lps @ affine[:3, 3], atol=1e-4)
+        assert params["label_names"] and 0 <= params["result"]["p_diseased"] <= 1
+    source = nib.load(server.studies / f"{name}.nii.gz")
+    for tag in ("anomaly_map", "counterfactual"):
+        image = nib.load(server.client.download_label(name, tag))
+        assert image.shape == shape
+        np.testing.assert_array_equal(image.affine, source.affine)
+    assert nib.load(server.client.download_label(name, "anomaly_map")).get_data_dtype() == np.float32
+
+
+def test_the_second_view_and_another_threshold_need_no_network(server: Server) -> None:
+    options = {**SLICER, "noise_level": 300}
+    _, first = server.client.infer("lesion_mask", "plain", options)
+    _, view = server.client.infer("anomaly_heat_map", "plain", options)
+    _, threshold = server.client.infer("lesion_mask", "plain", {**options, "threshold": 1e-6})
+    assert first["latencies"]["infer"] > 0
+    assert view["latencies"]["infer"] == threshold["latencies"]["infer"] == 0
+    assert threshold["result"]["lesion_ml"] > first["result"]["lesion_ml"]
+    assert view["result"] == first["result"]
+
+
+def test_the_same_request_gives_the_same_bytes(server: Server) -> None:
+    files = []
+    for steps in (2, 1, 3, 2):  # the first is no longer kept when it comes again
+        file, _ = server.client.infer("anomaly_heat_map", "oblique", {**SLICER, "num_inference_steps": steps})
+        files.append(Path(file).read_bytes())
+    assert files[0] == files[3] != files[2]
+
+
+BAD = [
+    ("lesion_mask", "nobody", {}, 404, "There is no image 'nobody'"),
+    ("no_model", "plain", {}, 400, "There is no model 'no_model'; there are lesion_mask, anomaly_heat_map"),
+    ("lesion_mask", "../studies/plain", {}, 400, "a name without slashes"),
+    ("lesion_mask", "..", {}, 400, "not beginning with a dot"),
+    ("lesion_mask", "/etc/passwd", {}, 400, "a name without slashes"),
+    ("lesion_mask", "plain", {"image": "/etc/passwd"}, 400, "give the id of an image"),
+    ("lesion_mask", "plain", {"image": "../studies/plain"}, 400, "a name without slashes"),
+    ("lesion_mask", "plain", {"noise_level": 1000}, 400, "noise_level must be above 0 and below 1000, got 1000"),
+    ("lesion_mask", "plain", {"noise_level": "much"}, 400, "noise_level must be a whole number, got 'much'"),
+    ("lesion_mask", "plain", {"num_inference_steps": 0}, 400, "num_inference_steps must be from 1"),
+    ("lesion_mask", "plain", {"threshold": 0}, 400, "threshold must be above 0"),
+    ("lesion_mask", "plain", {"guidance_scale": None}, 400, "guidance_scale must be a number, got None"),
+    ("lesion_mask", "plain", {"result_extension": "/../../x.nrrd"}, 400, "result_extension must be one of .nii.gz"),
+    ("lesion_mask", "plain", {"result_dtype": "object"}, 400, "result_dtype must be one of uint8"),
+    ("lesion_mask", "plain", {"save_label": True, "label_tag": "../.."}, 400, "label tag '../..' is not allowed"),
+    ("lesion_mask", "text", {}, 400, "text.nii.gz: can't be read as an image"),
+    ("lesion_mask", "cut", {}, 400, "cut.nii.gz: can't be read as an image"),
+    ("lesion_mask", "two_channels", {}, 400, "two_channels.nii.gz: has 2 channel(s), the model takes 1"),
+    ("lesion_mask", "no_slice", {}, 400, "no_slice.nii.gz"),
+]
+
+
+@pytest.mark.parametrize(("model", "image", "params", "status", "message"), BAD)
+def test_bad_requests(
+    server: Server, model: str, image: str, params: dict[str, Any], status: int, message: str
+) -> None:
+    config = server.studies / "datastore_v2.json"
+    before = config.read_bytes(), sorted(server.studies.rglob("*"))
+    answer = server.post(f"/infer/{model}", params={"image": image}, data={"params": json.dumps({**SLICER, **params})})
+    assert answer.status_code == status
+    assert message in answer.json()["detail"]
+    assert (config.read_bytes(), sorted(server.studies.rglob("*"))) == before
+    assert server.client.info()["models"]
+
+
+def test_paths_in_names_of_other_endpoints(server: Server) -> None:
+    data = {"file": ("x.nii.gz", b"x")}
+    assert server.put("/datastore/image", params={"image": "../evil"}, files=data).status_code == 400
+    label = {"label": ("x.nii.gz", b"x")}
+    assert server.put("/datastore/label", params={"image": "plain", "tag": "../evil"}, files=label).status_code == 400
+    assert server.get("/datastore/label", params={"label": "../x", "tag": "final"}).status_code == 400
+    assert server.delete("/datastore/image", params={"id": "../../x"}).status_code == 400
+    assert server.get("/datastore/image", params={"image": "nobody"}).status_code == 404
+    assert server.put("/datastore/label", params={"image": "nobody"}, files=label).status_code == 404
+    assert not list(server.studies.parent.glob("evil*"))
+    archive = {"files": ("x.zip", b"x")}
+    answer = server.put("/session/", params={"uncompress": "true"}, files=archive)
+    assert answer.status_code == 400 and "Archives are not unpacked" in answer.json()["detail"]
+    answer = server.post("/infer/lesion_mask", params={"image": "plain"}, data={"params": "{no json"})
+    assert answer.status_code == 400 and "params is not JSON" in answer.json()["detail"]
+
+
+def temporary_files() -> set[str]:
+    return {p.name for p in Path(tempfile.gettempdir()).glob("tmp*")}
+
+
+def test_uploads_are_processed_and_removed(server: Server, tmp_path: Path) -> None:
+    before = temporary_files()
+    file, params = server.client.infer("lesion_mask", "", SLICER, file=str(server.studies / "flipped.nii.gz"))
+    assert nrrd.read(file)[0].shape == GRIDS["flipped"][0]
+    with pytest.raises(MONAILabelClientException, match="be read as an image"):
+        server.client.infer("lesion_mask", "", SLICER, file=str(server.studies / "text.nii.gz"))
+    session = server.client.create_session(str(server.studies / "plain.nii.gz"))["session_id"]
+    file, _ = server.client.infer("lesion_mask", "", SLICER, session_id=session)
+    assert nrrd.read(file)[0].shape == GRIDS["plain"][0]
+    server.delete(f"/session/{session}")
+    assert temporary_files() <= before
+
+
+def test_too_large_an_upload_is_refused_but_read_to_its_end(server: Server) -> None:
+    large = {"file": ("large.nii.gz", bytes(17 * 2**20))}
+    answer = server.post("/infer/lesion_mask", files=large)
+    assert answer.status_code == 413 and "16 MiB" in answer.json()["detail"]
+
+    # in chunks: no length is announced
+    body, kind = encode_multipart_formdata(large)
+    chunks = (body[i : i + 2**20] for i in range(0, len(body), 2**20))
+    answer = server.put("/datastore/image", params={"image": "large"}, data=chunks, headers={"content-type": kind})
+    assert answer.status_code == 413 and "16 MiB" in answer.json()["detail"]
+    assert "large" not in server.client.datastore()["objects"]
+
+
+def test_a_client_that_goes_away_and_two_at_once(server: Server) -> None:
+    gone = http.client.HTTPConnection("127.0.0.1", server.port)
+    body = b"params=%7B%22num_inference_steps%22%3A40%7D"
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    gone.request("POST", "/infer/lesion_mask?image=flipped", body, headers)
+    time.sleep(0.3)
+    start = time.perf_counter()
+    server.client.info()
+    free = time.perf_counter() - start
+    gone.close()
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(server.client.infer, "lesion_mask", name, SLICER) for name in ("plain", "anisotropic")]
+        shapes = [nrrd.read(run.result()[0])[0].shape for run in runs]
+    assert shapes == [GRIDS["plain"][0], GRIDS["anisotropic"][0]]
+    assert free < 5  # the loop isn't blocked by the networks
+
+
+def wait_for(server: Server, task: str) -> dict[str, Any]:
+    for _ in range(240):
+        status = server.get(task).json()
+        if status.get("status") in ("DONE", "ERROR"):
+            return status
+        time.sleep(0.5)
+    raise TimeoutError(task)
+
+
+def test_triage_and_scoring(server: Server, tmp_path: Path) -> None:
+    server.post("/batch/infer/lesion_mask", params={"images": "unlabeled"}, json={"device": "cpu"})
+    report = "\n".join(wait_for(server, "/batch/infer")["details"])
+    assert "failed" in report and "can't be read as an image" in report
+    infos = {name: study["image"]["info"] for name, study in server.client.datastore()["objects"].items()}
+    scores = {name: info["anomaly_score"] for name, info in infos.items() if "anomaly_score" in info}
+    assert set(scores) == {g.replace(" ", "_") for g in GRIDS}
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    first = server.client.next_sample("most_anomalous_first", {})
+    assert first["id"] == ranked[0] and first["score"] == scores[ranked[0]]
+
+    # half of the predicted mask, submitted by a reader
+    server.client.infer("lesion_mask", ranked[0], {"save_label": True})
+    predicted = nib.load(server.client.download_label(ranked[0], "original"))
+    mask = np.asarray(predicted.dataobj)
+    marked = np.argwhere(mask)
+    half = np.zeros_like(mask)
+    half[tuple(marked[::2].T)] = 1
+    path = tmp_path / "reader.nii.gz"
+    nib.save(nib.Nifti1Image(half, predicted.affine), path)
+    server.client.save_label(ranked[0], str(path))
+    assert server.client.next_sample("most_anomalous_first", {})["id"] == ranked[1]
+    server.post("/scoring/dice", json={})
+    wait_for(server, "/scoring/")
+    kept = len(marked[::2])
+    dice = server.client.datastore()["objects"][ranked[0]]["image"]["info"]["dice"]
+    assert dice == pytest.approx(2 * kept / (kept + len(marked)), abs=1e-6)
+
+
+def test_heat_map_levels() -> None:
+    threshold = 0.3
+    a = torch.tensor([0.0, 0.1, 0.1001, 0.2001, 0.3, 0.3001, 0.9001, 5.0, torch.nan]).view(1, -1, 1, 1)
+    pred = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2]).view(1, -1, 1, 1)
+    result = {"anomaly_map": MetaTensor(a), "pred": MetaTensor(pred)}
+    levels = heat_map(result, threshold).flatten().tolist()
+    assert levels == [0, 0, 1, 2, 2, 3, 9, 9, 0]
+    assert lesion_mask(result, threshold).flatten().tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 0]
+    # where the mask is, the level is at least the third
+    assert [n >= 3 for n in levels] == [bool(m) for m in lesion_mask(result, threshold).flatten()]
+    assert len(HEAT_MAP_LABELS) == 9
+
+
+def test_the_colours_of_ohif_run_from_dark_to_light() -> None:
+    luminances = []
+    for name in HEAT_MAP_LABELS:
+        n = 4 * len(name) + sum(map(ord, name))  # fixedRGBForLabel in OHIF's MONAI Label extension
+        luminances.append(0.3 * (2 * n % 256) + 0.59 * (3 * n % 256) + 0.11 * (5 * n % 256))
+    assert luminances == sorted(luminances)
+
+
+def test_networks_load_once_and_again_when_their_files_change(tmp_path: Path) -> None:
+    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    item = write_head(tmp_path)
+    bundle([item["image"]], bundle.options)
+    network = bundle._loaded["network"]
+    bundle([item["image"]], {**bundle.options, "noise_level": 200})
+    assert bundle._loaded["network"] is network
+    path = bundle.path / "models" / "model.pt"
+    torch.save(torch.load(path, weights_only=True), path)
+    bundle([item["image"]], bundle.options)
+    assert bundle._loaded["network"] is not network
+
+
+def test_sequences_by_name() -> None:
+    names = {
+        "p1_flair": "FLAIR",
+        "T2 FLAIR ax": "FLAIR",
+        "t2_tirm_dark-fluid": "FLAIR",
+        "sub-01_T1w": "T1",
+        "AX T1 POST": "T1Gd",
+        "t1_gd": "T1Gd",
+        "t2_tse": "T2",
+        "patient1": None,
+        "scan": None,
+    }
+    assert {name: sequence_of(name) for name in names} == names
+
+
+def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> None:
+    bundle = Bundle(write_small_bundle(tmp_path, ("FLAIR", "T1")), "cpu")
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    flair = write_head(folder, "plain", "p_flair")["image"]
+    shape, affine = (128, 160, 12), np.diag([1.2, 1.2, 2.5, 1.0])
+    finer = nib.load(flair).get_fdata().repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    nib.save(nib.Nifti1Image(finer, affine), folder / "p_t1.nii.gz")
+    write_head(folder, "plain", "q_flair")
+    for brain in folder.glob("*brain*"):
+        brain.unlink()
+    studies = FolderStudies(str(folder), auto_reload=False)
+    studies.sequence = bundle.channels[0]
+    assert sorted(studies.list_images()) == ["p_flair", "q_flair"]
+    ids = studies.siblings("p_flair", bundle.channels)
+    assert ids == ["p_flair", "p_t1"]
+    with pytest.raises(MONAILabelException) as missing:
+        studies.siblings("q_flair", bundle.channels)
+    assert "q_flair: the model takes FLAIR, T1; T1 is missing in this study." in missing.value.msg
+    paths = [studies.get_image_uri(i) for i in ids]
+    with on_one_grid(paths) as placed:
+        assert placed[0] == paths[0]
+        copy = nib.load(placed[1])
+        assert copy.shape == nib.load(flair).shape and copy.shape != shape
+        np.testing.assert_allclose(copy.affine, nib.load(flair).affine)
+        # away from edges both grids hold the same
+        inside = (slice(28, 36), slice(36, 44), slice(2, 4))
+        np.testing.assert_allclose(copy.get_fdata()[inside], nib.load(flair).get_fdata()[inside], atol=1.0)
+    assert not Path(placed[1]).exists()
+    assert bundle(paths, bundle.options)["counterfactual"].shape == (2, *nib.load(flair).shape)
+
+
+def test_a_bundle_by_its_address(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    archive = Path(shutil.make_archive(str(site / "b"), "zip", write_small_bundle(tmp_path).parent, "bundle"))
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site_server:
+        threading.Thread(target=site_server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site_server.server_port}/b.zip"
+        with pytest.raises(ValueError, match="its SHA-256 is .* nothing of it was used"):
+            fetch_bundle(url, "0" * 64, tmp_path / "kept")
+        assert not list((tmp_path / "kept").iterdir())
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            fetch_bundle(url, "", tmp_path / "kept")
+        path = fetch_bundle(url, sha256, tmp_path / "kept")
+        site_server.shutdown()
+    assert Bundle(path, "cpu").channels == ["FLAIR"]
+    assert fetch_bundle(url, sha256, tmp_path / "kept") == path  # kept, not fetched again
+
+
+def test_other_machines_are_refused_unless_asked_for() -> None:
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("hello"))])
+    for host, remote, status in (("10.0.0.7", False, 403), ("10.0.0.7", True, 200), ("127.0.0.1", False, 200)):
+        guarded = Guard(app, remote=remote, max_bytes=100)
+        assert TestClient(guarded, client=(host, 1)).get("/").status_code == status
+
+
+def test_the_stock_task_serves_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # MONAI Label imports torchvision for two functions that are not used here; it has no CPU build beside this torch
+    for name in ("torchvision", "torchvision.utils"):
+        module = ModuleType(name)
+        module.make_grid = module.save_image = None  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    from monailabel.tasks.infer.bundle import BundleInferTask
+
+    mine = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "scripts"}
+    try:
+        task = BundleInferTask(str(write_small_bundle(tmp_path)), {})
+        item = write_head(tmp_path, "sagittal")
+        file, params = task({"image": item["image"], "device": "cpu", "result_extension": ".nii.gz"})
+    finally:
+        # it imports the bundle's scripts anew; the other tests keep theirs
+        for name in [n for n in sys.modules if n.split(".")[0] == "scripts"]:
+            del sys.modules[name]
+        sys.modules.update(mine)
+    mask = nib.load(file)
+    assert mask.shape == GRIDS["sagittal"][0]
+    np.testing.assert_allclose(mask.affine, GRIDS["sagittal"][1], atol=1e-4)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
