@@ -3,15 +3,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo serve viewers test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  \1\t\2/p' Makefile
 
 demo: $(READY) ## find the lesion in the sample volume; the results go to output/
 	$(BIN)/python -m monai.bundle run --config_file bundle/configs/inference.json --output_dir output
+
+serve: $(READY) ## show the sample study in OHIF and 3D Slicer until Ctrl-C; without Orthanc in 3D Slicer only
+	$(BIN)/python apps/anomaly_detection/serve.py
+
+viewers: ## install what OHIF and its tests need from Debian or Ubuntu: orthanc, orthanc-dicomweb, chromium
+	@command -v apt-get > /dev/null || \
+		{ echo "There is no apt-get here: install Orthanc with its DICOMweb plugin, and Chromium, in this system's way."; exit 1; }
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install -y --no-install-recommends orthanc orthanc-dicomweb chromium
+	@echo "The package starts an Orthanc of its own, ports 8042 and 4242, that nothing here uses;" \
+		"to stop it: systemctl disable --now orthanc"
 
 test: $(READY) ## lint, format, types and tests
 	$(BIN)/python -m ruff check .

@@ -182,14 +182,17 @@ class AnomalyDetection(MONAILabelApp):
         # MONAI Label's default is CT, whatever the model takes
         search = {**settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, "Modality": self.bundle.modality}
         self._download_dcmqi_tools()
+        client = DICOMwebClientX(
+            url=self.studies,
+            session=_session(),
+            qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+            wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+            stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+        )
+        # the default tries for half a minute, also where nothing listens; a viewer would look as if it hung
+        client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=100)
         return DICOMwebStudies(
-            client=DICOMwebClientX(
-                url=self.studies,
-                session=_session(),
-                qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
-                wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
-                stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
-            ),
+            client=client,
             search_filter=search,
             cache_path=(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip() or None,
             store_results=self.conf.get("store_results", "true").lower() != "false",

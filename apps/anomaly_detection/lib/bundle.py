@@ -160,7 +160,7 @@ class Bundle:
         Returns:
             What the bundle's postprocessing gives, all on the grid of the first volume: ``pred``, ``anomaly_map``,
             ``counterfactual`` and ``slices``; and ``seconds``, the time for "preprocessing", "networks" and
-            "postprocessing".
+            "postprocessing", and ``transforms``, that for each of the preprocessing's.
 
         Raises:
             MONAILabelException: INVALID_INPUT, a volume can't be used; the message names it and says why.
@@ -170,11 +170,16 @@ class Bundle:
             files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
             key = (files, *((k, v) for k, v in options.items() if k != "threshold"))
             seconds = {"preprocessing": 0.0, "networks": 0.0}
+            transforms: dict[str, float] = {}
             start = perf_counter()
             try:
                 if key not in self._studies:
                     with on_one_grid(paths) as volumes:
-                        data = self._loaded["preprocessing"]({"image": volumes[0] if len(volumes) == 1 else volumes})
+                        data: dict[str, Any] = {"image": volumes[0] if len(volumes) == 1 else volumes}
+                        for transform in self._loaded["preprocessing"].transforms:
+                            begin = perf_counter()
+                            data = transform(data)
+                            transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
                     seconds["preprocessing"] = perf_counter() - start
                     start = perf_counter()
                     inputs = data["image"].as_tensor()[None].to(self.device)
@@ -193,7 +198,7 @@ class Bundle:
                     message = message.replace(str(path), Path(path).name)
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, message) from error
             seconds["postprocessing"] = perf_counter() - start
-            result["seconds"] = seconds
+            result["seconds"], result["transforms"] = seconds, transforms
             return result
 
 

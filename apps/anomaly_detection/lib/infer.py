@@ -139,6 +139,7 @@ class AnomalyInferTask(InferTask):
                 "post": round(seconds["postprocessing"], 3),
                 "write": round(seconds["writing"], 3),
                 "total": round(perf_counter() - begin, 3),
+                "transform": {"pre": result["transforms"]},
             },
         }
         return file, params, result

@@ -231,6 +231,13 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
                 return series
         raise ImageNotFoundException(f"There is no series {image_id} on {self._client.base_url}.")
 
+    def status(self) -> dict[str, Any]:
+        """As for a folder; while the DICOM server is away, what is wrong: studies that were fetched can still be read."""
+        try:
+            return super().status()
+        except MONAILabelException as error:
+            return {"total": 0, "completed": 0, "label_tags": {}, "error": error.msg}
+
     def list_images(self) -> list[str]:
         found = self._series(**self._search_filter)
         return [str(s.SeriesInstanceUID) for s in found if self._wanted(str(s.get("SeriesDescription", "")))]

@@ -1,0 +1,268 @@
+"""Show the bundle's sample study in real viewers: Orthanc keeps the DICOM, MONAI Label runs the models."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import fire
+import pydicom
+
+from lib.dicom import series_from_nifti
+
+APP = Path(__file__).resolve().parent
+SAMPLE = APP.parents[1] / "bundle" / "sample" / "TCGA_FG_6692_flair.nii.gz"
+HOST = "127.0.0.1"
+PLUGIN = "libOrthancDicomWeb.so"
+PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/local/share/orthanc/plugins", "/usr/lib/orthanc")
+NOTICE = "Research software, not for clinical use."
+
+# a proxy that the environment names can't reach this machine's own loopback
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+class ServeError(RuntimeError):
+    """A server can't be started or does not answer; the message says why and what to do."""
+
+
+def find_orthanc() -> tuple[Path, Path] | None:
+    """Orthanc and its DICOMweb plugin, or None where one of them is not installed."""
+    # Debian puts it where only root's PATH leads
+    command = shutil.which(
+        "Orthanc", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+    )
+    plugin = next((path for folder in PLUGIN_FOLDERS if (path := Path(folder) / PLUGIN).exists()), None)
+    return (Path(command), plugin) if command and plugin else None
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    *,
+    name: str,
+    ready: str,
+    log: Path,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 180.0,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that answers for as long as the block runs; it is ended with every process that it started.
+
+    Args:
+        command: starts it.
+        name: for messages.
+        ready: a URL on this machine that gives 200 once the server is up. Its port must be free before.
+        log: the file for what the server prints.
+        cwd: the folder that it runs in.
+        env: what its environment has beside this one.
+        timeout: for the start, in seconds.
+
+    Raises:
+        ServeError: the port is taken, the server died or was not up in time; the message quotes its last lines.
+    """
+    port = int(ready.removeprefix(f"http://{HOST}:").partition("/")[0])
+    with socket.socket() as probe:
+        # as the servers do, or the port would count as taken for a minute after each stop
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServeError(f"{name}: port {port} can't be used ({error.strerror}); choose another one.") from error
+    with log.open("wb") as output:
+        # a group of its own: Ctrl-C reaches this process only, which then ends the servers one after the other
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + timeout
+        while not answers(ready):
+            if process.poll() is not None or time.monotonic() > end:
+                what = "was not up in time" if process.poll() is None else f"ended with status {process.returncode}"
+                last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+                raise ServeError(f"{name} {what}. The end of its log, {log}:\n{last}")
+            time.sleep(0.3)
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=15)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
+    finally:
+        # also after a second Ctrl-C, and for what the server started and left
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether this URL gives 200."""
+    try:
+        with _open(url, timeout=10) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@contextmanager
+def orthanc(folder: str | Path, port: int) -> Iterator[str]:
+    """Orthanc with DICOMweb for this machine only, its data in a folder.
+
+    Args:
+        folder: for the data, the configuration and the log; an existing one is opened again.
+        port: of HTTP. There is no DICOM port.
+
+    Yields:
+        the URL of its DICOMweb service.
+
+    Raises:
+        ServeError: see `running`; also where Orthanc or its plugin is missing.
+    """
+    found = find_orthanc()
+    if found is None:
+        raise ServeError("Orthanc with its DICOMweb plugin is not installed: `make viewers`.")
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "Name": "Anomaly detection demonstration",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [str(found[1])],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    path = folder / "orthanc.json"
+    path.write_text(json.dumps(config, indent=2))
+    url = f"http://{HOST}:{port}"
+    with running(
+        [str(found[0]), str(path)],
+        name="Orthanc",
+        ready=f"{url}/dicom-web/studies",
+        log=folder / "orthanc.log",
+        cwd=folder,
+    ):
+        yield f"{url}/dicom-web"
+
+
+def upload(files: Sequence[Path], port: int) -> None:
+    """Give DICOM files to Orthanc; those that it has already are left as they are.
+
+    Raises:
+        ServeError: it refuses one.
+    """
+    for path in files:
+        try:
+            _open(f"http://{HOST}:{port}/instances", data=path.read_bytes(), timeout=60).close()
+        except OSError as error:
+            raise ServeError(f"{path}: Orthanc did not take it ({error}).") from error
+
+
+@contextmanager
+def label_server(studies: str, folder: str | Path, port: int, conf: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The MONAI Label server with this app, for this machine only.
+
+    Args:
+        studies: a folder, or the URL of a DICOMweb service.
+        folder: for fetched series, sessions and the log.
+        port: of HTTP.
+        conf: options of the app, see ``main.py``.
+
+    Yields:
+        the server's URL.
+
+    Raises:
+        ServeError: see `running`.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicomweb"),
+        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST))),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
+    command += ["--host", HOST, "--port", str(port)]
+    for key, value in (conf or {}).items():
+        command += ["--conf", key, value]
+    url = f"http://{HOST}:{port}"
+    with running(command, name="MONAI Label", ready=f"{url}/info/", log=folder / "server.log", cwd=folder, env=env):
+        yield url
+
+
+def ohif_url(server: str, study: str) -> str:
+    """Where a MONAI Label server shows a study, given by its StudyInstanceUID, in OHIF."""
+    return f"{server}/ohif/monai-label?StudyInstanceUIDs={study}"
+
+
+def sample_study(folder: str | Path) -> tuple[list[Path], str]:
+    """The bundle's sample as a DICOM series: its files and its StudyInstanceUID."""
+    files = series_from_nifti(
+        SAMPLE, folder, series_description="FLAIR", patient_id="TCGA-FG-6692", patient_name="Sample^Frontal glioma"
+    )
+    return files, str(pydicom.dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
+
+
+def serve(folder: str = "output/serve", port: int = 8000, orthanc_port: int = 8043, **conf: str) -> None:
+    """Serve the sample study until Ctrl-C: to OHIF and 3D Slicer; without Orthanc to 3D Slicer only.
+
+    Args:
+        folder: for all that is written; what an earlier run left there is shown again.
+        port: of the MONAI Label server, which also serves OHIF.
+        orthanc_port: of Orthanc; 8042 is that of the Orthanc which Debian's package starts.
+        conf: options of the app, such as ``--device cpu``.
+    """
+    root = Path(folder).resolve()
+    # ended with a signal, the servers must end too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
+    options = {key: str(value) for key, value in conf.items()}
+    try:
+        with ExitStack() as stack:
+            if find_orthanc() is None:
+                studies = root / "studies"
+                studies.mkdir(parents=True, exist_ok=True)
+                shutil.copy(SAMPLE, studies)
+                server = stack.enter_context(label_server(str(studies), root, port, options))
+                ohif = "needs Orthanc with its DICOMweb plugin: `make viewers` installs them on Debian and Ubuntu"
+            else:
+                files, study = sample_study(root / "dicom")
+                dicomweb = stack.enter_context(orthanc(root / "orthanc", orthanc_port))
+                upload(files, orthanc_port)
+                server = stack.enter_context(label_server(dicomweb, root, port, options))
+                ohif = f"{ohif_url(server, study)}\n             server, in the MONAI Label panel: {server}/"
+            print(f"\n  OHIF       {ohif}\n  3D Slicer  module MONAILabel, server {server}", flush=True)
+            print(f"  Files      {root}\n\n{NOTICE} Ctrl-C ends it.", flush=True)
+            signal.pause()
+    except ServeError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        print("ended")
+
+
+if __name__ == "__main__":
+    fire.Fire(serve)
