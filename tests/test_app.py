@@ -6,9 +6,9 @@ import functools
 import hashlib
 import http.client
 import json
+import runpy
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +19,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import nibabel as nib
 import nrrd
@@ -36,50 +37,35 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from urllib3.filepost import encode_multipart_formdata
 
+import serve
 from lib.bundle import Bundle, fetch_bundle, on_one_grid
 from lib.infer import HEAT_MAP_LABELS, heat_map, lesion_mask
 from lib.server import Guard
 from lib.studies import FolderStudies, sequence_of
+from serve import label_server
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
 
-APP = Path(__file__).parents[1] / "apps" / "anomaly_detection"
 # exactly what the plug-in of 3D Slicer sends
 SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
 
 
 class Server:
-    """A MONAI Label server in a process of its own."""
+    """A running server: MONAI Label's client for it, and plain requests by their verb."""
 
-    def __init__(self, studies: Path, bundle: Path, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.client = MONAILabelClient(self.url, tmpdir=str(log.parent))
-        self.studies, self.log = studies, log
-        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP)]
-        command += ["--studies", str(studies)]
-        command += ["--port", str(self.port), "--conf", "bundle", str(bundle), "--conf", "max_upload_mb", "16"]
-        self._file = log.open("w")
-        self._process = subprocess.Popen(command, stdout=self._file, stderr=subprocess.STDOUT, cwd=log.parent)
-        for _ in range(240):
-            try:
-                requests.get(f"{self.url}/info/", timeout=10)
-                return
-            except requests.ConnectionError:
-                if self._process.poll() is not None:
-                    break
-                time.sleep(0.5)
-        raise RuntimeError(log.read_text()[-3000:])
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
-        self._file.close()
+    def __init__(self, url: str, studies: Path) -> None:
+        self.url, self.studies = url, studies
+        self.port = int(url.rsplit(":", 1)[1])
+        self.client = MONAILabelClient(url, tmpdir=str(studies.parent))
 
     def __getattr__(self, verb: str) -> Any:
         return lambda path, **kwargs: getattr(requests, verb)(self.url + path, timeout=120, **kwargs)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +82,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (studies / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     nib.save(nib.Nifti1Image(np.ones((40, 40, 4, 2), np.float32), np.eye(4)), studies / "two_channels.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((40, 40, 0), np.float32), np.eye(4)), studies / "no_slice.nii.gz")
-    started = Server(studies, write_small_bundle(folder), folder / "server.log")
-    yield started
-    started.stop()
+    conf = {"bundle": str(write_small_bundle(folder)), "max_upload_mb": "16"}
+    with label_server(str(studies), folder, free_port(), conf) as url:
+        yield Server(url, studies)
 
 
 def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) -> None:
@@ -292,6 +278,24 @@ def test_triage_and_scoring(server: Server, tmp_path: Path) -> None:
     assert dice == pytest.approx(2 * kept / (kept + len(marked)), abs=1e-6)
 
 
+def test_fine_tuning_over_http(server: Server, tmp_path: Path) -> None:
+    for name in ("plain", "flipped"):
+        image = nib.load(server.studies / f"{name}.nii.gz")
+        mask = np.zeros(image.shape, np.uint8)
+        mask[30:34, 30:34, 2] = 1
+        nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / f"{name}.nii.gz")
+        server.client.save_label(name, str(tmp_path / f"{name}.nii.gz"))
+    assert server.client.info()["train_stats"]["classifier"] == {}
+    server.client.train_start("classifier", {"max_minutes": 0.02, "val_split": 0.5})
+    status = wait_for(server, "/train/")
+    details = "\n".join(status["details"])
+    assert status["status"] == "DONE", details
+    report = server.client.info()["train_stats"]["classifier"]
+    assert report["patients"]["train"] >= 1 and report["patients"]["validation"] >= 1 and report["iterations"] > 0
+    assert isinstance(report["published"], bool)
+    assert server.client.infer("lesion_mask", "plain", SLICER)[1]["weights"]
+
+
 def test_heat_map_levels() -> None:
     threshold = 0.3
     a = torch.tensor([0.0, 0.1, 0.1001, 0.2001, 0.3, 0.3001, 0.9001, 5.0, torch.nan]).view(1, -1, 1, 1)
@@ -422,3 +426,26 @@ def test_the_stock_task_serves_the_bundle(tmp_path: Path, monkeypatch: pytest.Mo
     assert mask.shape == GRIDS["sagittal"][0]
     np.testing.assert_allclose(mask.affine, GRIDS["sagittal"][1], atol=1e-4)
     assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+
+
+def test_the_slicer_script_loads_what_the_server_keeps(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests are real; Slicer itself is stood in for, so only what it is asked to load can be checked."""
+    slicer, loaded = MagicMock(), {}
+
+    def load(path: str, properties: dict[str, Any]) -> MagicMock:
+        loaded[properties["name"]] = nib.load(path).get_fdata()
+        return MagicMock()
+
+    slicer.util.loadVolume = load
+    monkeypatch.setitem(sys.modules, "slicer", slicer)
+    monkeypatch.setitem(sys.modules, "vtk", MagicMock())
+    script: dict[str, Any] = runpy.run_path(str(Path(serve.__file__).parent / "slicer" / "show_anomaly.py"))
+    node = MagicMock()
+    node.GetName.return_value = "plain"
+    scores = script["show_anomaly"](server.url, node)
+    assert scores["label_names"] == {"anomaly": 1} and 0 <= scores["p_diseased"] <= 1
+    assert set(loaded) == {"plain anomaly_map", "plain counterfactual"}
+    assert all(volume.shape == GRIDS["plain"][0] for volume in loaded.values())
+    node.GetName.return_value = "nobody"
+    with pytest.raises(RuntimeError, match="There is no image 'nobody' among the studies"):
+        script["show_anomaly"](server.url, node)
