@@ -1,0 +1,88 @@
+"""Time in the MONAI Label server outside the networks, cold and warm, and its memory over many requests.
+
+    python benchmarks/server.py [--requests 50] [--output benchmarks/server.json]
+
+Asks a server on the bundle's sample as 3D Slicer does. Outside the networks is the wall time of a request, HTTP included, less
+the diffusion model's and classifier's and less the brain extraction's. Every request has another noise level, so nothing is
+taken from an earlier one; the memory is the server's resident set after each.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import fire
+import monai
+import psutil
+import torch
+from monailabel.client import MONAILabelClient
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "apps" / "anomaly_detection"), str(ROOT / "bundle")]
+
+from serve import SAMPLE, label_server  # noqa: E402
+
+IMAGE = SAMPLE.name.removesuffix(".nii.gz")
+
+
+def benchmark(requests: int = 50, port: int = 8765, output: str = str(ROOT / "benchmarks" / "server.json")) -> None:
+    """Run it and write the figures to `output`; see the module."""
+    with tempfile.TemporaryDirectory() as folder:
+        studies = Path(folder) / "studies"
+        studies.mkdir()
+        shutil.copy(SAMPLE, studies)
+        begin = time.perf_counter()
+        with label_server(str(studies), folder, port) as url:
+            start = time.perf_counter() - begin
+            client = MONAILabelClient(url, tmpdir=folder)
+            process = next(p for p in psutil.process_iter(["cmdline"]) if f"{port}" in (p.info["cmdline"] or []))
+
+            def ask(noise_level: int, steps: int | None = None) -> dict[str, float]:
+                params = {"result_extension": ".nrrd", "result_dtype": "uint8", "noise_level": noise_level}
+                if steps:
+                    params["num_inference_steps"] = steps
+                begin = time.perf_counter()
+                file, answer = client.infer("lesion_mask", IMAGE, params)
+                total = time.perf_counter() - begin
+                Path(file).unlink()
+                latencies = answer["latencies"]
+                networks = latencies["infer"] + latencies["transform"]["pre"].get("ExtractBraind", 0.0)
+                return {
+                    "total": round(total, 3),
+                    "networks": round(networks, 3),
+                    "outside": round(total - networks, 3),
+                    "resident_mib": round(process.memory_info().rss / 2**20),
+                }
+
+            cold, warm = ask(650), ask(651)
+            again = ask(651)
+            many = [ask(300 + n, steps=1) for n in tqdm(range(requests), "requests")]
+    memory = [row["resident_mib"] for row in many]
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "seconds_to_start": round(start, 1),
+        "cold": cold,
+        "warm": warm,
+        "same_again": again,
+        "one_step": {
+            "requests": requests,
+            "outside_median": statistics.median(row["outside"] for row in many),
+            "outside_max": max(row["outside"] for row in many),
+            "resident_mib_at": {n: memory[n - 1] for n in (1, 10, 20, 30, 40, 50) if n <= requests},
+        },
+    }
+    Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    fire.Fire(benchmark)
