@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,16 @@ class _Studies(LocalDatastore):
             self._handler.on_moved = lambda event: self._init_from_datastore_file()
 
     def _update_datastore_file(self, lock: bool = True) -> None:
+        content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
         partial = f"{self._datastore_config_path}.part"
-        Path(partial).write_text(json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str))
-        os.replace(partial, self._datastore_config_path)
-        self._config_ts = os.stat(self._datastore_config_path).st_mtime
+        with FileLock(self._lock_file) if lock else nullcontext():
+            Path(partial).write_text(content)
+            os.replace(partial, self._datastore_config_path)
+            self._config_ts = os.stat(self._datastore_config_path).st_mtime
+
+    @_exclusive
+    def _reconcile_datastore(self) -> None:
+        super()._reconcile_datastore()
 
     @_exclusive
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
