@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from monailabel.client import MONAILabelClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+import serve
 from lib.dicom import NOT_ASSESSED, series_from_nifti
 from serve import (
     SAMPLE,
@@ -40,6 +42,7 @@ from serve import (
     sample_study,
     upload,
 )
+from test_app import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 missing = [
@@ -104,12 +107,6 @@ class Site:
         found = self.dicomweb.search_for_instances(study, search_filters={"Modality": modality})
         uids = [pydicom.Dataset.from_json(f) for f in found]
         return [self.dicomweb.retrieve_instance(study, u.SeriesInstanceUID, u.SOPInstanceUID) for u in uids]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -283,6 +280,27 @@ def test_a_server_takes_what_it_started_with_it(tmp_path: Path) -> None:
         assert time.monotonic() < end
         time.sleep(0.1)
     assert not answers(url)
+
+
+def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, str(Path(serve.__file__)), "--folder", str(tmp_path)]
+    command += ["--port", str(port), "--orthanc_port", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = ""
+        while "Ctrl-C" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        address = next(word for word in said.split() if "/ohif/" in word)
+        assert requests.get(address, timeout=10).status_code == 200
+        assert requests.get(f"http://127.0.0.1:{port}/datastore/", timeout=10).json()["total"] == 1
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+    assert "not for clinical use" in said
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://127.0.0.1:{port}/info/", timeout=10)
 
 
 def test_ohif_draws_the_mask_and_the_graded_map_where_they_are(site: Site, page: Page) -> None:
