@@ -499,7 +499,7 @@ def test_a_map_says_what_it_is_and_stays_out_of_the_list_of_mr_series(tmp_path: 
     assert list(read.ImageType) == ["DERIVED", "PRIMARY", "VOLUME", "QUANTITY"]
     assert (read.ContentLabel, read.ContentDescription, read.SoftwareVersions) == (
         "ANOMALY_AI",
-        "Score 0.25",
+        "Score 0.250",
         "1.2.0",
     )
     shared = read.SharedFunctionalGroupsSequence[0]
