@@ -31,6 +31,8 @@ from monai.data import MetaTensor
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 from monailabel.interfaces.exception import MONAILabelException
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -41,7 +43,7 @@ import serve
 from lib.bundle import Bundle, fetch_bundle, on_one_grid
 from lib.infer import HEAT_MAP_LABELS, heat_map, lesion_mask
 from lib.server import Guard
-from lib.studies import FolderStudies, sequence_of
+from lib.studies import DICOMwebStudies, FolderStudies, sequence_of
 from serve import label_server
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
@@ -375,6 +377,66 @@ def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> 
         np.testing.assert_allclose(copy.get_fdata()[inside], nib.load(flair).get_fdata()[inside], atol=1.0)
     assert not Path(placed[1]).exists()
     assert bundle(paths, bundle.options)["counterfactual"].shape == (2, *nib.load(flair).shape)
+
+
+class Archive:
+    """A DICOMweb server's answers: two studies, one with a T1, and series that can't be used."""
+
+    base_url = "http://archive.example/dicom-web"
+    rows = [
+        ("1.2.1", "1.2", "AX FLAIR", "MR", 1),
+        ("1.2.2", "1.2", "AX T1", "MR", 1),
+        ("1.3.1", "1.3", "FLAIR", "MR", 1),
+        ("1.4.1", "1.4", "HEAD", "CT", 1),
+        ("1.5.1", "1.5", "FLAIR", "MR", 0),
+        ("1.6.1", "1.6", "FLAIR", "MR", 9),
+    ]
+
+    def search_for_series(self, search_filters: dict[str, str], fields: list[str]) -> list[dict[str, Any]]:
+        found = []
+        for uid, study, description, modality, instances in self.rows:
+            series = Dataset()
+            series.SeriesInstanceUID, series.StudyInstanceUID, series.Modality = uid, study, modality
+            series.SeriesDescription, series.NumberOfSeriesRelatedInstances = description, instances
+            if all(str(series[key].value) == value for key, value in search_filters.items()):
+                found.append(series.to_json_dict())
+        return found
+
+    def retrieve_series(self, study: str, uid: str) -> list[Dataset]:
+        # what is there is no image
+        instance = Dataset()
+        instance.SOPInstanceUID, instance.SOPClassUID = f"{uid}.1", "1.2.840.10008.5.1.4.1.1.4"
+        instance.file_meta = FileMetaDataset()
+        instance.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        instance.is_little_endian, instance.is_implicit_VR = True, False
+        return [] if uid == "1.5.1" else [instance]
+
+
+def test_series_of_a_dicomweb_server(tmp_path: Path) -> None:
+    studies = DICOMwebStudies(client=Archive(), search_filter={"Modality": "MR"}, cache_path=str(tmp_path))
+    studies.sequence = "FLAIR"
+    assert studies.list_images() == ["1.2.1", "1.3.1", "1.5.1", "1.6.1"]
+    assert studies.siblings("1.2.1", ["FLAIR", "T1"]) == ["1.2.1", "1.2.2"]
+    for image, error in {
+        "1.3.1": "T1 is missing in this study. Found: FLAIR (1.3.1)",
+        "9.9": "There is no series 9.9 on http://archive.example/dicom-web",
+        "nobody": "'nobody' is no SeriesInstanceUID",
+    }.items():
+        with pytest.raises(MONAILabelException) as refusal:
+            studies.siblings(image, ["FLAIR", "T1"])
+        assert error in refusal.value.msg
+    for image, error in {
+        "1.4.1": "1.4.1: is CT; the model takes MR",
+        "1.5.1": "Series 1.5.1 holds no image",
+        "1.6.1": "1.6.1: 1 of 9 instances came from http://archive.example/dicom-web; try again",
+        "1.2.1": "Series 1.2.1 can't be read as a volume",
+        "../1.2.1": "a name without slashes",
+    }.items():
+        with pytest.raises(MONAILabelException) as refusal:
+            studies.get_image_uri(image)
+        assert error in refusal.value.msg
+    # nothing of what failed is left
+    assert not list(tmp_path.rglob("*.dcm")) and not list(tmp_path.rglob("*.nii.gz"))
 
 
 def test_a_bundle_by_its_address(tmp_path: Path) -> None:

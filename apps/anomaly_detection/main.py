@@ -126,7 +126,6 @@ class AnomalyDetection(MONAILabelApp):
         if stored:
             ids = datastore.siblings(image, self.bundle.channels)
             request["image"] = [datastore.get_image_uri(i) for i in ids]
-            self._check_modality(image, datastore)
         with self._one_at_a_time:
             file, params, result = task.run(request)
             label = file
@@ -156,13 +155,6 @@ class AnomalyDetection(MONAILabelApp):
         if uploaded and path.exists():
             return True
         raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"image {image!r} is a path; give the id of an image.")
-
-    def _check_modality(self, image: str, datastore: Datastore) -> None:
-        modality = datastore.get_image_info(image).get("Modality")
-        if modality and modality != self.bundle.modality:
-            raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT, f"{image}: is {modality}; the model takes {self.bundle.modality}."
-            )
 
     def dicom_segmentation(self, image: str, result: Mapping[str, Any]) -> str:
         """The path of a DICOM Segmentation of what `infer` gave for a series.

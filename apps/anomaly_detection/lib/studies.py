@@ -275,6 +275,12 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         if known and path.is_file() and folder.is_dir():
             return str(path.resolve())
         series = self._one_series(image_id)
+        modality, wanted = str(series.get("Modality", "")), self._search_filter.get("Modality")
+        if wanted and modality != wanted:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image_id}: is {modality or 'of no modality'}; the model takes {wanted}.",
+            )
         expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
         with tempfile.TemporaryDirectory(dir=self._datastore_path, prefix=".fetch-") as partial:
             fetched = Path(partial) / "series"
@@ -283,7 +289,9 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
                 instances = self._client.retrieve_series(str(series.StudyInstanceUID), image_id)
             for instance in instances:
                 instance.save_as(fetched / f"{plain(str(instance.SOPInstanceUID), 'SOPInstanceUID')}.dcm")
-            if not instances or len(instances) < expected:
+            if not instances and not expected:
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"Series {image_id} holds no image.")
+            if len(instances) < expected:
                 raise MONAILabelException(
                     MONAILabelError.SERVER_ERROR,
                     f"{image_id}: {len(instances)} of {expected} instances came from {self._client.base_url}; try again.",
