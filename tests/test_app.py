@@ -26,6 +26,7 @@ import nrrd
 import numpy as np
 import pytest
 import requests
+import SimpleITK
 import torch
 from monai.data import MetaTensor
 from monailabel.client import MONAILabelClient
@@ -41,7 +42,7 @@ from urllib3.filepost import encode_multipart_formdata
 
 import serve
 from lib.bundle import Bundle, fetch_bundle, on_one_grid
-from lib.infer import HEAT_MAP_LABELS, heat_map, lesion_mask
+from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, heat_map, lesion_mask, write_results
 from lib.server import Guard
 from lib.studies import DICOMwebStudies, FolderStudies, sequence_of
 from serve import label_server
@@ -330,6 +331,18 @@ def test_networks_load_once_and_again_when_their_files_change(tmp_path: Path) ->
     torch.save(torch.load(path, weights_only=True), path)
     bundle([item["image"]], bundle.options)
     assert bundle._loaded["network"] is not network
+
+
+def test_an_nrrd_image_gives_nifti_on_its_grid(tmp_path: Path) -> None:
+    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    source = write_head(tmp_path, "flipped")["image"]
+    path = str(tmp_path / "image.nrrd")
+    SimpleITK.WriteImage(SimpleITK.ReadImage(source), path)
+    file, _, result = AnomalyInferTask(bundle, "mask").run({"image": path})
+    for written in (file, *write_results(result, path, tmp_path).values()):
+        image = nib.load(written)
+        assert image.shape == GRIDS["flipped"][0]
+        np.testing.assert_allclose(image.affine, GRIDS["flipped"][1], atol=1e-5)
 
 
 def test_sequences_by_name() -> None:
