@@ -126,7 +126,7 @@ class Bundle:
         """The options of a request, each a number of its default's type; those it lacks have their defaults.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, an option is no number or out of range.
+            MONAILabelException: INVALID_INPUT, an option is no number.
         """
         options = {}
         for name, default in self.options.items():
@@ -141,12 +141,6 @@ class Bundle:
                     MONAILabelError.INVALID_INPUT, f"{name} must be {kind}, got {value!r}; its default is {default}."
                 ) from None
             options[name] = int(number) if isinstance(default, int) else number
-        self.load()
-        try:
-            self.declared("inferer", options)
-            self.declared("postprocessing", options)
-        except (RuntimeError, ValueError) as error:
-            raise MONAILabelException(MONAILabelError.INVALID_INPUT, reason(error)) from error
         return options
 
     def __call__(self, paths: Sequence[str], options: Mapping[str, float]) -> dict[str, Any]:
@@ -163,10 +157,16 @@ class Bundle:
             "postprocessing", and ``transforms``, that for each of the preprocessing's.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, a volume can't be used; the message names it and says why.
+            MONAILabelException: INVALID_INPUT, an option is out of range, or a volume can't be used; the message names it and
+                says why.
         """
         with self._lock, torch.no_grad():
             self.load()
+            try:
+                inferer = self.declared("inferer", options)
+                postprocessing = self.declared("postprocessing", options)
+            except (RuntimeError, ValueError) as error:
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, reason(error)) from error
             files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
             key = (files, *((k, v) for k, v in options.items() if k != "threshold"))
             seconds = {"preprocessing": 0.0, "networks": 0.0}
@@ -183,7 +183,7 @@ class Bundle:
                     seconds["preprocessing"] = perf_counter() - start
                     start = perf_counter()
                     inputs = data["image"].as_tensor()[None].to(self.device)
-                    pred = self.declared("inferer", options)(inputs, self._loaded["network"])
+                    pred = inferer(inputs, self._loaded["network"])
                     data["pred"] = {name: tensor[0].cpu() for name, tensor in pred.items()}
                     seconds["networks"] = perf_counter() - start
                     start = perf_counter()
@@ -191,7 +191,7 @@ class Bundle:
                     while len(self._studies) > KEPT_STUDIES:
                         self._studies.popitem(last=False)
                 self._studies.move_to_end(key)
-                result = dict(self.declared("postprocessing", options)(dict(self._studies[key])))
+                result = dict(postprocessing(dict(self._studies[key])))
             except (RuntimeError, ValueError) as error:
                 message = reason(error)
                 for path in paths:  # the client knows names, not where this server keeps files

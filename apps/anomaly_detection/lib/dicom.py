@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -288,19 +289,11 @@ def segmentation(
         pixel_array=_on_series(series, np.asarray(mask), affine).astype(np.uint8),
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
-        series_instance_uid=generate_uid(),
-        series_number=_NUMBERS[content_label],
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer=ALGORITHM,
-        manufacturer_model_name=ALGORITHM,
-        software_versions=version,
-        # required, and software has none
-        device_serial_number="0",
         content_label=content_label,
         content_description=description,
         omit_empty_frames=False,
         series_description=description,
+        **_new_series(_NUMBERS[content_label], version),
     )
     dataset.SpecificCharacterSet = "ISO_IR 192"
     return dataset
@@ -354,14 +347,6 @@ def parametric_map(
     dataset = ParametricMap(
         source_images=series,
         pixel_array=np.ascontiguousarray(_on_series(series, values, affine)),
-        series_instance_uid=generate_uid(),
-        series_number=_NUMBERS["map"],
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer=ALGORITHM,
-        manufacturer_model_name=ALGORITHM,
-        software_versions=version,
-        device_serial_number="0",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         # the same for all, so that patients can be compared
@@ -370,6 +355,7 @@ def parametric_map(
         content_label=AUTOMATIC_LABEL,
         content_description="Nothing was assessed" if score is None else f"Score {score:.3f}",
         series_description="Anomaly map (AI), not for clinical use",
+        **_new_series(_NUMBERS["map"], version),
     )
     shared = dataset.SharedFunctionalGroupsSequence[0]
     # highdicom leaves out the mandatory Frame Anatomy, and its LINEAR makes a threshold of a window of width 1
@@ -422,6 +408,21 @@ def store(client: DICOMwebClient, dataset: pydicom.Dataset) -> None:
 def _uid(*sources: str) -> str:
     # pydicom joins them without a separator
     return str(generate_uid(entropy_srcs=["\n".join(sources)]))
+
+
+def _new_series(number: int, version: str) -> dict[str, Any]:
+    """What an object that is the only one of its series says of the series and of the software that made it."""
+    return {
+        "series_instance_uid": generate_uid(),
+        "series_number": number,
+        "sop_instance_uid": generate_uid(),
+        "instance_number": 1,
+        "manufacturer": ALGORITHM,
+        "manufacturer_model_name": ALGORITHM,
+        "software_versions": version,
+        # required, and software has none
+        "device_serial_number": "0",
+    }
 
 
 def _ds(value: float) -> DSfloat:

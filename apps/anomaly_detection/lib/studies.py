@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import requests
-from dicomweb_client.api import DICOMwebClient
 from filelock import FileLock
 from highdicom.seg import Segmentation
 from monai.transforms import LoadImage
@@ -65,6 +64,13 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The array ``(X, Y, Z)`` of a NIfTI or NRRD file and its affine ``(4, 4)``, RAS."""
     image = LoadImage(image_only=True)(path)
     return image.numpy(), image.affine.numpy()
+
+
+def predicted(series: Sequence[Dataset], mask: str, params: Mapping[str, Any]) -> Segmentation:
+    """The mask in a file, as a model gave it for a series, as a DICOM Segmentation."""
+    array, affine = read_volume(mask)
+    score, version = params["score"], params["version"]
+    return segmentation(series, array == 1, affine, label="anomaly", score=score, version=version)
 
 
 def _exclusive(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,11 +214,6 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         self._store_results = store_results
         super().__init__(*args, **kwargs)
 
-    @property
-    def client(self) -> DICOMwebClient:
-        """The DICOMweb client."""
-        return self._client
-
     @contextmanager
     def _answering(self) -> Iterator[None]:
         try:
@@ -248,7 +249,7 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         found = self._series(**self._search_filter)
         return [str(s.SeriesInstanceUID) for s in found if self._wanted(str(s.get("SeriesDescription", "")))]
 
-    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+    def _labeled(self) -> set[str]:
         """Series with a segmentation that a reader submitted; those that the app stored itself don't count."""
         labeled = {image_id for image_id, obj in self._datastore.objects.items() if FINAL in obj.labels}
         for seg in self._series(Modality="SEG"):
@@ -261,10 +262,14 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
                 automatic = first.get("ContentLabel") == AUTOMATIC_LABEL
                 self._segmented[uid] = str(reference[0].SeriesInstanceUID) if reference and not automatic else None
             labeled.add(self._segmented[uid] or "")
+        return labeled
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        labeled = self._labeled()
         return [image_id for image_id in self.list_images() if image_id in labeled]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        labeled = set(self.get_labeled_images())
+        labeled = self._labeled()
         return [image_id for image_id in self.list_images() if image_id not in labeled]
 
     def get_image_uri(self, image_id: str) -> str:
@@ -350,15 +355,7 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
 
     def segmentation_of(self, image_id: str, mask: str, params: Mapping[str, Any]) -> Segmentation:
         """A predicted mask of a series as a DICOM Segmentation."""
-        array, affine = read_volume(mask)
-        return segmentation(
-            self.series(image_id),
-            array == 1,
-            affine,
-            label="anomaly",
-            score=params["score"],
-            version=params["version"],
-        )
+        return predicted(self.series(image_id), mask, params)
 
     def save_results(
         self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
@@ -371,9 +368,10 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         if not self._store_results or tag != ORIGINAL or made_with in stored:
             return
         a, affine = read_volume(results[MAP_TAG])
+        series = self.series(image_id)
         pair = [
-            self.segmentation_of(image_id, labels, params),
-            parametric_map(self.series(image_id), a, affine, score=params["score"], version=params["version"]),
+            predicted(series, labels, params),
+            parametric_map(series, a, affine, score=params["score"], version=params["version"]),
         ]
         with self._answering():
             for dataset in pair:
