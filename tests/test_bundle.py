@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
-from scripts.bundle import bundle_root
+from scripts.bundle import autocast, bundle_root, declared, fastest_precision
 from scripts.postprocessing import LESION, NOT_ASSESSED
 from scripts.preprocessing import ExtractBraind
 from synthetic import write_head
@@ -111,3 +111,36 @@ def test_evaluation_by_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     baseline = record["test"]["brain"]["FLAIR minus slice median"]
     truth_pixels = record["test"]["brain"]["FLAIR minus slice median"]["dice_threshold"]
     assert 0.4 < truth_pixels < 1 and baseline["pixel_auroc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("can", "precision"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+        ({"neon": True}, "float32"),
+    ],
+)
+def test_bfloat16_only_where_the_processor_multiplies_it(
+    can: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert fastest_precision("cpu") == precision == declared("precision", device=torch.device("cpu"))
+
+
+def test_autocast_of_float32_switches_a_callers_off() -> None:
+    a = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16), autocast("cpu", "float32"):
+        assert (a @ a).dtype == torch.float32
+    with autocast("cpu", "bfloat16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="float8"):
+        autocast("cpu", "float8")
+
+
+def test_networks_are_laid_out_for_convolutions() -> None:
+    for name in ("network", "classifier"):
+        weights = [p for p in declared(name).parameters() if p.ndim == 4]
+        assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)

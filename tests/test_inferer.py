@@ -110,6 +110,25 @@ def test_batch_size_is_obeyed() -> None:
     assert seen == [3] * 8 + [1] * 4
 
 
+def test_batch_size_is_chosen_by_the_memory() -> None:
+    """A device that holds three slices: batches are halved until they fit, no slice is lost, the result is the same."""
+    seen: list[int] = []
+    exact, x = noise_model(), volume([HEALTHY, DISEASED] * 5)
+
+    def small_device(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return exact(x, t)
+
+    result = inferer(num_inference_steps=2)(x, small_device)
+    expected = inferer(num_inference_steps=2)(x, exact)
+    torch.testing.assert_close(result["counterfactual"], expected["counterfactual"], rtol=0, atol=1e-6)
+    assert [n for n, before in zip(seen, [0, *seen], strict=False) if n != before] == [10, 5, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        inferer(num_inference_steps=2, batch_size=4)(x, small_device)
+
+
 @pytest.mark.parametrize("label", [HEALTHY, DISEASED])
 def test_one_slice_volume(label: int) -> None:
     """A radiograph: D = 1, assessed because it is its own largest."""

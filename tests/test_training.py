@@ -115,6 +115,14 @@ def test_brain_mr_needs_its_table(tmp_path: Path) -> None:
         brain_mr(str(tmp_path), "val")
 
 
+def test_brain_mr_with_its_own_masks_leaves_out_those_not_trusted(tmp_path: Path) -> None:
+    header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted\n"
+    (tmp_path / "slices.csv").write_text(header + "A,0,train,1,1,1\nB,0,train,0,1,0\n")
+    assert [i["subject"] for i in brain_mr(str(tmp_path), "train")] == ["A", "B"]
+    [item] = brain_mr(str(tmp_path), "train", brain_masks=True)
+    assert (item["subject"], item["brain"]) == ("A", str(tmp_path / "volumes" / "A" / "brain.nii.gz"))
+
+
 def test_prepare_batch_for_training_and_validation() -> None:
     batch = {"image": torch.rand(3, 1, 4, 4), "label": torch.tensor([0, 1, 1])}
     torch.manual_seed(0)

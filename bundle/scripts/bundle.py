@@ -35,6 +35,32 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def fastest_precision(device: torch.device | str) -> str:
+    """The precision that the networks run fastest in, "bfloat16" or "float32".
+
+    bfloat16 pays where the hardware multiplies it. Where it does not, as on CPUs without AVX512-BF16, AMX or their Arm
+    counterparts, PyTorch converts back and forth at twice the time of float32 and more.
+    """
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        can = torch.cpu.get_capabilities()
+        native = any(can.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def autocast(device: torch.device | str, precision: str) -> torch.autocast:
+    """A context in which the networks run in `precision`; "float32" also switches a caller's autocast off.
+
+    Raises:
+        ValueError: `precision` is not "float32", "bfloat16" or "float16".
+    """
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"precision must be float32, bfloat16 or float16, got {precision!r}.")
+    low = torch.bfloat16 if precision == "float32" else getattr(torch, precision)
+    return torch.autocast(torch.device(device).type, low, enabled=precision != "float32")
+
+
 def load_weights(network: torch.nn.Module, path: str, device: torch.device | str = "cpu") -> torch.nn.Module:
     """`network` with the state dict in `path`, ready for inference on `device`.
 
@@ -56,4 +82,6 @@ def load_weights(network: torch.nn.Module, path: str, device: torch.device | str
             f"{path}: its weights don't fit the {type(network).__name__} that the config declares "
             f"({len(lines) - 1} differences, the first: {lines[min(1, len(lines) - 1)].strip()})."
         ) from error
-    return network.to(device).eval().requires_grad_(False)
+    # the layout that convolutions are fastest in, on CPUs up to threefold
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+    return network.eval().requires_grad_(False)

@@ -32,7 +32,9 @@ STACK_HEIGHT = 145.0
 """mm of head that an axial clinical stack covers; patient FG_6692's 26 slices are 5.5 mm apart."""
 
 
-def brain_mr(root: str, split: str, sequences: Sequence[str] = ("flair",)) -> list[dict[str, Any]]:
+def brain_mr(
+    root: str, split: str, sequences: Sequence[str] = ("flair",), brain_masks: bool = False
+) -> list[dict[str, Any]]:
     """TCGA-LGG (Buda et al. 2019) as ``volumes/<patient>/<sequence>.nii.gz`` and ``slices.csv``, split by patient.
 
     The headers' 2 x 2 x 5 mm are nominal. The one patient whose true geometry is known (FG_6692) has 1.8 mm pixels and a
@@ -42,6 +44,8 @@ def brain_mr(root: str, split: str, sequences: Sequence[str] = ("flair",)) -> li
         root: the folder with ``slices.csv``.
         split: "train", "val", "test" or "demo".
         sequences: one a channel.
+        brain_masks: take the data set's own brain masks instead of HD-BET, which is faster, and leave out the patients
+            whose mask it marks as not to be trusted.
 
     Raises:
         FileNotFoundError: there is no ``slices.csv``.
@@ -53,7 +57,7 @@ def brain_mr(root: str, split: str, sequences: Sequence[str] = ("flair",)) -> li
     slices: dict[str, list[dict[str, str]]] = defaultdict(list)
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
-            if row["split"] == split:
+            if row["split"] == split and not (brain_masks and row["brain_mask_trusted"] == "0"):
                 slices[row["patient"]].append(row)
     if not slices:
         raise ValueError(f"{table}: no patient is in split {split!r}.")
@@ -66,6 +70,7 @@ def brain_mr(root: str, split: str, sequences: Sequence[str] = ("flair",)) -> li
             {
                 "image": paths if len(paths) > 1 else paths[0],
                 "mask": str(folder / "seg.nii.gz"),
+                **({"brain": str(folder / "brain.nii.gz")} if brain_masks else {}),
                 "subject": patient,
                 "spacing": [1.8, 1.8, STACK_HEIGHT / len(rows)],
                 "label": [int(r["has_tumour"]) if r["mid_slice"] == "1" else -1 for r in rows],

@@ -11,8 +11,12 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from . import DISEASED
+from .bundle import autocast
 from .preprocessing import assessed_slices
 from .sampler import NoiseModel, decode, encode, timestep_grid
+
+CPU_BATCH, GPU_BATCH = 16, 256
+"""Slices in one network call: a CPU gains nothing beyond, and a whole volume is one call on a GPU with the memory for it."""
 
 
 class CounterfactualInferer(Inferer):
@@ -28,7 +32,8 @@ class CounterfactualInferer(Inferer):
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding; 0 is the paper's plain DDIM.
         min_area_fraction: slices with less of the largest slice's brain are not assessed.
-        batch_size: slices in one network call.
+        batch_size: slices in one network call; by default `CPU_BATCH`, or on a GPU the largest that its memory holds: from
+            `GPU_BATCH` down, halved whenever memory runs out.
         precision: "float32", or "bfloat16" for autocast within the networks.
         progress: show a bar.
 
@@ -48,8 +53,8 @@ class CounterfactualInferer(Inferer):
         num_inference_steps: int = 20,
         num_fixed_point_iterations: int = 2,
         min_area_fraction: float = 0.5,
-        batch_size: int = 16,
-        precision: str = "bfloat16",
+        batch_size: int | None = None,
+        precision: str = "float32",
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -91,18 +96,35 @@ class CounterfactualInferer(Inferer):
         probability = torch.full(assessed.shape, torch.nan, device=x.device)
         chosen = slices[assessed]
         if len(chosen):
-            batches = tqdm(chosen.split(self.batch_size), "batches of slices", leave=False, disable=not self.progress)
-            results = [self.slices(batch, network) for batch in batches]
-            healthy[assessed] = torch.cat([r[0] for r in results])
-            probability[assessed] = torch.cat([r[1] for r in results])
+            healthy[assessed], probability[assessed] = self._batches(chosen, network)
         return {"counterfactual": healthy.movedim(1, -1), "probability": probability, "assessed": assessed}
+
+    def _batches(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`slices` in batches that fit the memory."""
+        size = self.batch_size or (GPU_BATCH if x.device.type == "cuda" else CPU_BATCH)
+        results: list[tuple[torch.Tensor, torch.Tensor]] = []
+        done = 0
+        with tqdm(total=len(x), desc="slices", leave=False, disable=not self.progress) as bar:
+            while done < len(x):
+                batch = x[done : done + size]
+                try:
+                    results.append(self.slices(batch, network))
+                except torch.OutOfMemoryError:
+                    if self.batch_size or len(batch) == 1:
+                        raise
+                    size = len(batch) // 2
+                    torch.cuda.empty_cache()
+                    continue
+                done += len(batch)
+                bar.update(len(batch))
+        return torch.cat([r[0] for r in results]), torch.cat([r[1] for r in results])
 
     def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The counterfactuals ``(N, C, H, W)`` and p(diseased) ``(N,)`` of slices ``(N, C, H, W)``."""
         alphas = self.alphas_cumprod.to(x.device)
         classifier = self.classifier.to(x.device).eval()
         # the option decides, also under a caller's autocast
-        amp = torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        amp = autocast(x.device, self.precision)
 
         def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return network(x, t).float()

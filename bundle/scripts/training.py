@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from monai.engines.utils import IterationEvents, PrepareBatch
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
 
+from .bundle import autocast
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,19 +28,18 @@ class AutocastDiffusionInferer(DiffusionInferer):
     Args:
         scheduler: MONAI's.
         precision: "float32", "bfloat16", or "float16" (GPU; set the trainer's ``amp`` for its gradient scaler).
+
+    Raises:
+        ValueError: another precision.
     """
 
-    def __init__(self, scheduler: Scheduler, precision: str = "bfloat16") -> None:
+    def __init__(self, scheduler: Scheduler, precision: str) -> None:
         super().__init__(scheduler)
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"precision must be float32, bfloat16 or float16, got {precision!r}.")
+        autocast("cpu", precision)  # refuses what it doesn't know
         self.precision = precision
 
     def __call__(self, inputs: torch.Tensor, diffusion_model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        amp: AbstractContextManager[Any] = nullcontext()
-        if self.precision != "float32":
-            amp = torch.autocast(inputs.device.type, getattr(torch, self.precision))
-        with amp:
+        with autocast(inputs.device, self.precision):
             return super().__call__(inputs, diffusion_model, *args, **kwargs).float()
 
 
