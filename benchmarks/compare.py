@@ -1,48 +1,72 @@
-"""Algorithms side by side: the same weights, test slices, preprocessing and metrics; quality and wall time in one run.
+"""Algorithms side by side: the same weights, patients, preprocessing and metrics; quality and cost in one table.
 
-    python benchmarks/compare.py --dataset_dir DIR [--slices 14] [--seed 0] [--output benchmarks/compare]
+    python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--seed 0] [--output benchmarks/compare]
 
-Rows: the reference's algorithm, written from the paper's equations with the reference's pairing of timesteps and its clipping
-(every timestep, one slice at a time, float32); the loop of MONAI's tutorial; ours at the paper's setting and at the default;
-stochastic encoding and ancestral sampling, guided and not (as in AnoDDPM). Each is read both ways: the paper's map, and the
-brighter part gated by p(diseased). The baselines that need no network come along. A subset of test slices is drawn with `seed`,
-one a patient, then a second one and so on: the reference takes a minute a slice on two cores.
+Thresholds are chosen on the validation patients, every number is of the test patients. What takes a second a slice sees all
+their slices; the reference's algorithm and its kin take minutes a slice on a CPU and see a subset, drawn with `seed`, one slice
+a patient, on which everything else is reported too. Counterfactuals, rivals' maps and costs are kept in `cache_dir`: a run that
+was stopped goes on. Costs are taken last, each in a process of its own, with the batch and layout of the algorithm itself.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
+import os
 import platform
 import random
+import resource
+import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fire
 import monai
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from rivals import RIVALS, trained
+from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts import DISEASED  # noqa: E402
-from scripts.bundle import declared  # noqa: E402
-from scripts.data import brain_mr  # noqa: E402
-from scripts.evaluation import OURS, PAPER, cases_of  # noqa: E402
+from scripts.bundle import autocast, declared, fastest_precision  # noqa: E402
+from scripts.data import SliceDataset, brain_mr, fingerprint  # noqa: E402
+from scripts.evaluation import BASELINE, OURS, PAPER, cases_of, readings  # noqa: E402
 from scripts.guidance import ClassifierGuidance  # noqa: E402
-from scripts.metrics import METRICS, SliceCase, metrics  # noqa: E402
-from scripts.preprocessing import slice_numbers  # noqa: E402
+from scripts.metrics import (  # noqa: E402
+    METRICS,
+    MIN_LESION_PIXELS,
+    SliceCase,
+    best_threshold,
+    bootstrap,
+    dice,
+    metrics,
+    paired_bootstrap,
+)
+from scripts.postprocessing import gate, slice_score  # noqa: E402
+from scripts.preprocessing import BACKGROUND, slice_numbers  # noqa: E402
+from scripts.reporting import write  # noqa: E402
 from scripts.sampler import NoiseModel, ddim_step, timestep_grid  # noqa: E402
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 """Slices ``(N, C, H, W)`` to their healthy counterparts."""
-# without validation runs of every row there is no threshold to report
-COLUMNS = [m for m in METRICS if m not in ("dice_threshold", "dice_threshold_slice", "healthy_area")]
+SUBSET = {"val": 6, "test": 10}
+"""Slices, of as many patients, for what takes minutes a slice."""
+COMPARED = ("pixel_ap", "dice_threshold", "image_auroc")
+DEFAULT, STUDENT, REFERENCE = "ours, default", "ours, student", "reference, L = 500, s = 100"
+INTENSITY = "FLAIR intensity"
+SIZES = {"to 250": (MIN_LESION_PIXELS, 250), "250 to 1,000": (250, 1000), "above 1,000": (1000, np.inf)}
+"""Lesion pixels of a slice."""
 
 
 def times(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -107,148 +131,341 @@ def ancestral(eps: NoiseModel, alphas: torch.Tensor, noise_level: int, steps: in
     return sample
 
 
-def chosen(items: list[dict[str, Any]], slices: int, seed: int) -> list[dict[str, Any]]:
-    """`items` with the labels of all but `slices` slices taken away, spread over the patients."""
-    generator = random.Random(seed)
-    order = []
-    for number, item in enumerate(items):
-        labelled = [z for z, label in enumerate(item["label"]) if label >= 0]
-        generator.shuffle(labelled)
-        order += [(turn, generator.random(), number, z) for turn, z in enumerate(labelled)]
-    kept = defaultdict(set)
-    for _, _, number, z in sorted(order)[:slices]:
-        kept[number].add(z)
-    return [
-        {**item, "label": [label if z in kept[n] else -1 for z, label in enumerate(item["label"])]}
-        for n, item in enumerate(items)
-        if kept[n]
-    ]
+class Split:
+    """The labelled slices of a split's patients: ``x`` ``(N, C, H, W)``, ``probability`` and ``subset``, bool, ``(N,)``."""
+
+    def __init__(self, root: str, name: str, preprocessing: Any, classifier: torch.nn.Module, seed: int) -> None:
+        self.items = brain_mr(root, name)
+        self.volumes = [
+            preprocessing({k: item[k] for k in ("image", "spacing")})
+            for item in tqdm(self.items, f"{name}, preprocessing")
+        ]
+        self.wanted = [
+            torch.tensor([item["label"][n] >= 0 for n in slice_numbers(volume["image"])])
+            for item, volume in zip(self.items, self.volumes, strict=True)
+        ]
+        planes = [v["image"].as_tensor().movedim(-1, 0)[w] for v, w in zip(self.volumes, self.wanted, strict=True)]
+        self.x = torch.cat(planes)
+        self.labels = torch.tensor([label for item in self.items for label in item["label"] if label >= 0])
+        with torch.no_grad():
+            logits = torch.cat([classifier(b, times(b, 0)).float() for b in self.x.split(16)])
+        self.probability = logits.softmax(dim=1)[:, DISEASED]
+        generator = random.Random(seed)
+        begins = np.cumsum([0, *(len(p) for p in planes)])
+        patients = generator.sample(range(len(planes)), min(SUBSET[name], len(planes)))
+        self.subset = torch.zeros(len(self.x), dtype=torch.bool)
+        self.subset[[int(begins[p]) + generator.randrange(len(planes[p])) for p in patients]] = True
+
+    def cases(self, maps: dict[str, torch.Tensor], scores: dict[str, torch.Tensor]) -> list[SliceCase]:
+        """Maps ``(N, 1, H, W)`` and scores ``(N,)`` of the slices, as cases on the grids of the volumes."""
+        cases = []
+        begin = 0
+        for item, volume, kept in zip(self.items, self.volumes, self.wanted, strict=True):
+            end = begin + int(kept.sum())
+
+            def whole(values: torch.Tensor, kept: torch.Tensor = kept, part: slice = slice(begin, end)) -> torch.Tensor:
+                full = torch.zeros(len(kept), *values.shape[1:])
+                full[kept] = values[part].float()
+                return full
+
+            parts = ({name: whole(v) for name, v in values.items()} for values in (maps, scores))
+            cases += cases_of(item, volume, *parts)
+            begin = end
+        return cases
+
+
+@dataclass
+class Row:
+    """An algorithm, on all slices or the subset, and how its cost is taken: `timed` slices, `batch` of them a call."""
+
+    sampler: Sampler
+    everywhere: bool
+    timed: int
+    batch: int
+    memory_format: torch.memory_format
+    precision: str
+
+
+class Algorithms:
+    """The rows that run the bundle's networks, which count their calls and the seconds within."""
+
+    def __init__(self) -> None:
+        self.network, self.classifier = declared("network"), declared("classifier")
+        self.calls, self.seconds = {"network": 0, "gradient": 0}, 0.0
+        scheduler, options = declared("scheduler"), declared("displayable_configs")
+        alphas = scheduler.alphas_cumprod.float().clone()
+        eps = self.counted("network", lambda x, t: self.network(x, t).float())
+
+        def guided(scale: float) -> ClassifierGuidance:
+            guidance = ClassifierGuidance(eps, self.classifier, alphas, scale)
+            guidance.gradient = self.counted("gradient", guidance.gradient)
+            return guidance
+
+        def ours(scale: float, **settings: Any) -> Sampler:
+            inferer = declared("inferer", classifier=self.classifier, **settings)
+            inferer.guidance = lambda noise_model: guided(scale)
+            return lambda x: inferer.slices(x, eps)[0]
+
+        paper = {
+            "displayable_configs#noise_level": 500,
+            "displayable_configs#num_inference_steps": 500,
+            "num_fixed_point_iterations": 0,
+        }
+        fast = {"displayable_configs#num_inference_steps": 5}
+        scale = options["guidance_scale"]
+        as_ours = (16, torch.channels_last, fastest_precision("cpu"))
+        as_theirs = (1, torch.contiguous_format, "float32")
+        self.rows = {
+            DEFAULT: Row(ours(scale), True, 16, *as_ours),
+            "ours, 5 steps": Row(ours(scale, **fast), False, 16, *as_ours),
+            "ours at the paper's setting, L = 500, s = 100": Row(ours(100.0, **paper), False, 2, *as_ours),
+            REFERENCE: Row(reference(eps, guided(100.0), alphas, 500), False, 1, *as_theirs),
+            "MONAI tutorial, L = 200, s = 10": Row(tutorial(eps, guided(10.0), scheduler, 200), False, 1, *as_theirs),
+            "DDPM, L = 500, guided, s = 10": Row(ancestral(guided(10.0), alphas, 500, 50), False, 16, *as_ours),
+            "DDPM, L = 250, unguided (as AnoDDPM)": Row(ancestral(eps, alphas, 250, 50), False, 16, *as_ours),
+        }
+
+    def counted(self, name: str, f: NoiseModel) -> NoiseModel:
+        """`f`, with its calls and seconds added up."""
+
+        def call(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            start = time.perf_counter()
+            result = f(x, t)
+            self.seconds += time.perf_counter() - start
+            self.calls[name] += len(x)
+            return result
+
+        return call
+
+    def run(self, name: str, x: torch.Tensor, batch: int, seed: int) -> dict[str, Any]:
+        """The counterfactuals ``(N, C, H, W)``, the calls a slice, the seconds a slice and the share within networks."""
+        torch.manual_seed(seed)
+        self.calls.update(network=0, gradient=0)
+        self.seconds, start = 0.0, time.perf_counter()
+        with torch.no_grad(), autocast("cpu", self.rows[name].precision):
+            parts = [self.rows[name].sampler(b) for b in tqdm(x.split(batch), name)]
+        seconds = time.perf_counter() - start
+        healthy = torch.where(x > -1, torch.cat(parts).float().clamp(-1, 1), x)
+        calls = {k: v // len(x) for k, v in self.calls.items()}
+        return {"healthy": healthy, **calls, "seconds": seconds / len(x), "share": self.seconds / seconds}
+
+
+def cost(row: str, slices: str) -> None:
+    """Print what a row costs on the slices in a file: seconds a slice, share within the networks, MiB beyond the start."""
+    x = torch.load(slices, weights_only=True)
+    seconds, share = float("nan"), float("nan")
+    if row == STUDENT:
+        student, inferer = declared("network", "preview"), declared("inferer", "preview")
+        inferer.slices(x[:2], student)
+        before, start = resident(), time.perf_counter()
+        inferer.slices(x[:16], student)
+        seconds, share = (time.perf_counter() - start) / len(x[:16]), 1.0
+    else:
+        algorithms = Algorithms()
+        how = algorithms.rows[row]
+        for network in (algorithms.network, algorithms.classifier):
+            network.to(memory_format=how.memory_format)
+            with torch.no_grad():
+                network(x[:1], times(x[:1], 0))
+        before = resident()
+        result = algorithms.run(row, x[: how.timed], how.batch, 0)
+        seconds, share = result["seconds"], result["share"]
+    print(json.dumps({"seconds": seconds, "share": share, "memory": resident() - before}))
+
+
+def resident() -> float:
+    """The largest memory that this process held so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gave when `path` was written, or gives now."""
+    if not path.is_file():
+        result = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(result, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+    return torch.load(path, weights_only=True)
+
+
+def label_threshold(cases: list[SliceCase], method: str) -> float:
+    """Otsu's threshold of the brain of slices labelled diseased: image-level labels alone choose it."""
+    return float(threshold_otsu(np.concatenate([c.maps[method][c.brain] for c in cases if c.diseased == DISEASED])))
+
+
+def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, Any]:
+    """The mean Dice of slices by the pixels of their lesion, and how many slices that is."""
+    found: dict[str, list[float]] = {name: [] for name in SIZES}
+    for case in cases:
+        values, truth = case.pixels(method, "brain")
+        for name, (low, high) in SIZES.items():
+            if low < truth.sum() <= high:
+                found[name].append(dice(values > threshold, truth))
+    return {name: {"slices": len(d), "dice": float(np.mean(d)) if d else None} for name, d in found.items()}
 
 
 def compare(
     dataset_dir: str,
-    slices: int = 14,
+    minutes: float = 3,
     seed: int = 0,
     output: str = str(ROOT / "benchmarks" / "compare"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
-    only: str = "",
 ) -> None:
-    """Run every row, or those whose name holds `only`, and write `output`.csv and .json; see the module."""
-    items = chosen(brain_mr(dataset_dir, "test"), slices, seed)
+    """Write `output`.csv, .json and .png; see the module."""
+    algorithms = Algorithms()
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
-    network, classifier, scheduler = declared("network"), declared("classifier"), declared("scheduler")
-    alphas = scheduler.alphas_cumprod.float().clone()
     reading = declared("polarity"), declared("median_size")
-    volumes = [preprocessing({k: item[k] for k in ("image", "spacing")}) for item in items]
-    wanted = [
-        torch.tensor([item["label"][n] >= 0 for n in slice_numbers(volume["image"])])
-        for item, volume in zip(items, volumes, strict=True)
+    splits = {name: Split(dataset_dir, name, preprocessing, algorithms.classifier, seed) for name in ("val", "test")}
+    weights = b"".join((ROOT / "bundle" / "models" / f"{n}.pt").read_bytes() for n in ("model", "classifier"))
+    state = [
+        hashlib.sha256(weights).hexdigest(),
+        fingerprint([brain_mr(dataset_dir, n) for n in splits], preprocessing),
     ]
-    planes = [volume["image"].as_tensor().movedim(-1, 0)[kept] for volume, kept in zip(volumes, wanted, strict=True)]
-    x = torch.cat(planes)
-    with torch.no_grad():
-        probability = classifier(x, times(x, 0)).float().softmax(dim=1)[:, DISEASED]
-    options = declared("displayable_configs")
-    calls = {"network": 0, "gradient": 0}
 
-    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        calls["network"] += len(x)
-        return network(x, t).float()
+    def cache(*key: Any) -> Path:
+        return Path(cache_dir) / f"compare-{hashlib.sha256(repr([*state, seed, *key]).encode()).hexdigest()[:16]}.pt"
 
-    class Counted(ClassifierGuidance):
-        def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            calls["gradient"] += len(x)
-            return super().gradient(x, t)
+    train = SliceDataset(
+        brain_mr(dataset_dir, "train", brain_masks=True), preprocessing, cache_dir, declared("min_area_fraction")
+    )
 
-    def guided(scale: float) -> ClassifierGuidance:
-        return Counted(eps, classifier, alphas, scale)
-
-    def ours(scale: float, **settings: Any) -> Sampler:
-        inferer = declared("inferer", classifier=classifier, **settings)
-        inferer.progress = False
-        inferer.guidance = lambda noise_model: Counted(noise_model, classifier, alphas, scale)
-
-        def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            calls["network"] += len(x)
-            return network(x, t)
-
-        return lambda x: inferer.slices(x, counted)[0]
-
-    default_scale = options["guidance_scale"]
-    paper = {
-        "displayable_configs#noise_level": 500,
-        "displayable_configs#num_inference_steps": 500,
-        "num_fixed_point_iterations": 0,
-    }
-    fast = {"displayable_configs#num_inference_steps": 5}
-    # name: sampler, slices a call, bfloat16
-    rows: dict[str, tuple[Sampler, int, bool]] = {
-        "ours, default": (ours(default_scale), 16, True),
-        "ours, 5 steps": (ours(default_scale, **fast), 16, True),
-        "DDPM, L = 500, guided, s = 10": (ancestral(guided(10.0), alphas, 500, 50), 16, True),
-        "DDPM, L = 250, unguided (as AnoDDPM)": (ancestral(eps, alphas, 250, 50), 16, True),
-        "MONAI tutorial, L = 200, s = 10": (tutorial(eps, guided(10.0), scheduler, 200), 1, False),
-        "reference, L = 500, s = 100": (reference(eps, guided(100.0), alphas, 500), 1, False),
-        "reference, L = 500, s = 10": (reference(eps, guided(10.0), alphas, 500), 1, False),
-        "ours at the paper's setting, L = 500, s = 100": (ours(100.0, **paper), 16, True),
-    }
-    results: list[dict[str, Any]] = []
-    for name, (sampler, batch, bfloat16) in rows.items():
-        if only not in name:
-            continue
-        torch.manual_seed(seed)
-        calls.update(network=0, gradient=0)
+    def of_rival(name: str) -> dict[str, Any]:
+        x = torch.stack([train[i]["image"] for i in range(len(train))])
+        read = trained(name, x, torch.tensor(train.labels), algorithms.classifier, minutes, seed)
         start = time.perf_counter()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            parts = x.split(batch)
-            healthy = torch.cat([sampler(part).float() for part in tqdm(parts, name)]).clamp(-1, 1)
-        seconds = time.perf_counter() - start
-        healthy = torch.where(x > -1, healthy, x)
-        cases: list[SliceCase] = []
-        begin = 0
-        for item, volume, kept in zip(items, volumes, wanted, strict=True):
-            end = begin + int(kept.sum())
-            result = volume["image"].as_tensor().movedim(-1, 0).clone()
-            result[kept] = healthy[begin:end]
-            p = torch.full(kept.shape, torch.nan)
-            p[kept] = probability[begin:end]
-            pred = {"counterfactual": result.movedim(0, -1)[None], "probability": p[None]}
-            cases += cases_of(item, lambda _, v=volume: v, lambda *_, q=pred, **__: q, *reading)
-            begin = end
-        cost = {
-            "seconds_a_slice": round(seconds / len(cases), 3),
-            "network_calls_a_slice": calls["network"] // len(cases),
-            "gradients_a_slice": calls["gradient"] // len(cases),
-            "slices": len(cases),
+        maps, scores = read(splits["test"].x)
+        seconds = (time.perf_counter() - start) / len(maps)
+        return {"test": (maps, scores), "val": read(splits["val"].x), "seconds": seconds}
+
+    # every method's maps and scores a split; the readings of the subset's rows are of the subset alone
+    student, inferer = declared("network", "preview"), declared("inferer", "preview")
+    cases: dict[str, list[SliceCase]] = {}
+    costs: dict[str, dict[str, Any]] = {}
+    everywhere = [BASELINE, INTENSITY]
+    rivals = {name: kept(cache(name, minutes), lambda n=name: of_rival(n)) for name in RIVALS}
+    for split, s in splits.items():
+        maps: dict[str, torch.Tensor] = {}
+        scores: dict[str, torch.Tensor] = {"number": torch.arange(len(s.x))}
+        for name, row in algorithms.rows.items():
+            which = torch.ones_like(s.subset) if row.everywhere else s.subset
+            # the result does not depend on the batch, the time does
+            made = kept(cache(name, split), lambda n=name, x=s.x[which]: algorithms.run(n, x, 16, seed))
+            found = readings(s.x[which], made["healthy"], s.probability[which], *reading)
+            for method, label in ((OURS, name), (PAPER, f"{name}, the paper's map")):
+                maps[label], scores[label] = torch.zeros(len(s.x), 1, *s.x.shape[2:]), torch.zeros(len(s.x))
+                maps[label][which], scores[label][which] = found[0][method], found[1][method]
+                costs[label] = {"network_calls": made["network"], "gradients": made["gradient"], "row": name}
+                everywhere += [label] if row.everywhere and label not in everywhere else []
+        brain = s.x[:, :1] > BACKGROUND
+        parts = [inferer.slices(b, student) for b in s.x.split(16)]
+        maps[STUDENT] = torch.cat([p[0] for p in parts]) * gate(s.probability) * brain
+        scores[STUDENT] = slice_score(maps[STUDENT], brain, s.probability)
+        costs[STUDENT] = {"network_calls": 1, "gradients": 0, "row": STUDENT}
+        for name, made in rivals.items():
+            maps[name], scores[name] = made[split]
+            costs[name] = {"seconds": made["seconds"]}
+        everywhere += [n for n in (STUDENT, *rivals) if n not in everywhere]
+        cases[split] = s.cases(maps, scores)
+
+    sample = cache("sample")
+    kept(sample, lambda: splits["test"].x[splits["test"].subset].repeat(2, 1, 1, 1)[:16])
+    for c in costs.values():
+        if "row" in c:
+            c |= kept(cache("cost", c["row"], minutes), lambda row=c["row"]: measured(row, sample))
+
+    rows, thresholds, sizes = [], {}, {}
+    for where in ("all", "subset"):
+        chosen = {
+            split: [c for c in found if where == "all" or splits[split].subset[int(c.scores["number"])]]
+            for split, found in cases.items()
         }
-        maps = [PAPER, OURS] if results else list(cases[0].maps)
-        for method in maps:
-            network_row = method in (PAPER, OURS)
-            found = metrics(cases, method, 0.0, "brain")
-            results.append(
-                {
-                    "algorithm": name if network_row else "none",
-                    "map": method,
-                    **{m: round(found[m], 3) for m in COLUMNS},
-                    **(cost if network_row else {"slices": len(cases)}),
-                }
-            )
-        path = Path(output)
-        with path.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["algorithm", "map", *COLUMNS, *cost], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(results)
-        record = {
-            "seed": seed,
-            "patients": len(items),
-            "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
-            "settings": dict(options),
-            "rows": results,
+        for method in everywhere if where == "all" else [*everywhere, *(m for m in costs if m not in everywhere)]:
+            threshold = best_threshold(chosen["val"], method, "brain")
+            from_labels = label_threshold(chosen["val"], method)
+            point = metrics(chosen["test"], method, threshold, "brain")
+            interval = bootstrap(chosen["test"], method, threshold, "brain")
+            point["dice_labels"] = metrics(chosen["test"], method, from_labels, "brain")["dice_threshold"]
+            interval["dice_labels"] = bootstrap(chosen["test"], method, from_labels, "brain")["dice_threshold"]
+            thresholds[where, method] = threshold
+            sizes.setdefault(where, {})[method] = by_size(chosen["test"], method, threshold)
+            values = {
+                m: f"{point[m]:.3f} ({interval[m][0]:.2f}-{interval[m][1]:.2f})" for m in (*METRICS, "dice_labels")
+            }
+            spent = {k: v for k, v in costs.get(method, {}).items() if k != "row"}
+            rows.append({"slices": len(chosen["test"]), "method": method, **values, **rounded(spent)})
+            tqdm.write(f"{where}: {method}: AP {values['pixel_ap']}, Dice {values['dice_threshold']}")
+        against = (INTENSITY, BASELINE) if where == "all" else (INTENSITY, BASELINE, REFERENCE)
+        differences = {
+            f"{ours} - {other}": {
+                m: paired_bootstrap(
+                    chosen["test"], ours, other, m, thresholds[where, ours], thresholds[where, other], "brain"
+                )
+                for m in COMPARED
+            }
+            for ours in (DEFAULT, STUDENT)
+            for other in against
         }
-        path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    print(path.with_suffix(".csv").read_text())
+        sizes[where] = {"dice_by_lesion_pixels": sizes[where], "differences": differences}
+
+    columns = ["slices", "method", *METRICS, "dice_labels", "seconds", "share", "network_calls", "gradients", "memory"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    record = {
+        "seed": seed,
+        "minutes_of_training_of_each_rival": minutes,
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "bfloat16": fastest_precision("cpu") == "bfloat16",
+        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "settings": dict(declared("displayable_configs")),
+        "patients": {split: len({c.subject for c in found}) for split, found in cases.items()},
+        "thresholds": {f"{where}: {method}": t for (where, method), t in thresholds.items()},
+        **sizes,
+        "rows": rows,
+    }
+    path = Path(output)
+    write(path.with_suffix(".csv"), text.getvalue().encode())
+    write(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+    draw(rows, path.with_suffix(".png"))
+    print(text.getvalue())
+
+
+def measured(row: str, sample: Path) -> dict[str, float]:
+    """`cost` of a row in a process of its own."""
+    command = [sys.executable, __file__, "cost", "--row", row, "--slices", str(sample)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers with three digits."""
+    return {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in values.items()}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Pixel AP against seconds a slice, on the subset that every algorithm saw."""
+    fewest = min(r["slices"] for r in rows)
+    shown = [r for r in rows if r["slices"] == fewest and "the paper's map" not in r["method"]]
+    figure = Figure((8, 5), layout="constrained")
+    ax = figure.subplots()
+    for r in shown:
+        ap = float(r["pixel_ap"].split()[0])
+        ours = r["method"].startswith("ours")
+        if "seconds" in r:
+            ax.plot(r["seconds"], ap, "o", color="#d1495b" if ours else "#30638e")
+            ax.annotate(r["method"], (r["seconds"], ap), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        else:
+            ax.axhline(ap, color="0.6", linewidth=0.8, linestyle="dashed")
+            ax.annotate(r["method"], (1, ap), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")
+    ax.set(xscale="log", xlabel="seconds a slice", ylabel="pixel average precision", title=f"{fewest} test slices")
+    ax.margins(x=0.15)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    write(path, buffer.getvalue())
 
 
 if __name__ == "__main__":
-    fire.Fire(compare)
+    if sys.argv[1:2] == ["cost"]:
+        fire.Fire(cost, command=sys.argv[2:])
+    else:
+        fire.Fire(compare)

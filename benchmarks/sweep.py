@@ -1,114 +1,112 @@
-"""Sweep noise level, steps and guidance scale on the validation patients, and write one row a setting.
+"""How much the result depends on the noise level L and the guidance scale s, on validation slices.
 
-    python benchmarks/sweep.py --dataset_dir DIR [--noise_levels "[250,500]"] [--steps "[10]"] [--scales "[3,10,30]"]
+    python benchmarks/sweep.py --dataset_dir DIR [--slices 32] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
 
-Slices are encoded once a noise level and grid, and decoded once a scale. Test patients are never read. Masks are used to
-score, not to train; the columns that need none (image AUROC, `healthy_map`) are marked so in benchmarks/README.md.
+Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. Two columns need no mask: the threshold of
+``dice_labels`` is Otsu's of the slices labelled diseased, and ``contrast`` is the AUROC with which the map's mean, without the
+classifier's p(diseased), tells them from the others. Test patients are never read.
 """
 
 from __future__ import annotations
 
 import csv
-import itertools
-import sys
-import time
+import io
 from pathlib import Path
-from typing import Any
 
 import fire
 import numpy as np
 import torch
+from compare import ROOT, Split, label_threshold
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
-
-from scripts.bundle import declared  # noqa: E402
-from scripts.data import brain_mr  # noqa: E402
-from scripts.evaluation import BASELINE, OURS, PAPER, cases_of  # noqa: E402
-from scripts.guidance import ClassifierGuidance  # noqa: E402
-from scripts.metrics import metrics  # noqa: E402
-from scripts.sampler import NoiseModel, decode, encode, timestep_grid  # noqa: E402
+from scripts.bundle import autocast, declared, fastest_precision
+from scripts.evaluation import OURS, readings
+from scripts.guidance import ClassifierGuidance
+from scripts.metrics import metrics
+from scripts.postprocessing import slice_score
+from scripts.preprocessing import BACKGROUND
+from scripts.reporting import write
+from scripts.sampler import decode, encode, timestep_grid
 
 
 def sweep(
     dataset_dir: str,
-    output: str = str(ROOT / "benchmarks" / "validation_sweep.csv"),
+    slices: int = 32,
+    seed: int = 0,
+    noise_levels: tuple[int, ...] = (250, 350, 500, 650, 750),
+    scales: tuple[float, ...] = (2.0, 4.0, 10.0, 25.0, 60.0),
+    output: str = str(ROOT / "benchmarks" / "validation_sweep"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
-    noise_levels: tuple[int, ...] = (250, 500),
-    steps: tuple[int, ...] = (10,),
-    fixed_point_iterations: tuple[int, ...] = (2,),
-    scales: tuple[float, ...] = (3.0, 10.0, 30.0),
 ) -> None:
-    """Run the sweep and add its rows to `output`; see the module."""
-    items = brain_mr(dataset_dir, "val")
-    preprocessing = declared("preprocessing", brain_cache=cache_dir)
+    """Write `output`.csv and .png; see the module."""
     network, classifier = declared("network"), declared("classifier")
-    alphas = declared("scheduler").alphas_cumprod
+    alphas = declared("scheduler").alphas_cumprod.float().clone()
+    options, iterations = declared("displayable_configs"), declared("num_fixed_point_iterations")
     reading = declared("polarity"), declared("median_size")
-    autocast = torch.autocast("cpu", torch.bfloat16)
-    path = Path(output)
-    rows: list[dict[str, Any]] = list(csv.DictReader(path.open())) if path.is_file() else []
+    split = Split(dataset_dir, "val", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
+    chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
+    x, probability = split.x[chosen], split.probability[chosen]
+    rows = []
 
     def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return network(x, t).float()
 
-    for level, k, iterations in itertools.product(noise_levels, steps, fixed_point_iterations):
-        grid = timestep_grid(level, k, len(alphas))
-        encode_once = EncodeOnce(noise_model, grid, alphas, iterations)
-        for scale in scales:
+    for level in noise_levels:
+        grid = timestep_grid(level, options["num_inference_steps"], len(alphas))
+        with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
+            noise = [encode(noise_model, b, grid, alphas, iterations) for b in x.split(16)]
+        for scale in tqdm(scales, f"L = {level}"):
             guided = ClassifierGuidance(noise_model, classifier, alphas, scale)
+            with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
+                healthy = torch.cat([decode(guided, n, grid, alphas) for n in noise])
+            healthy = torch.where(x > -1, healthy.clamp(-1, 1), x)
+            found, scores = readings(x, healthy, probability, *reading)
+            maps, score = torch.zeros(len(split.x), 1, *x.shape[2:]), torch.zeros(len(split.x))
+            maps[chosen], score[chosen] = found[OURS], scores[OURS]
+            plain = torch.zeros_like(score)
+            ungated, _ = readings(x, healthy, torch.ones_like(probability), *reading)
+            plain[chosen] = slice_score(ungated[OURS], x[:, :1] > BACKGROUND, torch.ones_like(probability))
+            number = torch.arange(len(split.x))
+            cases = split.cases({"map": maps, "plain": maps}, {"map": score, "plain": plain, "number": number})
+            cases = [c for c in cases if int(c.scores["number"]) in chosen]
+            result = metrics(cases, "map", label_threshold(cases, "map"), "brain")
+            row = {
+                "noise_level": level,
+                "scale": scale,
+                "slices": len(cases),
+                "pixel_ap": result["pixel_ap"],
+                "dice_oracle": result["dice_oracle"],
+                "dice_labels": result["dice_threshold"],
+                "image_auroc": result["image_auroc"],
+                "contrast": metrics(cases, "plain", np.inf, "brain")["image_auroc"],
+            }
+            rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+            tqdm.write(str(rows[-1]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(Path(output).with_suffix(".csv"), text.getvalue().encode())
 
-            def infer(
-                x: torch.Tensor, assessed: torch.Tensor, encode_once: Any = encode_once, guided: Any = guided
-            ) -> dict[str, torch.Tensor]:
-                slices = x.movedim(-1, 1)
-                chosen = slices[assessed]
-                with torch.no_grad(), autocast:
-                    healthy = decode(guided, encode_once(chosen), encode_once.grid, alphas)
-                    p = classifier(chosen, torch.zeros(len(chosen), dtype=torch.long)).float().softmax(dim=1)[:, 1]
-                result, probability = slices.clone(), torch.full(assessed.shape, torch.nan)
-                result[assessed] = torch.where(chosen > -1, healthy.clamp(-1, 1), chosen)
-                probability[assessed] = p
-                return {"counterfactual": result.movedim(1, -1), "probability": probability}
-
-            start = time.perf_counter()
-            cases = [c for i in items for c in cases_of(i, preprocessing, infer, *reading)]
-            seconds = time.perf_counter() - start
-            healthy_cases = [c for c in cases if not c.diseased]
-            for method in (OURS, PAPER) if rows else (BASELINE, OURS, PAPER):
-                found = metrics(cases, method, np.inf, "brain")
-                row: dict[str, Any] = {
-                    "method": method,
-                    "noise_level": level,
-                    "steps": k,
-                    "fixed_point_iterations": iterations,
-                    "scale": scale,
-                    "pixel_ap": found["pixel_ap"],
-                    "dice_oracle": found["dice_oracle"],
-                    "image_auroc": found["image_auroc"],
-                    "healthy_map": np.mean([c.maps[method][c.brain].mean() for c in healthy_cases]),
-                    "seconds": seconds,
-                }
-                rows.append({n: f"{v:.4g}" if isinstance(v, float) else v for n, v in row.items()})
-                print(rows[-1], flush=True)
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-
-
-class EncodeOnce:
-    """The noise of a batch of slices; the same slices again are not encoded again."""
-
-    def __init__(self, noise_model: NoiseModel, grid: list[int], alphas: torch.Tensor, iterations: int) -> None:
-        self.noise_model, self.grid, self.alphas, self.iterations = noise_model, grid, alphas, iterations
-        self.known: dict[bytes, torch.Tensor] = {}
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        key = x.numpy().tobytes()
-        if key not in self.known:
-            self.known[key] = encode(self.noise_model, x, self.grid, self.alphas, self.iterations)
-        return self.known[key]
+    figure = Figure((9, 3.6), layout="constrained")
+    for ax, (name, title) in zip(
+        figure.subplots(1, 2),
+        (("dice_oracle", "oracle Dice"), ("dice_labels", "Dice, threshold without masks")),
+        strict=True,
+    ):
+        values = np.array([r[name] for r in rows]).reshape(len(noise_levels), len(scales))
+        ax.imshow(values, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
+        for i, j in np.ndindex(values.shape):
+            ax.text(
+                j, i, f"{values[i, j]:.2f}", ha="center", va="center", color="white" if values[i, j] < 0.6 else "black"
+            )
+        ax.set(title=title, xlabel="guidance scale s", ylabel="noise level L")
+        ax.set_xticks(range(len(scales)), [f"{s:g}" for s in scales])
+        ax.set_yticks(range(len(noise_levels)), [str(level) for level in noise_levels])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    write(Path(output).with_suffix(".png"), buffer.getvalue())
 
 
 if __name__ == "__main__":

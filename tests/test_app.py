@@ -41,7 +41,7 @@ from starlette.testclient import TestClient
 from urllib3.filepost import encode_multipart_formdata
 
 import serve
-from lib.bundle import Bundle, fetch_bundle, on_one_grid
+from lib.bundle import FULL, Bundle, fetch_bundle, on_one_grid
 from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, heat_map, lesion_mask, write_results
 from lib.server import Guard
 from lib.studies import DICOMwebStudies, FolderStudies, sequence_of
@@ -93,10 +93,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) -> None:
     info = server.client.info()
     assert "not for clinical use" in info["name"]
-    assert set(info["models"]) == {"lesion_mask", "anomaly_heat_map"}
-    for model in info["models"].values():
+    assert set(info["models"]) == {"lesion_mask", "anomaly_heat_map", "lesion_preview"}
+    for name, model in info["models"].items():
         assert model["type"] == "segmentation"
-        assert set(model["config"]) == {"noise_level", "guidance_scale", "num_inference_steps", "threshold"}
+        full = {"noise_level", "guidance_scale", "num_inference_steps", "threshold"}
+        assert set(model["config"]) == ({"threshold"} if name == "lesion_preview" else full)
     assert info["models"]["lesion_mask"]["labels"] == {"anomaly": 1}
     assert list(info["models"]["anomaly_heat_map"]["labels"].values()) == list(range(1, 10))
     assert {"classifier", "diffusion"} == set(info["trainers"])
@@ -135,6 +136,21 @@ def test_the_second_view_and_another_threshold_need_no_network(server: Server) -
     assert view["result"] == first["result"]
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_preview_lies_on_the_grid_and_is_no_original(server: Server, grid: str) -> None:
+    """It neither overwrites the mask that readers correct nor gives a score to the worklist; brains are not found twice."""
+    name = grid.replace(" ", "_")
+    before = server.get(f"/datastore/image/info?image={name}").json()
+    server.client.infer("lesion_mask", name, {**SLICER, "noise_level": 250})
+    file, params = server.client.infer("lesion_preview", name, {**SLICER, "save_label": True, "threshold": 1e-6})
+    array, _ = nrrd.read(file)
+    assert array.shape == GRIDS[grid][0] and set(np.unique(array)) == {0, 1}
+    assert params["latencies"]["pre"] < 0.05 and params["options"] == {"threshold": 1e-6}
+    after = server.get(f"/datastore/image/info?image={name}").json()
+    assert after.get("anomaly_score") == before.get("anomaly_score")
+    server.client.download_label(name, "lesion_preview")
+
+
 def test_the_same_request_gives_the_same_bytes(server: Server) -> None:
     files = []
     for steps in (2, 1, 3, 2):  # the first is no longer kept when it comes again
@@ -145,7 +161,13 @@ def test_the_same_request_gives_the_same_bytes(server: Server) -> None:
 
 BAD = [
     ("lesion_mask", "nobody", {}, 404, "There is no image 'nobody'"),
-    ("no_model", "plain", {}, 400, "There is no model 'no_model'; there are lesion_mask, anomaly_heat_map"),
+    (
+        "no_model",
+        "plain",
+        {},
+        400,
+        "There is no model 'no_model'; there are lesion_mask, anomaly_heat_map, lesion_preview",
+    ),
     ("lesion_mask", "../studies/plain", {}, 400, "a name without slashes"),
     ("lesion_mask", "..", {}, 400, "not beginning with a dot"),
     ("lesion_mask", "/etc/passwd", {}, 400, "a name without slashes"),
@@ -323,14 +345,14 @@ def test_the_colours_of_ohif_run_from_dark_to_light() -> None:
 def test_networks_load_once_and_again_when_their_files_change(tmp_path: Path) -> None:
     bundle = Bundle(write_small_bundle(tmp_path), "cpu")
     item = write_head(tmp_path)
-    bundle([item["image"]], bundle.options)
-    network = bundle._loaded["network"]
-    bundle([item["image"]], {**bundle.options, "noise_level": 200})
-    assert bundle._loaded["network"] is network
+    bundle([item["image"]], bundle.options())
+    network = bundle._loaded[FULL]["network"]
+    bundle([item["image"]], {**bundle.options(), "noise_level": 200})
+    assert bundle._loaded[FULL]["network"] is network
     path = bundle.path / "models" / "model.pt"
     torch.save(torch.load(path, weights_only=True), path)
-    bundle([item["image"]], bundle.options)
-    assert bundle._loaded["network"] is not network
+    bundle([item["image"]], bundle.options())
+    assert bundle._loaded[FULL]["network"] is not network
 
 
 def test_an_nrrd_image_gives_nifti_on_its_grid(tmp_path: Path) -> None:
@@ -389,7 +411,7 @@ def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> 
         inside = (slice(28, 36), slice(36, 44), slice(2, 4))
         np.testing.assert_allclose(copy.get_fdata()[inside], nib.load(flair).get_fdata()[inside], atol=1.0)
     assert not Path(placed[1]).exists()
-    assert bundle(paths, bundle.options)["counterfactual"].shape == (2, *nib.load(flair).shape)
+    assert bundle(paths, bundle.options())["counterfactual"].shape == (2, *nib.load(flair).shape)
 
 
 class Archive:

@@ -14,7 +14,7 @@ from gaussians import NoisedClassifier, distance, exact, images, noise_model, sc
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.guidance import ClassifierGuidance
-from scripts.inferer import CounterfactualInferer
+from scripts.inferer import CounterfactualInferer, StudentInferer
 
 EMPTY, SLIVER = -1, -2
 """Slices that are not assessed: no brain at all, and 4 of 16 pixels of it."""
@@ -271,3 +271,21 @@ def test_float32_under_a_callers_autocast() -> None:
     expected = run(x, noise_model())["counterfactual"]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(run(x, noise_model())["counterfactual"], expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_student_gives_one_map_a_slice(channels: int) -> None:
+    """p = sigmoid(2) where the last channel is bright, once a slice; slices that are not assessed have an empty map."""
+    seen: list[int] = []
+
+    def student(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return torch.where(x[:, -1:] > 0.3, 2.0, -2.0)
+
+    x = volume([HEALTHY, EMPTY, DISEASED], channels)
+    result = StudentInferer(NoisedClassifier(channels))(x, student)
+    a = result["anomaly_map"]
+    assert set(result) == {"anomaly_map", "probability", "assessed"} and seen == [2]
+    assert a.shape == (1, 1, 4, 4, 3) and not a[..., 1].any()
+    assert float(a[0, 0, 1, 1, 2]) == pytest.approx(0.8808, abs=1e-4)
+    assert result["probability"][0, 0] < 0.5 < result["probability"][0, 2] and result["probability"][0, 1].isnan()

@@ -91,6 +91,41 @@ def test_anomaly_map_known_numbers() -> None:
         anomaly_map(x, healthy, "hypointense", 1)
 
 
+def test_the_hyperintense_map_is_a_geometric_mean_with_the_excess_over_healthy_tissue() -> None:
+    """Healthy tissue is 0 and a fold 0.3; a change counts as far as it is bright, and a shifted dark rim not at all."""
+    x, healthy = torch.full((1, 1, 3, 5), -1.0), torch.full((1, 1, 3, 5), -1.0)
+    x[..., 1:] = healthy[..., 1:] = 0.0  # the first column is outside the brain and no part of the median
+    x[0, 0, 0, 1], healthy[0, 0, 0, 1] = 0.9, 0.5  # brought back in part
+    x[0, 0, 0, 2], healthy[0, 0, 0, 2] = -0.1, -0.5  # a rim
+    x[0, 0, 0, 3], healthy[0, 0, 0, 3] = 0.3, 0.3  # a fold
+    a = anomaly_map(x, healthy, "hyperintense", 1)
+    expected = torch.zeros(1, 1, 3, 5)
+    expected[0, 0, 0, 1] = (0.4 * 0.9) ** 0.5
+    torch.testing.assert_close(a, expected)
+
+
+def test_a_slice_without_brain_has_an_empty_map() -> None:
+    x = torch.full((1, 1, 4, 4), -1.0)
+    assert not anomaly_map(x, x, "hyperintense", 3).any()
+
+
+def test_a_students_map_needs_no_counterfactual(tmp_path: Path) -> None:
+    """Its probability is the map, dimmed by the gate, on the input's grid; no counterfactual is invented."""
+    d = declared("preprocessing")(write_head(tmp_path, "oblique"))
+    x = d["image"].as_tensor()
+    assessed = assessed_slices(x, 0.5)
+    d["pred"] = {
+        "anomaly_map": (x > 0.5).float(),
+        "assessed": assessed,
+        "probability": torch.where(assessed, 0.25, torch.nan),
+    }
+    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image")(d))
+    assert "counterfactual" not in d and d["pred"].shape == d["input_image"].shape
+    core = d["anomaly_map"][0] > 0.49
+    assert core.any() and d["anomaly_map"].nan_to_num().max() == pytest.approx(0.5)
+    np.testing.assert_array_equal(d["input_image"][0][core], 170)
+
+
 def test_slice_score_known_number() -> None:
     a = torch.tensor([[[[0.5, 1.0], [9.0, 0.0]]]])
     brain = torch.tensor([[[[True, True], [False, True]]]])

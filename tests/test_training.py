@@ -19,8 +19,9 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.networks.schedulers import DDIMScheduler
 
+from gaussians import NoisedClassifier, exact
 from scripts.bundle import bundle_root, declared
-from scripts.data import SliceDataset, brain_mr, random_sampler
+from scripts.data import PseudoLabels, SliceDataset, brain_mr, random_sampler
 from scripts.training import (
     AtNoiseLevel,
     AutocastDiffusionInferer,
@@ -53,6 +54,13 @@ TINY_NETS = {
         "norm_num_groups": 4,
         "num_head_channels": 8,
         **TINY,
+    },
+    "train_student": {
+        "_target_": "BasicUNet",
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 1,
+        "features": [4] * 6,
     },
 }
 
@@ -121,6 +129,68 @@ def test_brain_mr_with_its_own_masks_leaves_out_those_not_trusted(tmp_path: Path
     assert [i["subject"] for i in brain_mr(str(tmp_path), "train")] == ["A", "B"]
     [item] = brain_mr(str(tmp_path), "train", brain_masks=True)
     assert (item["subject"], item["brain"]) == ("A", str(tmp_path / "volumes" / "A" / "brain.nii.gz"))
+
+
+class FakeSlices:
+    """Eight slices of 4 x 4, every second one diseased: brain at 0, and in the diseased a bright square, some brighter."""
+
+    path = Path("fake.npy")
+    labels = [0, 1] * 4
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        image = torch.zeros(1, 4, 4)
+        image[0, 0] = -1
+        if self.labels[i]:
+            image[0, 2:, 2:] = 0.5 + 0.05 * i
+            image[0, 1, 1] = 0.1
+        return {"image": image, "label": self.labels[i]}
+
+
+def healed(x: torch.Tensor, network: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A perfect teacher: the brain is 0 everywhere."""
+    return torch.where(x > -1, 0.0, x), torch.ones(len(x))
+
+
+def pseudo_labels(folder: Path, slices: Any, batch_size: int = 2) -> PseudoLabels:
+    teacher = exact(NoisedClassifier(), guidance_scale=1.0, batch_size=batch_size)
+    teacher.slices = healed
+    return PseudoLabels(slices, teacher, torch.nn.Conv2d(1, 1, 1), "hyperintense", 1, str(folder))
+
+
+def test_pseudo_labels_are_what_the_teacher_brought_back(tmp_path: Path) -> None:
+    """The map is the brightness: Otsu's threshold parts 0.1 from 0.55 and more, and healthy slices are empty."""
+    torch.manual_seed(0)
+    dataset = pseudo_labels(tmp_path, FakeSlices())
+    assert 0.1 < dataset.threshold < 0.55 and len(dataset) == 8 and dataset.labels == FakeSlices.labels
+    for i in range(8):
+        item = dataset[i]
+        expected = torch.zeros(1, 4, 4)
+        if i % 2:
+            expected[0, 2:, 2:] = 1
+        assert torch.equal(item["label"], expected) and torch.equal(item["image"], FakeSlices()[i]["image"])
+
+
+def test_making_pseudo_labels_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    whole = pseudo_labels(tmp_path, FakeSlices())
+    [path] = tmp_path.iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[: 32 * 3 + 5])  # killed within the fourth map, so the second batch is made again
+    seen: list[int] = []
+    monkeypatch.setitem(globals(), "healed", lambda x, n: (seen.append(len(x)), (torch.where(x > -1, 0.0, x), None))[1])
+    torch.manual_seed(0)
+    assert pseudo_labels(tmp_path, FakeSlices()).threshold == whole.threshold
+    assert seen == [2] and path.read_bytes() == content
+
+
+def test_pseudo_labels_need_a_diseased_slice(tmp_path: Path) -> None:
+    slices = FakeSlices()
+    slices.labels = [0] * 8
+    with pytest.raises(ValueError, match="no slice is labelled diseased"):
+        pseudo_labels(tmp_path, slices)
 
 
 def test_prepare_batch_for_training_and_validation() -> None:
@@ -225,8 +295,12 @@ def command(config: str, folder: Path, **overrides: Any) -> list[str]:
         "validation_interval": 1,
         **overrides,
     }
-    file = Path(bundle_root()) / "configs" / f"{config}.json"
-    run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(file)]
+    configs = Path(bundle_root()) / "configs"
+    file = str(configs / f"{config}.json")
+    if config == "train_student":
+        file = f"['{configs / 'train.json'}','{file}']"
+        options["validate#slices#datalist"] = options.pop("validate#dataset#datalist")
+    run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", file]
     for key, value in options.items():
         run += [f"--{key}", json.dumps(value).replace("false", "False") if not isinstance(value, str) else value]
     return run
@@ -284,3 +358,22 @@ def test_classifier_trains_and_is_validated_at_several_noise_levels(tmp_path: Pa
     assert re.search(r"waiting for data: [\d.]+ % of the time", output)
     assert (tmp_path / "final.pt").exists()
     assert list((tmp_path / "ckpt").glob("events.out.tfevents*"))
+
+
+def test_a_student_learns_from_the_diffusion_model(tmp_path: Path) -> None:
+    """The teacher is the bundle's own, with one step; the student's weights are written and fit preview.json's network."""
+    teacher = {"displayable_configs#num_inference_steps": 1, "num_fixed_point_iterations": 0}
+    small = {"teacher#inferer": {"_target_": "scripts.bundle.declared", "name": "inferer", **teacher}}
+    done = subprocess.run(
+        command("train_student", tmp_path, max_epochs=1, max_minutes=5, **small),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    assert re.search(r"a pixel is lesion where the map is above 0\.\d+", output)
+    assert float(re.findall(r"val_loss: ([\d.]+)", output)[0]) > 0
+    student = declared("network_def", "preview", **{"network_def#features": [4] * 6})
+    student.load_state_dict(torch.load(tmp_path / "final.pt", weights_only=True))

@@ -19,8 +19,8 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.activelearning.random import Random
 
-from lib.bundle import REPOSITORY_BUNDLE, Bundle, fetch_bundle
-from lib.infer import AnomalyInferTask, lesion_mask, write, write_results
+from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle
+from lib.infer import AnomalyInferTask, write, write_results
 from lib.server import environment_on_path, prepare
 from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies
 from lib.trainer import FineTune
@@ -84,10 +84,13 @@ class AnomalyDetection(MONAILabelApp):
         return datastore
 
     def init_infers(self) -> dict[str, Any]:
-        return {
+        tasks = {
             "lesion_mask": AnomalyInferTask(self.bundle, "mask"),
             "anomaly_heat_map": AnomalyInferTask(self.bundle, "heat_map"),
         }
+        if PREVIEW in self.bundle.modes:
+            tasks["lesion_preview"] = AnomalyInferTask(self.bundle, "mask", PREVIEW)
+        return tasks
 
     def init_trainers(self) -> dict[str, Any]:
         return {
@@ -108,7 +111,8 @@ class AnomalyDetection(MONAILabelApp):
         """Run a model on an image of the studies or on an upload.
 
         With ``save_label``, the predicted mask is kept under ``label_tag`` ("original"), the float anomaly map and the healthy
-        counterpart under tags of their own, and on a DICOMweb server as a Segmentation and a Parametric Map.
+        counterpart under tags of their own, and on a DICOMweb server as a Segmentation and a Parametric Map. A preview's mask
+        is kept under its model's name, and its score nowhere, as it is on another scale.
 
         Raises:
             MONAILabelException: see `AnomalyInferTask`; no such image or model.
@@ -131,8 +135,11 @@ class AnomalyDetection(MONAILabelApp):
             label = file
             if stored and request.get("save_label"):
                 tag = request.get("label_tag") or ORIGINAL
-                if tag == ORIGINAL and task.view is not lesion_mask:
-                    tag = request["model"]  # the original is a mask, for scoring and for what readers correct
+                if tag == ORIGINAL and not task.is_original:
+                    tag = request["model"]
+                if task.mode != FULL:
+                    datastore.save_label(image, file, tag, {"params": params})
+                    return {"label": image, "tag": tag, "file": file, "params": params}
                 with tempfile.TemporaryDirectory() as folder:
                     results = write_results(result, request["image"][0], Path(folder))
                     datastore.save_results(image, tag, file, results, params)

@@ -15,8 +15,10 @@ def bundle_root() -> str:
     return str(Path(__file__).resolve().parent.parent)
 
 
-def declared(name: str, **overrides: Any) -> Any:
+def declared(name: str, overlay: str | None = None, **overrides: Any) -> Any:
     """What ``configs/inference.json`` declares under `name`, built anew, with the values of other ids replaced.
+
+    `overlay` names a config that goes over it: "preview" for ``configs/preview.json``.
 
     Networks, schedule and preprocessing are stated there alone; a training or evaluation config that stands by itself
     takes them from it: ``{"_target_": "scripts.bundle.declared", "name": "network_def"}``.
@@ -25,7 +27,8 @@ def declared(name: str, **overrides: Any) -> Any:
         KeyError: there is no such name.
     """
     parser = ConfigParser()
-    parser.read_config(Path(bundle_root()) / "configs" / "inference.json")
+    names = ["inference", *([overlay] if overlay else [])]
+    parser.read_config([str(Path(bundle_root()) / "configs" / f"{n}.json") for n in names])
     parser.update(overrides)
     return parser.get_parsed_content(name)
 

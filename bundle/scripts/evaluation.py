@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,39 +31,51 @@ PAPER = "counterfactual, sum |x - x_healthy| (the paper's map)"
 BASELINE = "FLAIR minus slice median, 3x3 median"
 
 
+Maps = dict[str, torch.Tensor]
+
+
+def readings(
+    x: torch.Tensor, healthy: torch.Tensor, probability: torch.Tensor, polarity: str, median_size: int
+) -> tuple[Maps, Maps]:
+    """Both readings of counterfactuals, `OURS` and `PAPER`: maps ``(N, 1, H, W)`` and image-level scores ``(N,)``.
+
+    Args:
+        x: slices, ``(N, C, H, W)``.
+        healthy: their counterfactuals.
+        probability: p(diseased), ``(N,)``.
+        polarity: of `OURS`, see `postprocessing.anomaly_map`.
+        median_size: likewise.
+    """
+    brain = x[:, :1] > BACKGROUND
+    maps = {
+        OURS: anomaly_map(x, healthy, polarity, median_size) * gate(probability) * brain,
+        PAPER: anomaly_map(x, healthy, "both", 1) * brain,
+    }
+    weights = {OURS: probability, PAPER: torch.ones_like(probability)}
+    return maps, {name: slice_score(a, brain, weights[name]) for name, a in maps.items()}
+
+
 def cases_of(
-    item: Mapping[str, Any],
-    preprocessing: Compose,
-    infer: Callable[..., dict[str, torch.Tensor]],
-    polarity: str,
-    median_size: int,
+    item: Mapping[str, Any], volume: Mapping[Any, Any], maps: Maps, scores: Maps, healthy: torch.Tensor | None = None
 ) -> list[SliceCase]:
-    """Every labelled slice of a volume, with the maps of both readings of its counterfactual and of the baselines.
+    """Every labelled slice of a volume, with its maps and scores and those of the baselines.
 
     Maps are compared on the input's own grid, in the order left, posterior, superior.
 
     Args:
-        item: with ``image``, ``mask``, ``subject`` and ``label``, one a slice, -1 for slices to leave out.
-        preprocessing: the bundle's.
-        infer: maps ``(1, C, H, W, D)`` and ``assessed=`` to the inferer's dictionary.
-        polarity: of `OURS`, see `postprocessing.anomaly_map`.
-        median_size: likewise.
+        item: with ``mask``, ``subject`` and ``label``, one a slice, -1 for slices to leave out.
+        volume: what the preprocessing gave for it.
+        maps: for each method ``(D, 1, H, W)`` on the grid of the preprocessed image.
+        scores: for each method or classifier ``(D,)``.
+        healthy: the counterfactual ``(C, H, W, D)``, for display.
     """
-    d = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "brain")})
-    image: MetaTensor = d["image"]
-    wanted = [item["label"][n] >= 0 for n in slice_numbers(image)]
-    pred = infer(image.as_tensor()[None], assessed=torch.tensor([wanted]))
-    x, healthy = image.as_tensor().movedim(-1, 0), pred["counterfactual"][0].cpu().movedim(-1, 0)
-    probability = pred["probability"][0].cpu()
-    brain = x[:, :1] > BACKGROUND
-    network_maps = {
-        OURS: (anomaly_map(x, healthy, polarity, median_size) * gate(probability)).nan_to_num() * brain,
-        PAPER: anomaly_map(x, healthy, "both", 1) * brain,
-    }
-    parts = [d["brain"].as_tensor(), *(m.movedim(0, -1) for m in network_maps.values()), (x - healthy).movedim(0, -1)]
+    image: MetaTensor = volume["image"]
+    parts = [volume["brain"].as_tensor(), *(m.movedim(0, -1) for m in maps.values())]
+    if healthy is not None:
+        parts.append((image.as_tensor() - healthy)[:1])
 
     axial = Orientation("LPS", labels=None)
-    original: MetaTensor = d["input_image"]
+    original: MetaTensor = volume["input_image"]
     affine = torch.as_tensor(original.affine)
     grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
     on_input = axial(MetaTensor(grid, affine=affine)).as_tensor().numpy()
@@ -75,13 +87,8 @@ def cases_of(
     truth = axial(MetaTensor(mask.as_tensor(), affine=affine)).as_tensor().numpy()[0] > 0
 
     above, above_scores = baselines(normalised, in_brain)
-    maps = {name: on_input[1 + i] for i, name in enumerate(network_maps)} | above
+    on_grid = {name: on_input[1 + i] for i, name in enumerate(maps)} | above
     row = {n: i for i, n in enumerate(slice_numbers(image))}
-    ones = torch.ones_like(probability)
-    scores = {
-        OURS: slice_score(network_maps[OURS], brain, probability),
-        PAPER: slice_score(network_maps[PAPER], brain, ones),
-    }
     cases = []
     for n, label in enumerate(item["label"]):
         z = axial_index(n, affine, truth.shape[2])
@@ -90,11 +97,11 @@ def cases_of(
                 logger.warning("%s, slice %d: no brain was found in it, left out.", item["subject"], n)
             continue
         case = SliceCase(item["subject"], n, normalised[..., z], in_brain[..., z], truth[..., z], label)
-        case.maps = {name: m[..., z].astype(np.float32) for name, m in maps.items()}
+        case.maps = {name: m[..., z].astype(np.float32) for name, m in on_grid.items()}
         case.scores = {name: float(s[row[n]]) for name, s in scores.items()}
         case.scores |= {name: float(s[z]) for name, s in above_scores.items()}
-        case.scores["p(diseased)"] = float(probability[row[n]])
-        case.counterfactual = normalised[..., z] - on_input[-1][..., z]
+        if healthy is not None:
+            case.counterfactual = normalised[..., z] - on_input[-1][..., z]
         cases.append(case)
     return cases
 
@@ -138,21 +145,27 @@ class Evaluation:
         self.output_dir = Path(output_dir)
         self.network_seconds = 0.0
 
-    def _infer(self, x: torch.Tensor, assessed: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _cases(self, item: Mapping[str, Any]) -> list[SliceCase]:
+        volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "brain")})
+        image: MetaTensor = volume["image"]
+        wanted = torch.tensor([[item["label"][n] >= 0 for n in slice_numbers(image)]])
         start = time.perf_counter()
-        result = self.inferer(x.to(self.device), self.network, assessed=assessed.to(self.device))
+        inputs = image.as_tensor()[None].to(self.device)
+        pred = self.inferer(inputs, self.network, assessed=wanted.to(self.device))
         self.network_seconds += time.perf_counter() - start
-        return result
-
-    def _cases(self, split: str) -> list[SliceCase]:
-        volumes = tqdm(self.datalists[split], desc=split, unit="volume")
-        reading = (self.preprocessing, self._infer, self.polarity, self.median_size)
-        return [case for item in volumes for case in cases_of(item, *reading)]
+        healthy, probability = pred["counterfactual"][0].cpu(), pred["probability"][0].cpu()
+        x = image.as_tensor().movedim(-1, 0)
+        reading = (probability.nan_to_num(), self.polarity, self.median_size)
+        maps, scores = readings(x, healthy.movedim(-1, 0), *reading)
+        return cases_of(item, volume, maps, scores | {"p(diseased)": probability}, healthy)
 
     def run(self) -> None:
         """Evaluate and write everything."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        cases = {split: self._cases(split) for split in self.datalists}
+        cases = {
+            split: [case for item in tqdm(items, desc=split, unit="volume") for case in self._cases(item)]
+            for split, items in self.datalists.items()
+        }
         methods = list(cases["test"][0].maps)
         record: dict[str, Any] = {
             "settings": self.settings,

@@ -185,6 +185,7 @@ class Report:
                 "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
                 "slices": result["slices"],
                 "seconds": {k: round(v, 2) for k, v in seconds.items()},
+                "outputs": [f"{o}.nii.gz" for o in self._outputs(result)],
                 "folder": str(folder),
             }
         )
@@ -197,7 +198,7 @@ class Report:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            for key in OUTPUTS:
+            for key in self._outputs(result):
                 save_nifti(result[key], item["image"], partial / f"{key}.nii.gz")
             draw_overview(result, item.get("mask"), item["name"], partial / "overview.png")
             shutil.rmtree(folder, ignore_errors=True)
@@ -205,6 +206,10 @@ class Report:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder
+
+    @staticmethod
+    def _outputs(result: Mapping[str, Any]) -> list[str]:
+        return [o for o in OUTPUTS if o in result]
 
     def _save_summary(self) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -243,7 +248,7 @@ class Report:
                     f"{v['name']}: p(diseased) {v['p_diseased']:.2f}, score {v['score']:.3f}, "
                     f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml of brain"
                 )
-            print(f"  {v['folder']}: {', '.join(f'{o}.nii.gz' for o in OUTPUTS)}, overview.png")
+            print(f"  {v['folder']}: {', '.join(v['outputs'])}, overview.png")
             print("  " + ", ".join(f"{part} {s:.1f} s" for part, s in v["seconds"].items()))
         print(f"Summary: {self.output_dir / 'summary.json'} and summary.csv. Not for clinical use.")
         if failures:

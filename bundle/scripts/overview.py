@@ -23,7 +23,7 @@ def _axial(image: MetaTensor) -> np.ndarray:
 
 
 def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path: Path, num_slices: int = 5) -> None:
-    """Draw the assessed slices with the highest scores: input, counterfactual, map, mask, and the truth where known.
+    """Draw the assessed slices with the highest scores: input, counterfactual if any, map, mask, truth if known.
 
     Args:
         result: of one volume, after `RestoreGridd`.
@@ -32,7 +32,8 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         path: of the PNG.
         num_slices: at most.
     """
-    image, healthy = _axial(result["input_image"]), _axial(result["counterfactual"])
+    image = _axial(result["input_image"])
+    healthy = _axial(result["counterfactual"]) if "counterfactual" in result else None
     a, pred = _axial(result["anomaly_map"]), _axial(result["pred"])
     lesion = None
     if truth is not None:
@@ -44,9 +45,9 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     rows = [(axial_index(s["slice"], affine, image.shape[2]), s) for s in chosen]
     rows.sort(key=lambda row: row[0])
 
-    titles = ["Input", "Healthy counterpart", "Anomaly map", "Marked lesion"] + (
-        ["Radiologist's mask"] if truth else []
-    )
+    titles = ["Input", *(["Healthy counterpart"] if healthy is not None else []), "Anomaly map", "Marked lesion"]
+    titles += ["Radiologist's mask"] if truth else []
+    at = {title: column for column, title in enumerate(titles)}
     head = image > image.mean() * 0.5
     x, y = (np.flatnonzero(head.any(axis=other)) for other in ((1, 2), (0, 2)))
     box = (slice(x[0], x[-1] + 1), slice(y[0], y[-1] + 1))
@@ -60,14 +61,17 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     limit = max(float(np.nanmax(a, initial=0)), 1e-3)
     drawn = None
     for panels, (z, scores) in zip(axes, rows, strict=False):
-        base, counterpart, heat, marked = (v[*box, z].T for v in (image, healthy, np.nan_to_num(a), pred))
-        for ax, shown in zip(panels, (base, counterpart, base, base, base), strict=False):
+        base, heat, marked = (v[*box, z].T for v in (image, np.nan_to_num(a), pred))
+        for ax, title in zip(panels, titles, strict=True):
+            shown = healthy[*box, z].T if healthy is not None and title == "Healthy counterpart" else base
             ax.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[0])
         alpha = np.clip(2 * heat / limit, 0, 0.85)
-        drawn = panels[2].imshow(heat, cmap="inferno", vmin=0, vmax=limit, alpha=alpha, aspect=spacing[1] / spacing[0])
-        outlines = [(panels[3], marked == LESION, "#ff4040")]
+        drawn = panels[at["Anomaly map"]].imshow(
+            heat, cmap="inferno", vmin=0, vmax=limit, alpha=alpha, aspect=spacing[1] / spacing[0]
+        )
+        outlines = [(panels[at["Marked lesion"]], marked == LESION, "#ff4040")]
         if lesion is not None:
-            outlines.append((panels[4], lesion[*box, z].T, "#40ff80"))
+            outlines.append((panels[-1], lesion[*box, z].T, "#40ff80"))
         for ax, mask, color in outlines:
             if mask.any():
                 ax.contour(mask, levels=[0.5], colors=color, linewidths=1)
@@ -80,7 +84,8 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.015, pad=0.005)
         bar.ax.tick_params(colors="white", labelsize=6)
-        bar.set_label("anomaly (1 = the brain's median intensity)", color="white", fontsize=6)
+        unit = "1 = the brain's median intensity" if healthy is not None else "the student's probability"
+        bar.set_label(f"anomaly ({unit})", color="white", fontsize=6)
     figure.suptitle(f"{name}   (the patient's right is on the left)", color="white", fontsize=9)
     figure.supxlabel("Research software, not for clinical use", color="#aaaaaa", fontsize=7)
     figure.savefig(path, dpi=110, facecolor="black")

@@ -19,12 +19,17 @@ LESION, NOT_ASSESSED = 1, 2
 
 
 def anomaly_map(x: torch.Tensor, healthy: torch.Tensor, polarity: str, median_size: int) -> torch.Tensor:
-    """What changed, summed over the channels (the paper's equation for a).
+    """What changed, summed over the channels.
+
+    "both" is the paper's map, |x - healthy|. "hyperintense" is for lesions that are brighter than all healthy tissue: the
+    geometric mean of how much brighter x is than its counterpart there, and than the median of the counterpart's brain. Folds
+    and rims that came back a little shifted are left out, as they are no brighter than the brain, and lesions that were
+    brought back in part are kept, as what is left of the change is raised by their brightness.
 
     Args:
-        x: slices, ``(N, C, H, W)``.
+        x: slices, ``(N, C, H, W)``, -1 outside the brain.
         healthy: their counterfactuals.
-        polarity: "both" for |x - healthy|, the paper's map; "hyperintense" for the part where x is brighter.
+        polarity: "both" or "hyperintense".
         median_size: side of a median filter over each slice, in pixels, odd; 1 is none.
 
     Returns:
@@ -35,8 +40,13 @@ def anomaly_map(x: torch.Tensor, healthy: torch.Tensor, polarity: str, median_si
     """
     if polarity not in ("both", "hyperintense"):
         raise ValueError(f"polarity must be 'both' or 'hyperintense', got {polarity!r}.")
-    difference = x - healthy
-    a = (difference.abs() if polarity == "both" else difference.clamp_min(0)).sum(dim=1, keepdim=True)
+    if polarity == "both":
+        change = (x - healthy).abs()
+    else:
+        in_brain = healthy.masked_fill(x[:, :1] <= BACKGROUND, torch.nan)
+        tissue = in_brain.flatten(2).nanmedian(dim=2).values[..., None, None].nan_to_num(BACKGROUND)
+        change = ((x - healthy).clamp_min(0) * (x - tissue).clamp_min(0)).sqrt()
+    a = change.sum(dim=1, keepdim=True)
     return MedianFilter(median_size // 2, spatial_dims=2, device=a.device)(a) if median_size > 1 else a
 
 
@@ -90,7 +100,7 @@ class AnomalyMapd(MapTransform):
 
     Args:
         keys: the preprocessed image ``(C, H, W, D)``.
-        pred_key: the inferer's dictionary.
+        pred_key: the inferer's dictionary, with a ``counterfactual`` or, from a student, the ``anomaly_map`` itself.
         polarity, median_size: see `anomaly_map`. The map of each slice is multiplied by its `gate`.
 
     ``slices`` is a list with, for each slice of the preprocessed volume, ``slice`` (its number in the input file),
@@ -109,10 +119,13 @@ class AnomalyMapd(MapTransform):
         d = dict(data)
         image, pred = d[self.keys[0]], d[self.pred_key]
         x = image.as_tensor().movedim(-1, 0)
-        healthy = torch.as_tensor(pred["counterfactual"]).movedim(-1, 0)
         probability, assessed = torch.as_tensor(pred["probability"]), torch.as_tensor(pred["assessed"])
         brain = x[:, :1] > BACKGROUND
-        a = anomaly_map(x, healthy, self.polarity, self.median_size) * brain
+        if "counterfactual" in pred:
+            healthy = torch.as_tensor(pred["counterfactual"]).movedim(-1, 0)
+            a = anomaly_map(x, healthy, self.polarity, self.median_size) * brain
+        else:
+            a = torch.as_tensor(pred["anomaly_map"]).movedim(-1, 0) * brain
         a = torch.where(assessed.view(-1, 1, 1, 1), a * gate(probability), 0)
         score = slice_score(a, brain, probability)
         d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine)
@@ -132,9 +145,9 @@ class RestoreGridd(MapTransform):
     """Bring the results back to the grid, affine and orientation of the input file.
 
     Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in brain that was not assessed and 0 outside the brain; adds
-    ``counterfactual``, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what changed, so that what
-    did not change keeps the input's full resolution; and replaces the inferer's dictionary by the mask, uint8
-    ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in brain that was not assessed.
+    ``counterfactual`` where the inferer gave one, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what
+    changed, so that what did not change keeps the input's full resolution; and replaces the inferer's dictionary by the
+    mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in brain that was not assessed.
 
     Args:
         keys: the preprocessed image, with ``input_affine`` and ``intensity_scale`` in its meta.
@@ -171,7 +184,9 @@ class RestoreGridd(MapTransform):
         brain = torch.as_tensor(d[self.mask_key]).cpu()
         assessed = torch.as_tensor(pred["assessed"]).cpu()
         scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
-        changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
+        changed = torch.zeros(0, *brain.shape[1:])
+        if "counterfactual" in pred:
+            changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
         parts = [brain, brain * assessed, d["anomaly_map"].as_tensor().cpu(), changed]
         restored = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
         in_brain, in_assessed, a, difference = restored.split([1, 1, 1, len(changed)])
@@ -185,6 +200,7 @@ class RestoreGridd(MapTransform):
             return MetaTensor(tensor, affine=affine, meta={"filename_or_obj": image.meta["filename_or_obj"]})
 
         d["anomaly_map"] = on_input_grid(a)
-        d["counterfactual"] = on_input_grid(torch.as_tensor(original).cpu() - difference)
+        if len(changed):
+            d["counterfactual"] = on_input_grid(torch.as_tensor(original).cpu() - difference)
         d[self.pred_key] = on_input_grid(mask)
         return d

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,7 +27,11 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY_BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 KEPT_STUDIES = 2
-"""So many studies' network outputs stay in memory: another threshold or the other view of one needs no network."""
+"""So many studies stay in memory, preprocessed and with what the networks gave: another option of one needs no brain
+extraction, another threshold or the other view no network."""
+
+FULL, PREVIEW = "inference", "preview"
+"""How a study is run, by the config that says it: with a counterfactual, or by one call of the student a slice."""
 
 
 def fetch_bundle(url: str, sha256: str, folder: Path) -> Path:
@@ -84,12 +89,25 @@ class Bundle:
         # the bundle's code is imported as `scripts`, the name that its configs use
         if str(self.path) not in sys.path:
             sys.path.insert(0, str(self.path))
-        self._config = ConfigParser.load_config_file(self.path / "configs" / "inference.json")
-        self.options: dict[str, float] = dict(self._config["displayable_configs"])
-        self._loaded: dict[str, Any] = {}
+        config = ConfigParser.load_config_file(self.path / "configs" / f"{FULL}.json")
+        self._configs: dict[str, dict[str, Any]] = {FULL: config}
+        overlay = self.path / "configs" / f"{PREVIEW}.json"
+        if overlay.is_file():
+            self._configs[PREVIEW] = {**config, **ConfigParser.load_config_file(overlay)}
+        self._loaded: dict[str, dict[str, Any]] = {}
         self._weights: tuple[int, ...] = ()
+        self._inputs: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
         self._studies: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
         self._lock = threading.RLock()
+
+    @property
+    def modes(self) -> list[str]:
+        """The ways in which this bundle can run a study."""
+        return list(self._configs)
+
+    def options(self, mode: str = FULL) -> dict[str, float]:
+        """The options that a request may set, with their defaults."""
+        return dict(self._configs[mode]["displayable_configs"])
 
     @property
     def version(self) -> str:
@@ -101,9 +119,10 @@ class Bundle:
         """When each weights file was changed, in ns: two runs with the same weights, options and version are the same."""
         return list(self._weights)
 
-    def declared(self, name: str, options: Mapping[str, float] | None = None) -> Any:
+    def declared(self, name: str, options: Mapping[str, float] | None = None, mode: str = FULL) -> Any:
         """What the config declares under `name`, with these options and the networks that are loaded."""
-        parser = ConfigParser({**self._config, "bundle_root": str(self.path), "device": self.device, **self._loaded})
+        known = {"bundle_root": str(self.path), "device": self.device, **self._loaded.get(mode, {})}
+        parser = ConfigParser({**deepcopy(self._configs[mode]), **known})  # it writes into what it is given
         parser.update({f"displayable_configs#{k}": v for k, v in (options or {}).items()})
         return parser.get_parsed_content(name)
 
@@ -115,21 +134,22 @@ class Bundle:
                 return
             logger.info("loading the networks of %s on %s", self.path, self.device)
             self._loaded = {}
-            self._loaded = {name: self.declared(name) for name in ("network", "classifier", "preprocessing")}
-            for transform in self._loaded["preprocessing"].transforms:
+            loaded = {name: self.declared(name) for name in ("network", "classifier", "preprocessing")}
+            for transform in loaded["preprocessing"].transforms:
                 if hasattr(transform, "load"):
                     transform.load()
+            self._loaded = {mode: {**loaded, "network": self.declared("network", mode=mode)} for mode in self.modes}
             self._weights = weights
             self._studies.clear()
 
-    def checked_options(self, request: Mapping[str, Any]) -> dict[str, float]:
+    def checked_options(self, request: Mapping[str, Any], mode: str = FULL) -> dict[str, float]:
         """The options of a request, each a number of its default's type; those it lacks have their defaults.
 
         Raises:
             MONAILabelException: INVALID_INPUT, an option is no number.
         """
         options = {}
-        for name, default in self.options.items():
+        for name, default in self.options(mode).items():
             value = request.get(name, default)
             try:
                 number = float(value)
@@ -143,18 +163,19 @@ class Bundle:
             options[name] = int(number) if isinstance(default, int) else number
         return options
 
-    def __call__(self, paths: Sequence[str], options: Mapping[str, float]) -> dict[str, Any]:
+    def __call__(self, paths: Sequence[str], options: Mapping[str, float], mode: str = FULL) -> dict[str, Any]:
         """Process one study.
 
         Args:
             paths: its volumes, one a channel of the model, in the order of `channels`. Those that lie on another grid than
                 the first are resampled to it.
             options: see `checked_options`.
+            mode: one of `modes`.
 
         Returns:
             What the bundle's postprocessing gives, all on the grid of the first volume: ``pred``, ``anomaly_map``,
-            ``counterfactual`` and ``slices``; and ``seconds``, the time for "preprocessing", "networks" and
-            "postprocessing", and ``transforms``, that for each of the preprocessing's.
+            ``counterfactual`` (not from a preview) and ``slices``; and ``seconds``, the time for "preprocessing", "networks"
+            and "postprocessing", and ``transforms``, that for each of the preprocessing's.
 
         Raises:
             MONAILabelException: INVALID_INPUT, an option is out of range, or a volume can't be used; the message names it and
@@ -163,33 +184,28 @@ class Bundle:
         with self._lock, torch.no_grad():
             self.load()
             try:
-                inferer = self.declared("inferer", options)
-                postprocessing = self.declared("postprocessing", options)
+                inferer = self.declared("inferer", options, mode)
+                postprocessing = self.declared("postprocessing", options, mode)
             except (RuntimeError, ValueError) as error:
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, reason(error)) from error
             files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
-            key = (files, *((k, v) for k, v in options.items() if k != "threshold"))
+            key = (mode, files, *((k, v) for k, v in options.items() if k != "threshold"))
             seconds = {"preprocessing": 0.0, "networks": 0.0}
             transforms: dict[str, float] = {}
             start = perf_counter()
             try:
                 if key not in self._studies:
-                    with on_one_grid(paths) as volumes:
-                        data: dict[str, Any] = {"image": volumes[0] if len(volumes) == 1 else volumes}
-                        for transform in self._loaded["preprocessing"].transforms:
-                            begin = perf_counter()
-                            data = transform(data)
-                            transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
+                    if files not in self._inputs:
+                        _keep(self._inputs, files, self._preprocessed(paths, transforms))
+                    data = dict(self._inputs[files])
                     seconds["preprocessing"] = perf_counter() - start
                     start = perf_counter()
                     inputs = data["image"].as_tensor()[None].to(self.device)
-                    pred = inferer(inputs, self._loaded["network"])
+                    pred = inferer(inputs, self._loaded[mode]["network"])
                     data["pred"] = {name: tensor[0].cpu() for name, tensor in pred.items()}
                     seconds["networks"] = perf_counter() - start
                     start = perf_counter()
-                    self._studies[key] = data
-                    while len(self._studies) > KEPT_STUDIES:
-                        self._studies.popitem(last=False)
+                    _keep(self._studies, key, data)
                 self._studies.move_to_end(key)
                 result = dict(postprocessing(dict(self._studies[key])))
             except (RuntimeError, ValueError) as error:
@@ -200,6 +216,23 @@ class Bundle:
             seconds["postprocessing"] = perf_counter() - start
             result["seconds"], result["transforms"] = seconds, transforms
             return result
+
+    def _preprocessed(self, paths: Sequence[str], transforms: dict[str, float]) -> dict[str, Any]:
+        """The networks' input; the seconds of each step go into `transforms`."""
+        with on_one_grid(paths) as volumes:
+            data: dict[str, Any] = {"image": volumes[0] if len(volumes) == 1 else volumes}
+            for transform in self._loaded[FULL]["preprocessing"].transforms:
+                begin = perf_counter()
+                data = transform(data)
+                transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
+        return data
+
+
+def _keep(studies: OrderedDict[tuple[Any, ...], dict[str, Any]], key: tuple[Any, ...], data: dict[str, Any]) -> None:
+    """Keep one more, and forget the one that was not asked for the longest."""
+    studies[key] = data
+    while len(studies) > KEPT_STUDIES:
+        studies.popitem(last=False)
 
 
 def reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The models that a viewer lists: two views of one run of the bundle."""
+"""The models that a viewer lists: two views of one run of the bundle, and its preview."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.transform.writer import write_itk
 
-from lib.bundle import Bundle
+from lib.bundle import FULL, PREVIEW, Bundle
 from lib.studies import COUNTERFACTUAL_TAG, MAP_TAG
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd")
@@ -59,6 +59,7 @@ class AnomalyInferTask(InferTask):
     Args:
         bundle: shared by all views, so that the second one of a study takes no time.
         view: "mask" or "heat_map".
+        mode: one of the bundle's.
 
     `__call__` takes MONAI Label's request and returns the path of the label map and, as ``params``, the scores: ``result``
     holds ``score`` and ``p_diseased`` of the volume (its highest slice's; None if no slice was assessed), ``lesion_ml`` and
@@ -71,16 +72,19 @@ class AnomalyInferTask(InferTask):
 
     VIEWS = {"mask": (lesion_mask, MASK_LABELS), "heat_map": (heat_map, HEAT_MAP_LABELS)}
 
-    def __init__(self, bundle: Bundle, view: str) -> None:
+    def __init__(self, bundle: Bundle, view: str, mode: str = FULL) -> None:
         self.bundle = bundle
+        self.mode = mode
         self.view, labels = self.VIEWS[view]
         what = {"mask": "Lesion mask", "heat_map": "Anomaly heat map in nine levels"}[view]
+        if mode == PREVIEW:
+            what += " in a second, by a network that learned it from counterfactuals, without one"
         super().__init__(
             InferType.SEGMENTATION,
             dict(labels),
             3,
             f"{what}. Takes {', '.join(bundle.channels)}. Research software, not for clinical use.",
-            dict(bundle.options),
+            bundle.options(mode),
         )
 
     def info(self) -> dict[str, Any]:
@@ -92,6 +96,11 @@ class AnomalyInferTask(InferTask):
             "config": self.config(),
             "version": self.bundle.version,
         }
+
+    @property
+    def is_original(self) -> bool:
+        """Whether it gives the mask that is scored and corrected."""
+        return self.view is lesion_mask and self.mode == FULL
 
     def is_valid(self) -> bool:
         return True
@@ -116,12 +125,12 @@ class AnomalyInferTask(InferTask):
                 raise MONAILabelException(
                     MONAILabelError.INVALID_INPUT, f"{name} must be one of {', '.join(allowed)}, got {value!r}."
                 )
-        options = self.bundle.checked_options(request)
+        options = self.bundle.checked_options(request, self.mode)
         image = request["image"]
         paths = [image] if isinstance(image, str) else list(image)
-        result = self.bundle(paths, options)
+        result = self.bundle(paths, options, self.mode)
         start = perf_counter()
-        labels = self.view(result, self.bundle.options["threshold"])
+        labels = self.view(result, self.bundle.options(self.mode)["threshold"])
         file = write(MetaTensor(labels[None], affine=result["pred"].affine), paths[0], extension, dtype)
         seconds = {**result["seconds"], "writing": perf_counter() - start}
         scores = summary(result)

@@ -1,0 +1,86 @@
+"""The rows of the comparison are what they are called: calls, pairing, polarity, and nothing outside the brain."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gaussians import NoisedClassifier, alphas_cumprod, distance, images, noise_model, scheduler
+from scripts import DISEASED, HEALTHY
+from scripts.bundle import declared
+from scripts.guidance import ClassifierGuidance
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import compare
+import rivals
+
+
+def test_the_reference_takes_998_calls_and_499_gradients_and_heals() -> None:
+    calls = {"network": 0, "gradient": 0}
+    model = noise_model()
+
+    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls["network"] += 1
+        return model(x, t)
+
+    class Counted(ClassifierGuidance):
+        def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            calls["gradient"] += 1
+            return super().gradient(x, t)
+
+    guidance = Counted(eps, NoisedClassifier(), alphas_cumprod(), 1.0)
+    healthy = compare.reference(eps, guidance, alphas_cumprod(), 500)(images(DISEASED, 4))
+    assert calls == {"network": 998, "gradient": 499}
+    assert distance(healthy, HEALTHY).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_ancestral_sampling_ends_in_the_mode_it_is_guided_to(guided: bool) -> None:
+    torch.manual_seed(0)
+    eps = noise_model()
+    f = ClassifierGuidance(eps, NoisedClassifier(), alphas_cumprod(), 1.0) if guided else eps
+    y = distance(compare.ancestral(f, alphas_cumprod(), 500, 50)(images(DISEASED, 64)), HEALTHY)
+    # at level 500 noise hides the mode, so without guidance both come back
+    assert (y < 0.5).float().mean() == 1 if guided else 0.2 < (y < 0.5).float().mean() < 0.8
+
+
+def test_the_tutorials_loop_heals() -> None:
+    guidance = ClassifierGuidance(noise_model(), NoisedClassifier(), alphas_cumprod(), 1.0)
+    y = compare.tutorial(noise_model(), guidance, scheduler(), 200)(images(DISEASED, 4))
+    assert y.shape == (4, 1, 4, 4) and distance(y, HEALTHY).mean() < 0.8
+
+
+def heads(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round brains of smooth texture, every second one with a bright square."""
+    torch.manual_seed(0)
+    grid = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 72), torch.linspace(-1, 1, 88), indexing="ij"))
+    texture = torch.nn.functional.interpolate(0.1 * torch.randn(number, 1, 9, 11), (72, 88), mode="bilinear")
+    x = torch.where(grid.norm(dim=0) < 0.8, texture, torch.tensor(-1.0))
+    labels = torch.arange(number) % 2
+    x[labels == DISEASED, :, 30:40, 40:50] = 0.8
+    return x, labels
+
+
+@pytest.mark.parametrize("name", rivals.RIVALS)
+def test_rivals_read_slices(name: str) -> None:
+    """Maps are at least 0 and empty outside the brain; what reconstructs marks the square after a few seconds."""
+    x, labels = heads(16)
+    classifier = declared(
+        "classifier_def",
+        **{
+            "classifier_def#channels": [8, 8, 8],
+            "classifier_def#norm_num_groups": 4,
+            "classifier_def#attention_levels": [False] * 3,
+            "classifier_def#num_head_channels": 8,
+        },
+    ).requires_grad_(False)
+    a, scores = rivals.trained(name, x, labels, classifier, 0.1, seed=0)(x[:4])
+    assert a.shape == (4, 1, 72, 88) and scores.shape == (4,)
+    assert bool((a >= 0).all()) and not a[x[:4] == -1].any() and bool(a.isfinite().all())
+    if "healthy slices" in name:
+        assert scores[1] > scores[0] and scores[3] > scores[2]
+        assert float(a[1, 0, 32:38, 42:48].mean()) > 3 * float(a[0].mean())
