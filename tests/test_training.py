@@ -21,7 +21,8 @@ from monai.networks.schedulers import DDIMScheduler
 
 from gaussians import NoisedClassifier, exact
 from scripts.bundle import bundle_root, declared
-from scripts.data import PseudoLabels, SliceDataset, brain_mr, random_sampler
+from scripts.data import SliceDataset, brain_mr, random_sampler
+from scripts.student import PseudoLabels
 from scripts.training import (
     AtNoiseLevel,
     AutocastDiffusionInferer,

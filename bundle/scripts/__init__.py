@@ -1,7 +1,8 @@
 """The classes MONAI lacks for weakly supervised anomaly detection by guided diffusion.
 
 Each module knows torch and MONAI only: no config, no viewer. `sampler` walks a grid of timesteps with a *noise model*,
-any ``f(x, t) -> eps``; `guidance` wraps one noise model and is one; `inferer` turns a volume into its counterfactual.
+any ``f(x, t) -> eps``; `guidance` wraps one noise model and is one; `inferer` turns a volume into its counterfactual;
+`student` learns the maps that these give.
 """
 
 from __future__ import annotations
