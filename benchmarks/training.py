@@ -1,0 +1,98 @@
+"""Training speed: images a second of the bundle's training and of a plain loop as in MONAI's diffusion tutorials.
+
+    python benchmarks/training.py --dataset_dir DIR [--minutes 1]
+
+Both train the bundle's diffusion network on the same cached slices, batches and augmentation. The plain loop is that of the
+tutorials: float32, the default memory layout, MONAI's `DiffusionInferer`, Adam, nothing else. Ours is ``configs/train.json`` as
+it is, with its moving average, clipping, checkpoints and progress. They take turns, twice. Writes benchmarks/training.json.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import fire
+import monai
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import DiffusionInferer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bundle"))
+
+from scripts.reporting import write  # noqa: E402
+
+
+def config(dataset_dir: str, cache_dir: str, folder: str, minutes: float) -> ConfigParser:
+    """train.json, with the data set's own brain masks and its results in `folder`."""
+    parser = ConfigParser()
+    parser.read_config(ROOT / "bundle" / "configs" / "train.json")
+    parser.update(
+        {
+            "dataset_dir": dataset_dir,
+            "cache_dir": cache_dir,
+            "ckpt_dir": f"{folder}/ckpt",
+            "final_path": f"{folder}/model.pt",
+            "max_minutes": minutes,
+            "train#datalist#brain_masks": True,
+        }
+    )
+    return parser
+
+
+def ours(parser: ConfigParser) -> dict[str, float]:
+    """The trainer of the config, from the first batch to the last."""
+    trainer = parser.get_parsed_content("train#trainer")
+    begin = time.perf_counter()
+    trainer.run()
+    seconds, images = time.perf_counter() - begin, trainer.state.iteration * parser["batch_size"]
+    return {"images_per_second": images / seconds}
+
+
+def plain(parser: ConfigParser, minutes: float) -> dict[str, float]:
+    """The tutorials' loop."""
+    network = parser.get_parsed_content("network_def")
+    scheduler, loader = (parser.get_parsed_content(i) for i in ("scheduler", "train#dataloader"))
+    inferer, optimizer = DiffusionInferer(scheduler), torch.optim.Adam(network.parameters(), lr=2.5e-5)
+    images, begin = 0, time.perf_counter()
+    network.train()
+    while True:
+        for batch in loader:
+            x = batch["image"].as_tensor()
+            optimizer.zero_grad(set_to_none=True)
+            noise = torch.randn_like(x)
+            timesteps = torch.randint(0, scheduler.num_train_timesteps, (len(x),))
+            prediction = inferer(inputs=x, diffusion_model=network, noise=noise, timesteps=timesteps)
+            torch.nn.functional.mse_loss(prediction, noise).backward()
+            optimizer.step()
+            images += len(x)
+            if time.perf_counter() - begin > 60 * minutes:
+                return {"images_per_second": images / (time.perf_counter() - begin)}
+
+
+def training(dataset_dir: str, minutes: float = 1, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None:
+    """Run both twice in turns and write training.json; see the module."""
+    turns: list[dict[str, Any]] = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            turns.append({"plain": plain(config(dataset_dir, cache_dir, folder, minutes), minutes)})
+            turns[-1]["ours"] = ours(config(dataset_dir, cache_dir, folder, minutes))
+    ratios = [t["ours"]["images_per_second"] / t["plain"]["images_per_second"] for t in turns]
+    record = {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "turns": turns,
+        "ratios": ratios,
+    }
+    write(ROOT / "benchmarks" / "training.json", (json.dumps(record, indent=2) + "\n").encode())
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    fire.Fire(training)
