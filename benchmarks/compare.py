@@ -145,7 +145,6 @@ class Split:
         ]
         planes = [v["image"].as_tensor().movedim(-1, 0)[w] for v, w in zip(self.volumes, self.wanted, strict=True)]
         self.x = torch.cat(planes)
-        self.labels = torch.tensor([label for item in self.items for label in item["label"] if label >= 0])
         with torch.no_grad():
             logits = torch.cat([classifier(b, times(b, 0)).float() for b in self.x.split(16)])
         self.probability = logits.softmax(dim=1)[:, DISEASED]
@@ -368,7 +367,7 @@ def compare(
         if "row" in c:
             c |= kept(cache("cost", c["row"], minutes), lambda row=c["row"]: measured(row, sample))
 
-    rows, thresholds, sizes = [], {}, {}
+    rows, thresholds, without_masks, sizes = [], {}, {}, {}
     for where in ("all", "subset"):
         chosen = {
             split: [c for c in found if where == "all" or splits[split].subset[int(c.scores["number"])]]
@@ -382,6 +381,7 @@ def compare(
             point["dice_labels"] = metrics(chosen["test"], method, from_labels, "brain")["dice_threshold"]
             interval["dice_labels"] = bootstrap(chosen["test"], method, from_labels, "brain")["dice_threshold"]
             thresholds[where, method] = threshold
+            without_masks[f"{where}: {method}"] = from_labels
             sizes.setdefault(where, {})[method] = by_size(chosen["test"], method, threshold)
             values = {
                 m: f"{point[m]:.3f} ({interval[m][0]:.2f}-{interval[m][1]:.2f})" for m in (*METRICS, "dice_labels")
@@ -416,6 +416,7 @@ def compare(
         "settings": dict(declared("displayable_configs")),
         "patients": {split: len({c.subject for c in found}) for split, found in cases.items()},
         "thresholds": {f"{where}: {method}": t for (where, method), t in thresholds.items()},
+        "thresholds_without_masks": without_masks,
         **sizes,
         "rows": rows,
     }
@@ -454,7 +455,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             ax.axhline(ap, color="0.6", linewidth=0.8, linestyle="dashed", zorder=0, label=label)
             ax.text(1.01, ap, str(n), transform=ax.get_yaxis_transform(), fontsize=8, va="center")
     figure.legend(loc="outside right center", fontsize=8, markerscale=0.5, frameon=False)
-    title = f"Quality against time: {fewest} test slices, two CPU cores; dashed: no network"
+    title = f"Quality against time: {fewest} test slices, {torch.get_num_threads()} CPU cores; dashed: no network"
     ax.set(xscale="log", xlabel="seconds a slice", ylabel="pixel average precision", title=title)
     ax.margins(x=0.1)
     buffer = io.BytesIO()

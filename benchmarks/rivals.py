@@ -26,6 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bundle"))
 
 from scripts import DISEASED, HEALTHY  # noqa: E402
+from scripts.postprocessing import slice_score  # noqa: E402
 from scripts.preprocessing import BACKGROUND  # noqa: E402
 
 Reader = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -63,7 +64,7 @@ def in_brain(a: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     """Maps with a 3 x 3 median filter, 0 outside the brain, and their means over it."""
     brain = x[:, :1] > BACKGROUND
     a = MedianFilter(1, spatial_dims=2)(a) * brain
-    return a, a.sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3)).clamp_min(1)
+    return a, slice_score(a, brain, torch.ones(len(a)))
 
 
 def fitted(

@@ -307,6 +307,20 @@ def command(config: str, folder: Path, **overrides: Any) -> list[str]:
     return run
 
 
+def one_epoch(config: str, folder: Path, **overrides: Any) -> str:
+    """Train for an epoch, which must succeed; what was printed."""
+    done = subprocess.run(
+        command(config, folder, max_epochs=1, max_minutes=5, **overrides),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    return output
+
+
 def test_kill_and_resume(tmp_path: Path) -> None:
     """Kill -9 in the middle, start again: the iterations go on and the loss curve with them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -343,15 +357,7 @@ def test_kill_and_resume(tmp_path: Path) -> None:
 
 
 def test_classifier_trains_and_is_validated_at_several_noise_levels(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("train_classifier", tmp_path, max_epochs=1, max_minutes=5),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-3000:]
+    output = one_epoch("train_classifier", tmp_path)
     for level in (0, 250, 500, 750):
         auroc = float(re.findall(rf"val_auroc_t{level}: ([\d.]+)", output)[0])
         accuracy = float(re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output)[0])
@@ -365,15 +371,7 @@ def test_a_student_learns_from_the_diffusion_model(tmp_path: Path) -> None:
     """The teacher is the bundle's own, with one step; the student's weights are written and fit preview.json's network."""
     teacher = {"displayable_configs#num_inference_steps": 1, "num_fixed_point_iterations": 0}
     small = {"teacher#inferer": {"_target_": "scripts.bundle.declared", "name": "inferer", **teacher}}
-    done = subprocess.run(
-        command("train_student", tmp_path, max_epochs=1, max_minutes=5, **small),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-3000:]
+    output = one_epoch("train_student", tmp_path, **small)
     assert re.search(r"a pixel is lesion where the map is above 0\.\d+", output)
     assert float(re.findall(r"val_loss: ([\d.]+)", output)[0]) > 0
     student = declared("network_def", "preview", **{"network_def#features": [4] * 6})

@@ -26,7 +26,7 @@ from .reporting import figure, table, write
 
 logger = logging.getLogger(__name__)
 
-OURS = "counterfactual, brighter part, gated by p(diseased)"
+OURS = "counterfactual, change and brightness, gated by p(diseased)"
 PAPER = "counterfactual, sum |x - x_healthy| (the paper's map)"
 BASELINE = "FLAIR minus slice median, 3x3 median"
 

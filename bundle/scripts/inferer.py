@@ -159,8 +159,9 @@ class CounterfactualInferer(SliceInferer):
     @property
     def settings(self) -> str:
         """What the counterfactuals depend on beside the weights and the schedule."""
-        scale = getattr(self.guidance, "keywords", {}).get("guidance_scale")
-        return f"{self.timesteps}, {self.num_fixed_point_iterations}, {scale}, {self.precision}"
+        options = getattr(self.guidance, "keywords", {})
+        guidance = sorted((k, v) for k, v in options.items() if isinstance(v, (int, float)))
+        return f"{self.timesteps}, {self.num_fixed_point_iterations}, {guidance}, {self.precision}"
 
     def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The counterfactuals ``(N, C, H, W)`` and p(diseased) ``(N,)`` of slices ``(N, C, H, W)``.

@@ -67,10 +67,12 @@ class PseudoLabels(Dataset):
         shape = (1, *slices[0]["image"].shape[1:])
         device = next(network.parameters()).device
         size = inferer.batch_size or CPU_BATCH
-        done = path.stat().st_size // (2 * np.prod(shape)) if path.is_file() else 0
-        done -= done % size
+        bytes_a_map = 2 * int(np.prod(shape))
+        done = path.stat().st_size // bytes_a_map if path.is_file() else 0
+        if done < len(diseased):
+            done -= done % size  # a batch is made as a whole, so that its bits don't depend on where it was stopped
         with path.open("r+b" if path.is_file() else "wb") as file:
-            file.truncate(2 * int(np.prod(shape)) * done)
+            file.truncate(bytes_a_map * done)
             file.seek(0, os.SEEK_END)
             for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
                 x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
