@@ -20,6 +20,21 @@ CPU_BATCH, GPU_BATCH = 16, 256
 """Slices in one network call: a CPU gains nothing beyond, and a whole volume is one call on a GPU with the memory for it."""
 
 
+def with_neighbours(probability: torch.Tensor) -> torch.Tensor:
+    """Each slice's p(diseased) averaged with the slices above and below, in parts 1 : 2 : 1, as lesions span slices.
+
+    Args:
+        probability: ``(..., D)``, NaN where not assessed, which counts for no neighbour.
+
+    Returns:
+        ``(..., D)``, NaN where it was.
+    """
+    around = torch.nn.functional.pad(probability, (1, 1), value=torch.nan).unfold(-1, 3, 1)  # (..., D, 3)
+    weight = around.new_tensor([1.0, 2.0, 1.0]).where(~around.isnan(), 0)
+    mean = (around.nan_to_num() * weight).sum(dim=-1) / weight.sum(dim=-1)
+    return mean.where(~probability.isnan(), torch.nan)
+
+
 class SliceInferer(Inferer):
     """Folds volumes into slices and takes those that are assessed through the networks in batches.
 
@@ -72,7 +87,7 @@ class SliceInferer(Inferer):
 
         Returns:
             What `slices` gives, under the name of `result`, ``(B, C, H, W, D)``; ``probability``, the classifier's
-            p(diseased) ``(B, D)``, NaN where not assessed; ``assessed``, bool ``(B, D)``.
+            p(diseased) `with_neighbours`, ``(B, D)``, NaN where not assessed; ``assessed``, bool ``(B, D)``.
         """
         x = convert_to_tensor(inputs).float()
         if assessed is None:
@@ -83,7 +98,11 @@ class SliceInferer(Inferer):
         chosen = slices[assessed]
         if len(chosen):
             result[assessed], probability[assessed] = self._batches(chosen, network)
-        return {self.result: result.movedim(1, -1), "probability": probability, "assessed": assessed}
+        return {
+            self.result: result.movedim(1, -1),
+            "probability": with_neighbours(probability),
+            "assessed": assessed,
+        }
 
     def _batches(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """`slices` in batches that fit the memory."""
