@@ -40,9 +40,9 @@ sys.path.insert(0, str(ROOT / "bundle"))
 from scripts import DISEASED  # noqa: E402
 from scripts.bundle import autocast, declared, fastest_precision  # noqa: E402
 from scripts.data import SliceDataset, brain_mr, fingerprint  # noqa: E402
-from scripts.evaluation import BASELINE, OURS, PAPER, cases_of, readings  # noqa: E402
+from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings  # noqa: E402
 from scripts.guidance import ClassifierGuidance  # noqa: E402
-from scripts.inferer import with_neighbours  # noqa: E402
+from scripts.inferer import CPU_BATCH, learned_map, with_neighbours  # noqa: E402
 from scripts.metrics import (  # noqa: E402
     METRICS,
     MIN_LESION_PIXELS,
@@ -53,7 +53,7 @@ from scripts.metrics import (  # noqa: E402
     metrics,
     paired_bootstrap,
 )
-from scripts.postprocessing import gate, slice_score  # noqa: E402
+from scripts.postprocessing import combined_map, gate, slice_score  # noqa: E402
 from scripts.preprocessing import BACKGROUND, slice_numbers  # noqa: E402
 from scripts.reporting import write  # noqa: E402
 from scripts.sampler import NoiseModel, ddim_step, timestep_grid  # noqa: E402
@@ -64,9 +64,15 @@ SUBSET = {"val": 6, "test": 10}
 """Slices, of as many patients, for what takes minutes a slice."""
 COMPARED = ("pixel_ap", "dice_threshold", "image_auroc")
 DEFAULT, STUDENT, REFERENCE = "ours, default", "ours, student", "reference, L = 500, s = 100"
+ALONE = "ours, counterfactual alone"
+"""The default without the student's part of the map, as every other algorithm's counterfactual is read."""
 PUBLISHED = f"{REFERENCE}, the paper's map"
 """The reference as it was published, its reading included."""
 INTENSITY = "FLAIR intensity"
+GATED = f"{BASELINE}, gated"
+"""The better intensity baseline with our classifier's gate: what our map is without counterfactual and student."""
+NUMBERS = (16, 32, 64, 128)
+"""Of slices, for how the default's time and memory grow."""
 SIZES = {"to 250": (MIN_LESION_PIXELS, 250), "250 to 1,000": (250, 1000), "above 1,000": (1000, np.inf)}
 """Lesion pixels of a slice."""
 
@@ -193,7 +199,7 @@ class Algorithms:
 
     def __init__(self) -> None:
         self.network, self.classifier = declared("network"), declared("classifier")
-        self.calls, self.seconds = {"network": 0, "gradient": 0}, 0.0
+        self.calls, self.seconds = {"network": 0, "gradient": 0, "student": 0}, 0.0
         scheduler, options = declared("scheduler"), declared("displayable_configs")
         alphas = scheduler.alphas_cumprod.float().clone()
         eps = self.counted("network", lambda x, t: self.network(x, t).float())
@@ -208,18 +214,22 @@ class Algorithms:
         def ours(scale: float, **settings: Any) -> Sampler:
             inferer = declared("inferer", classifier=self.classifier, **settings)
             inferer.guidance = lambda noise_model: guided(scale)
-            return lambda x: inferer.slices(x, eps)[0]
+            return lambda x: inferer.slices(x, eps)["counterfactual"]
+
+        self.student = declared("student")
+        self.student.forward = self.counted("student", self.student.forward)
 
         paper = {
             "displayable_configs#noise_level": 500,
             "displayable_configs#num_inference_steps": 500,
             "num_fixed_point_iterations": 0,
+            "student": None,
         }
         scale = options["guidance_scale"]
-        as_ours = (16, torch.channels_last, fastest_precision("cpu"))
+        as_ours = (CPU_BATCH, torch.channels_last, fastest_precision("cpu"))
         as_theirs = (1, torch.contiguous_format, "float32")
         self.rows = {
-            DEFAULT: Row(ours(scale), True, 16, *as_ours),
+            DEFAULT: Row(ours(scale, student=self.student), True, CPU_BATCH, *as_ours),
             "ours at the paper's setting, L = 500, s = 100": Row(ours(100.0, **paper), False, 2, *as_ours),
             REFERENCE: Row(reference(eps, guided(100.0), alphas, 500), False, 1, *as_theirs),
             "MONAI tutorial, L = 200, s = 10": Row(tutorial(eps, guided(10.0), scheduler, 200), False, 1, *as_theirs),
@@ -227,12 +237,12 @@ class Algorithms:
             "DDPM, L = 250, unguided (as AnoDDPM)": Row(ancestral(eps, alphas, 250, 50), False, 16, *as_ours),
         }
 
-    def counted(self, name: str, f: NoiseModel) -> NoiseModel:
+    def counted(self, name: str, f: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """`f`, with its calls and seconds added up."""
 
-        def call(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def call(x: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()
-            result = f(x, t)
+            result = f(x, *args)
             self.seconds += time.perf_counter() - start
             self.calls[name] += len(x)
             return result
@@ -242,7 +252,7 @@ class Algorithms:
     def run(self, name: str, x: torch.Tensor, batch: int, seed: int) -> dict[str, Any]:
         """The counterfactuals ``(N, C, H, W)``, the calls a slice, the seconds a slice and the share within networks."""
         torch.manual_seed(seed)
-        self.calls.update(network=0, gradient=0)
+        self.calls.update(network=0, gradient=0, student=0)
         self.seconds, start = 0.0, time.perf_counter()
         with torch.no_grad(), autocast("cpu", self.rows[name].precision):
             parts = [self.rows[name].sampler(b) for b in tqdm(x.split(batch), name)]
@@ -252,8 +262,11 @@ class Algorithms:
         return {"healthy": healthy, **calls, "seconds": seconds / len(x), "share": self.seconds / seconds}
 
 
-def cost(row: str, slices: str) -> None:
-    """Print what a row costs on the slices in a file: seconds a slice, share within the networks, peak memory in MiB."""
+def cost(row: str, slices: str, number: str = "0") -> None:
+    """Print what a row costs on the slices in a file: seconds a slice, share within the networks, peak memory in MiB.
+
+    `number` is that of slices, by default the row's own.
+    """
     x = torch.load(slices, weights_only=True)
     if row == STUDENT:
         student, inferer = declared("network", "preview"), declared("inferer", "preview")
@@ -264,11 +277,12 @@ def cost(row: str, slices: str) -> None:
     else:
         algorithms = Algorithms()
         how = algorithms.rows[row]
-        for network in (algorithms.network, algorithms.classifier):
-            network.to(memory_format=how.memory_format)
-            with torch.no_grad():
-                network(x[:1], times(x[:1], 0))
-        result = algorithms.run(row, x[: how.timed], how.batch, 0)
+        with torch.no_grad(), autocast("cpu", how.precision):
+            for network in (algorithms.network, algorithms.classifier):
+                network.to(memory_format=how.memory_format)(x[:1], times(x[:1], 0))
+            learned_map(algorithms.student, x[:1])
+        number = int(number) or how.timed
+        result = algorithms.run(row, x.repeat(-(-number // len(x)), 1, 1, 1)[:number], how.batch, 0)
         seconds, share = result["seconds"], result["share"]
     # not resource's ru_maxrss, which begins at that of the process that started this one
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -338,41 +352,52 @@ def compare(
         return {"test": (maps, scores), "val": read(splits["val"].x), "seconds": seconds}
 
     # every method's maps and scores a split; the readings of the subset's rows are of the subset alone
-    student, inferer = declared("network", "preview"), declared("inferer", "preview")
     cases: dict[str, list[SliceCase]] = {}
     costs: dict[str, dict[str, Any]] = {}
-    everywhere = [BASELINE, INTENSITY]
+    everywhere = [BASELINE, GATED, INTENSITY]
     rivals = {name: kept(cache(name, minutes), lambda n=name: of_rival(n)) for name in RIVALS}
     for split, s in splits.items():
         maps: dict[str, torch.Tensor] = {}
-        scores: dict[str, torch.Tensor] = {"number": torch.arange(len(s.x))}
+        scores: dict[str, torch.Tensor] = {"number": torch.arange(len(s.x)), "p(diseased)": s.probability}
+        with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
+            learned = torch.cat([learned_map(algorithms.student, b) for b in s.x.split(CPU_BATCH)])
         for name, row in algorithms.rows.items():
             which = torch.ones_like(s.subset) if row.everywhere else s.subset
             # the result does not depend on the batch, the time does
             made = kept(cache(name, split), lambda n=name, x=s.x[which]: algorithms.run(n, x, 16, seed))
-            found = readings(s.x[which], made["healthy"], s.probability[which], *reading)
-            for method, label in ((OURS, name), (PAPER, f"{name}, the paper's map")):
+            found = {"counterfactual": made["healthy"], "probability": s.probability[which]}
+            labels = {COUNTERFACTUAL: name, PAPER: f"{name}, the paper's map"}
+            if name == DEFAULT:
+                found["student"] = learned
+                labels |= {OURS: DEFAULT, COUNTERFACTUAL: ALONE}
+            read = readings(s.x[which], found, *reading)
+            for method, label in labels.items():
                 maps[label], scores[label] = torch.zeros(len(s.x), 1, *s.x.shape[2:]), torch.zeros(len(s.x))
-                maps[label][which], scores[label][which] = found[0][method], found[1][method]
+                maps[label][which], scores[label][which] = read[0][method], read[1][method]
                 costs[label] = {"network_calls": made["network"], "gradients": made["gradient"], "row": name}
                 everywhere += [label] if row.everywhere and label not in everywhere else []
-        brain = s.x[:, :1] > BACKGROUND
-        parts = [inferer.slices(b, student) for b in s.x.split(16)]
-        maps[STUDENT] = torch.cat([p[0] for p in parts]) * gate(s.probability) * brain
-        scores[STUDENT] = slice_score(maps[STUDENT], brain, s.probability)
+        maps[STUDENT] = combined_map(s.x, {"student": learned, "probability": s.probability}, *reading)
+        scores[STUDENT] = slice_score(maps[STUDENT], s.x[:, :1] > BACKGROUND, s.probability)
         costs[STUDENT] = {"network_calls": 1, "gradients": 0, "row": STUDENT}
         for name, made in rivals.items():
             maps[name], scores[name] = made[split]
             costs[name] = {"seconds": made["seconds"]}
         everywhere += [n for n in (STUDENT, *rivals) if n not in everywhere]
         cases[split] = s.cases(maps, scores)
+        for case in cases[split]:
+            p = case.scores["p(diseased)"]
+            kept_part = float(gate(torch.tensor([p])))
+            case.maps[GATED] = case.maps[BASELINE] * kept_part
+            case.scores[GATED] = case.scores[BASELINE] * kept_part * p
 
+    learner = hashlib.sha256((ROOT / "bundle" / "models" / "student.pt").read_bytes()).hexdigest()
     sample = cache("sample")
     kept(sample, lambda: splits["test"].x[splits["test"].subset].repeat(2, 1, 1, 1)[:16])
     for c in costs.values():
         if "row" in c:
-            c |= kept(cache("cost", c["row"], minutes), lambda row=c["row"]: measured(row, sample))
+            c |= kept(cache("cost", c["row"], learner), lambda row=c["row"]: measured(row, sample))
 
+    scaling = {n: kept(cache("scaling", n, learner), lambda n=n: measured(DEFAULT, sample, n)) for n in NUMBERS}
     rows, thresholds, without_masks, sizes = [], {}, {}, {}
     for where in ("all", "subset"):
         chosen = {
@@ -395,7 +420,7 @@ def compare(
             spent = {k: v for k, v in costs.get(method, {}).items() if k != "row"}
             rows.append({"slices": len(chosen["test"]), "method": method, **values, **rounded(spent)})
             tqdm.write(f"{where}: {method}: AP {values['pixel_ap']}, Dice {values['dice_threshold']}")
-        against = (INTENSITY, BASELINE) if where == "all" else (INTENSITY, BASELINE, REFERENCE, PUBLISHED)
+        against = (INTENSITY, BASELINE, GATED) + ((REFERENCE, PUBLISHED) if where == "subset" else ())
         differences = {
             f"{ours} - {other}": {
                 m: paired_bootstrap(
@@ -403,7 +428,7 @@ def compare(
                 )
                 for m in COMPARED
             }
-            for ours in (DEFAULT, STUDENT)
+            for ours in (DEFAULT, ALONE, STUDENT)
             for other in against
         }
         sizes[where] = {"dice_by_lesion_pixels": sizes[where], "differences": differences}
@@ -420,6 +445,7 @@ def compare(
         "bfloat16": fastest_precision("cpu") == "bfloat16",
         "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
         "settings": dict(declared("displayable_configs")),
+        "default_by_number_of_slices": {n: rounded(c) for n, c in scaling.items()},
         "patients": {split: len({c.subject for c in found}) for split, found in cases.items()},
         "thresholds": {f"{where}: {method}": t for (where, method), t in thresholds.items()},
         "thresholds_without_masks": without_masks,
@@ -433,9 +459,9 @@ def compare(
     print(text.getvalue())
 
 
-def measured(row: str, sample: Path) -> dict[str, float]:
+def measured(row: str, sample: Path, number: int = 0) -> dict[str, float]:
     """`cost` of a row in a process of its own."""
-    command = [sys.executable, __file__, "cost", row, str(sample)]
+    command = [sys.executable, __file__, "cost", row, str(sample), str(number)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
@@ -461,7 +487,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             ax.axhline(ap, color="0.6", linewidth=0.8, linestyle="dashed", zorder=0, label=label)
             ax.text(1.01, ap, str(n), transform=ax.get_yaxis_transform(), fontsize=8, va="center")
     figure.legend(loc="outside right center", fontsize=8, markerscale=0.5, frameon=False)
-    title = f"Quality against time: {fewest} test slices, {torch.get_num_threads()} CPU cores; dashed: no network"
+    title = f"Quality against time: {fewest} test slices, {torch.get_num_threads()} CPU cores; dashed: brightness"
     ax.set(xscale="log", xlabel="seconds a slice", ylabel="pixel average precision", title=title)
     ax.margins(x=0.1)
     buffer = io.BytesIO()

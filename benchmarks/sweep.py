@@ -1,10 +1,13 @@
 """How much the result depends on the noise level L and the guidance scale s, on validation slices.
 
-    python benchmarks/sweep.py --dataset_dir DIR [--slices 32] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
+    python benchmarks/sweep.py --dataset_dir DIR [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
 
-Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. Two columns need no mask: the threshold of
-``dice_labels`` is Otsu's of the slices labelled diseased, and ``contrast`` is the AUROC with which the map's mean, without the
-classifier's p(diseased), tells them from the others. Test patients are never read.
+Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. What is measured is the default's map, the
+mean of the counterfactual's and the student's, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns need no
+mask: the threshold of ``dice_labels`` is Otsu's of the slices labelled diseased; ``contrast`` is the AUROC with which the mean
+of the counterfactual's map, without the classifier's gate, tells them from the others; ``separability`` is Otsu's own
+criterion, how much of the variance of that map, without the gate too, in their brains lies between its two classes. Test
+patients are never read.
 """
 
 from __future__ import annotations
@@ -20,19 +23,26 @@ from compare import ROOT, Split, label_threshold
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from scripts import DISEASED
 from scripts.bundle import autocast, declared, fastest_precision
-from scripts.evaluation import OURS, readings
+from scripts.evaluation import COUNTERFACTUAL, OURS, readings
 from scripts.guidance import ClassifierGuidance
-from scripts.metrics import metrics
-from scripts.postprocessing import slice_score
-from scripts.preprocessing import BACKGROUND
+from scripts.inferer import learned_map
+from scripts.metrics import SliceCase, metrics
 from scripts.reporting import write
 from scripts.sampler import decode, encode, timestep_grid
 
 
+def separability(cases: list[SliceCase], method: str) -> float:
+    """The share of the variance that lies between Otsu's two classes, of the map in the brain of slices labelled diseased."""
+    values = np.concatenate([c.maps[method][c.brain] for c in cases if c.diseased == DISEASED])
+    above = values > label_threshold(cases, method)
+    return float(above.mean() * (1 - above.mean()) * (values[above].mean() - values[~above].mean()) ** 2 / values.var())
+
+
 def sweep(
     dataset_dir: str,
-    slices: int = 32,
+    slices: int = 64,
     seed: int = 0,
     noise_levels: tuple[int, ...] = (250, 350, 500, 650, 750),
     scales: tuple[float, ...] = (2.0, 4.0, 10.0, 25.0, 60.0),
@@ -40,14 +50,23 @@ def sweep(
     cache_dir: str = str(ROOT / "bundle" / "cache"),
 ) -> None:
     """Write `output`.csv and .png; see the module."""
-    network, classifier = declared("network"), declared("classifier")
+    network, classifier, student = declared("network"), declared("classifier"), declared("student")
     alphas = declared("scheduler").alphas_cumprod.float().clone()
     options, iterations = declared("displayable_configs"), declared("num_fixed_point_iterations")
     reading = declared("polarity"), declared("median_size")
     split = Split(dataset_dir, "val", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
     chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
-    x, probability = split.x[chosen], split.probability[chosen]
+    x = split.x[chosen]
+    known = {"probability": split.probability[chosen]}
+    with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
+        known["student"] = torch.cat([learned_map(student, b) for b in x.split(16)])
     rows = []
+
+    def all_slices(values: torch.Tensor) -> torch.Tensor:
+        """Zeros for the slices that were not drawn."""
+        full = torch.zeros(len(split.x), *values.shape[1:])
+        full[chosen] = values
+        return full
 
     def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return network(x, t).float()
@@ -61,14 +80,15 @@ def sweep(
             with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
                 healthy = torch.cat([decode(guided, n, grid, alphas) for n in noise])
             healthy = torch.where(x > -1, healthy.clamp(-1, 1), x)
-            found, scores = readings(x, healthy, probability, *reading)
-            maps, score = torch.zeros(len(split.x), 1, *x.shape[2:]), torch.zeros(len(split.x))
-            maps[chosen], score[chosen] = found[OURS], scores[OURS]
-            plain = torch.zeros_like(score)
-            ungated, _ = readings(x, healthy, torch.ones_like(probability), *reading)
-            plain[chosen] = slice_score(ungated[OURS], x[:, :1] > BACKGROUND, torch.ones_like(probability))
-            number = torch.arange(len(split.x))
-            cases = split.cases({"map": maps, "plain": maps}, {"map": score, "plain": plain, "number": number})
+            maps, scores = readings(x, known | {"counterfactual": healthy}, *reading)
+            ungated = {"counterfactual": healthy, "probability": torch.ones(len(x))}
+            plain, plain_scores = readings(x, ungated, *reading)
+            of_pixels = {"map": maps[OURS], "alone": maps[COUNTERFACTUAL], "plain": plain[COUNTERFACTUAL]}
+            of_image = {"map": scores[OURS], "alone": scores[COUNTERFACTUAL], "plain": plain_scores[COUNTERFACTUAL]}
+            cases = split.cases(
+                {name: all_slices(a) for name, a in of_pixels.items()},
+                {name: all_slices(s) for name, s in of_image.items()} | {"number": torch.arange(len(split.x))},
+            )
             cases = [c for c in cases if int(c.scores["number"]) in chosen]
             result = metrics(cases, "map", label_threshold(cases, "map"), "brain")
             row = {
@@ -79,7 +99,9 @@ def sweep(
                 "dice_oracle": result["dice_oracle"],
                 "dice_labels": result["dice_threshold"],
                 "image_auroc": result["image_auroc"],
+                "dice_oracle_alone": metrics(cases, "alone", np.inf, "brain")["dice_oracle"],
                 "contrast": metrics(cases, "plain", np.inf, "brain")["image_auroc"],
+                "separability": separability(cases, "plain"),
             }
             rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
             tqdm.write(str(rows[-1]))
@@ -89,12 +111,13 @@ def sweep(
     writer.writerows(rows)
     write(Path(output).with_suffix(".csv"), text.getvalue().encode())
 
-    figure = Figure((9, 3.6), layout="constrained")
-    for ax, (name, title) in zip(
-        figure.subplots(1, 2),
-        (("dice_oracle", "oracle Dice"), ("dice_labels", "Dice, threshold without masks")),
-        strict=True,
-    ):
+    figure = Figure((13, 3.6), layout="constrained")
+    titles = {
+        "dice_oracle": "oracle Dice",
+        "dice_labels": "Dice, threshold without masks",
+        "dice_oracle_alone": "oracle Dice, counterfactual alone",
+    }
+    for ax, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         values = np.array([r[name] for r in rows]).reshape(len(noise_levels), len(scales))
         ax.imshow(values, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
         for i, j in np.ndindex(values.shape):

@@ -57,16 +57,10 @@ def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> 
         "channel_def": {str(n): channel for n, channel in enumerate(channels)},
     }
     path.write_text(json.dumps(metadata))
-    path = bundle / "configs" / "preview.json"
-    preview: dict[str, Any] = json.loads(path.read_text())
-    preview["network_def"]["features"] = [4] * 6
-    path.write_text(json.dumps(preview))
     torch.manual_seed(0)
     (bundle / "models").mkdir()
-    definitions = {"model": (config, "network_def"), "classifier": (config, "classifier_def")}
-    definitions["student"] = ({**config, **preview}, "network_def")
-    for name, (source_config, definition) in definitions.items():
-        network = ConfigParser(source_config).get_parsed_content(definition)
+    for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
+        network = ConfigParser(config).get_parsed_content(definition)
         # MONAI's diffusion networks begin with a last layer of zeros
         for parameter in network.parameters():
             if not parameter.any():

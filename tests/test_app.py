@@ -41,7 +41,7 @@ from starlette.testclient import TestClient
 from urllib3.filepost import encode_multipart_formdata
 
 import serve
-from lib.bundle import FULL, Bundle, fetch_bundle, on_one_grid
+from lib.bundle import FULL, PREVIEW, Bundle, fetch_bundle, on_one_grid
 from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, heat_map, lesion_mask, write_results
 from lib.server import Guard
 from lib.studies import DICOMwebStudies, FolderStudies, sequence_of
@@ -353,6 +353,21 @@ def test_networks_load_once_and_again_when_their_files_change(tmp_path: Path) ->
     torch.save(torch.load(path, weights_only=True), path)
     bundle([item["image"]], bundle.options())
     assert bundle._loaded[FULL]["network"] is not network
+
+
+def test_both_modes_share_one_student(tmp_path: Path) -> None:
+    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    bundle.load()
+    assert bundle._loaded[PREVIEW]["network"] is bundle._loaded[FULL]["student"]
+
+
+def test_a_bundle_without_a_student_has_no_preview(tmp_path: Path) -> None:
+    path = write_small_bundle(tmp_path)
+    config = path / "configs" / "inference.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "student": None}))
+    bundle = Bundle(path, "cpu")
+    assert bundle.modes == [FULL]
+    assert bundle([write_head(tmp_path)["image"]], bundle.options())["anomaly_map"].shape == (1, *GRIDS["plain"][0])
 
 
 def test_an_nrrd_image_gives_nifti_on_its_grid(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,11 +13,13 @@ from gaussians import NoisedClassifier, alphas_cumprod, distance, images, noise_
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.guidance import ClassifierGuidance
+from scripts.metrics import SliceCase
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import compare
 import rivals
+import sweep
 
 
 def test_the_reference_takes_998_calls_and_499_gradients_and_heals() -> None:
@@ -84,3 +87,11 @@ def test_rivals_read_slices(name: str) -> None:
     if "healthy slices" in name:
         assert scores[1] > scores[0] and scores[3] > scores[2]
         assert float(a[1, 0, 32:38, 42:48].mean()) > 3 * float(a[0].mean())
+
+
+def test_separability_is_the_share_of_the_variance_between_two_classes() -> None:
+    """Two values in the brain: all of it. 0, 0, 1 and 3, Otsu's classes {0, 0, 1} and {3}: 3 (8/3)^2 / 16 of 1.5."""
+    brain = np.ones((2, 2), bool)
+    for a, expected in (([[0, 0], [2, 2]], 1.0), ([[0, 0], [1, 3]], 3 / 16 * (8 / 3) ** 2 / 1.5)):
+        case = SliceCase("A", 0, np.zeros((2, 2)), brain, brain, DISEASED, maps={"map": np.array(a, np.float32)})
+        assert sweep.separability([case], "map") == pytest.approx(expected)

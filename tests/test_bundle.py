@@ -15,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
 from scripts.bundle import autocast, bundle_root, declared, fastest_precision
+from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER
 from scripts.postprocessing import LESION, NOT_ASSESSED
 from scripts.preprocessing import ExtractBraind
 from synthetic import write_head
@@ -117,13 +118,14 @@ def test_evaluation_by_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     parser.read_config([CONFIGS / "inference.json", CONFIGS / "evaluate.json"])
     out = tmp_path / "out"
     parser.update({**overrides, "dataset_dir": str(tmp_path), "cache_dir": str(tmp_path / "c"), "output_dir": str(out)})
-    for name in ("network", "classifier"):
+    for name in ("network", "classifier", "student"):
         parser[name] = f"@{name}_def"
     parser.get_parsed_content("run")
     files = ["cases.png", "results.json", "test_brain.csv", "test_brain.md", "test_image.csv", "test_image.md"]
     assert sorted(p.name for p in out.iterdir()) == [*files, "validation_brain.csv", "validation_brain.md"]
     record = json.loads((out / "results.json").read_text())
     assert record["test"]["patients"] == 2 and record["test"]["slices"] == 8
+    assert {OURS, COUNTERFACTUAL, PAPER, BASELINE} < set(record["test"]["brain"])
     # the lesion is the only thing brighter than its slice's median; the untouched slices keep 170 as false positives
     baseline = record["test"]["brain"]["FLAIR minus slice median"]
     truth_pixels = record["test"]["brain"]["FLAIR minus slice median"]["dice_threshold"]
@@ -158,6 +160,6 @@ def test_autocast_of_float32_switches_a_callers_off() -> None:
 
 
 def test_networks_are_laid_out_for_convolutions() -> None:
-    for name in ("network", "classifier"):
+    for name in ("network", "classifier", "student"):
         weights = [p for p in declared(name).parameters() if p.ndim == 4]
         assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)

@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
     "classifier_def#attention_levels": [False, False],
     "classifier_def#norm_num_groups": 4,
     "classifier_def#num_head_channels": 8,
+    "student_def#features": [4] * 6,
     "displayable_configs#num_inference_steps": 2,
     "num_fixed_point_iterations": 1,
 }
@@ -36,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     paths = {}
-    for name in ("network", "classifier"):
+    for name in ("network", "classifier", "student"):
         paths[f"{name}#path"] = str(folder / f"{name}.pt")
         torch.save(declared(f"{name}_def", **TINY).state_dict(), paths[f"{name}#path"])
     return paths
@@ -58,6 +59,18 @@ def datalist(folder: Path, items: list[dict[str, Any]]) -> str:
     path = folder / "datalist.json"
     path.write_text(json.dumps([{("subject" if k == "name" else k): v for k, v in i.items()} for i in items]))
     return str(path)
+
+
+def test_a_bundle_without_a_student_reads_the_counterfactual_alone(tmp_path: Path, weights: dict[str, str]) -> None:
+    """As one whose networks were trained anew: the same files, and a map that differs from that with a student."""
+    item = datalist(tmp_path, [write_head(tmp_path)])
+    assert run(weights, input=item, output_dir=str(tmp_path / "alone"), student="$None") == 0
+    assert run(weights, input=item, output_dir=str(tmp_path / "both")) == 0
+    alone, both = (tmp_path / name / "flair" for name in ("alone", "both"))
+    assert {p.name for p in alone.iterdir()} == {p.name for p in both.iterdir()}
+    values = [np.asarray(nib.load(f / "anomaly_map.nii.gz").dataobj) for f in (alone, both)]
+    assert not np.array_equal(*values, equal_nan=True)
+    np.testing.assert_array_equal(*(np.asarray(nib.load(f / "counterfactual.nii.gz").dataobj) for f in (alone, both)))
 
 
 def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[str, str]) -> None:

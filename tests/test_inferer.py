@@ -283,19 +283,36 @@ def test_float32_under_a_callers_autocast() -> None:
         assert torch.equal(run(x, noise_model())["counterfactual"], expected)
 
 
+class Bright(torch.nn.Module):
+    """A student: lesion is where the last channel is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        return torch.where(x[:, -1:] > 0.3, 2.0, -2.0)
+
+
+def test_a_student_beside_the_counterfactual_changes_nothing_of_it() -> None:
+    """The same bits as without; the student sees the slices as they are, once each, the assessed ones only."""
+    x, student = volume([HEALTHY, EMPTY, DISEASED]), Bright()
+    alone, both = inferer()(x, noise_model()), inferer(student=student)(x, noise_model())
+    assert set(both) - set(alone) == {"student"} and student.seen == [2]
+    assert all(torch.equal(alone[name].nan_to_num(), both[name].nan_to_num()) for name in alone)
+    expected = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright())["student"]
+    assert torch.equal(both["student"], expected)
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_student_gives_one_map_a_slice(channels: int) -> None:
     """p = sigmoid(2) where the last channel is bright, once a slice; slices that are not assessed have an empty map."""
-    seen: list[int] = []
-
-    def student(x: torch.Tensor) -> torch.Tensor:
-        seen.append(len(x))
-        return torch.where(x[:, -1:] > 0.3, 2.0, -2.0)
-
+    student = Bright()
     x = volume([HEALTHY, EMPTY, DISEASED], channels)
     result = StudentInferer(NoisedClassifier(channels))(x, student)
-    a = result["anomaly_map"]
-    assert set(result) == {"anomaly_map", "probability", "assessed"} and seen == [2]
+    a = result["student"]
+    assert set(result) == {"student", "probability", "assessed"} and student.seen == [2]
     assert a.shape == (1, 1, 4, 4, 3) and not a[..., 1].any()
     assert float(a[0, 0, 1, 1, 2]) == pytest.approx(0.8808, abs=1e-4)
     assert result["probability"][0, 0] < 0.5 < result["probability"][0, 2] and result["probability"][0, 1].isnan()

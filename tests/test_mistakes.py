@@ -162,7 +162,9 @@ def test_training_keeps_the_schedule(precision: str) -> None:
     s = scheduler()
     image = torch.zeros(2, 1, 4, 4)
     network: Callable[..., torch.Tensor] = lambda x, timesteps, context: x  # noqa: E731
-    AutocastDiffusionInferer(s, precision)(image, network, torch.ones_like(image), timesteps=torch.tensor([0, 500]))
+    AutocastDiffusionInferer(s, precision=precision)(
+        image, network, torch.ones_like(image), timesteps=torch.tensor([0, 500])
+    )
     assert s.alphas_cumprod.dtype == torch.float32 and torch.equal(s.alphas_cumprod, alphas_cumprod())
 
 

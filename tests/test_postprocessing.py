@@ -18,6 +18,7 @@ from scripts.postprocessing import (
     AnomalyMapd,
     RestoreGridd,
     anomaly_map,
+    combined_map,
     gate,
     slice_score,
 )
@@ -115,7 +116,7 @@ def test_a_students_map_needs_no_counterfactual(tmp_path: Path) -> None:
     x = d["image"].as_tensor()
     assessed = assessed_slices(x, 0.5)
     d["pred"] = {
-        "anomaly_map": (x > 0.5).float(),
+        "student": (x > 0.5).float(),
         "assessed": assessed,
         "probability": torch.where(assessed, 0.25, torch.nan),
     }
@@ -124,6 +125,18 @@ def test_a_students_map_needs_no_counterfactual(tmp_path: Path) -> None:
     core = d["anomaly_map"][0] > 0.49
     assert core.any() and d["anomaly_map"].nan_to_num().max() == pytest.approx(0.5)
     np.testing.assert_array_equal(d["input_image"][0][core], 170)
+
+
+def test_the_map_is_the_mean_of_counterfactual_and_student() -> None:
+    """(0.5 + 0.9) / 2 in the lesion, 0.9 / 2 where only the student sees something; halved by p = 0.25, 0 outside."""
+    x, healthy = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+    x[0, 0, 0, 0], x[0, 0, 1, 1], healthy[0, 0, 1, 1] = 0.5, -1, -1
+    student = torch.tensor([[[[0.9, 0.9], [0.0, 1.0]]]])
+    found = {"counterfactual": healthy, "student": student, "probability": torch.tensor([0.25])}
+    expected = torch.tensor([[[[0.35, 0.225], [0.0, 0.0]]]])
+    torch.testing.assert_close(combined_map(x, found, "hyperintense", 1), expected)
+    alone = {name: found[name] for name in ("counterfactual", "probability")}
+    torch.testing.assert_close(combined_map(x, alone, "both", 1), torch.tensor([[[[0.25, 0.0], [0.0, 0.0]]]]))
 
 
 def test_slice_score_known_number() -> None:

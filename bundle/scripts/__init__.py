@@ -2,7 +2,7 @@
 
 Each module knows torch and MONAI only: no config, no viewer. `sampler` walks a grid of timesteps with a *noise model*,
 any ``f(x, t) -> eps``; `guidance` wraps one noise model and is one; `inferer` turns a volume into its counterfactual;
-`student` learns the maps that these give.
+`student` says what a student learns from many of them; `postprocessing` makes the map of both.
 """
 
 from __future__ import annotations

@@ -73,6 +73,25 @@ def load_weights(network: torch.nn.Module, path: str, device: torch.device | str
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no weights there; train them or give another bundle_root.")
+    return for_training(network, device, path).eval().requires_grad_(False)
+
+
+def for_training(
+    network: torch.nn.Module, device: torch.device | str, initial_weights: str | None = None
+) -> torch.nn.Module:
+    """`network` on `device`, in the layout that it is fastest in, with the state dict in a file or as it is initialised.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as for `load_weights`.
+    """
+    if initial_weights is not None:
+        _load(network, initial_weights)
+    # the layout that convolutions are fastest in, on CPUs up to threefold
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+
+
+def _load(network: torch.nn.Module, path: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -85,6 +104,3 @@ def load_weights(network: torch.nn.Module, path: str, device: torch.device | str
             f"{path}: its weights don't fit the {type(network).__name__} that the config declares "
             f"({len(lines) - 1} differences, the first: {lines[min(1, len(lines) - 1)].strip()})."
         ) from error
-    # the layout that convolutions are fastest in, on CPUs up to threefold
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
-    return network.eval().requires_grad_(False)

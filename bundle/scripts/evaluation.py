@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from .inferer import CounterfactualInferer
 from .metrics import Domain, SliceCase, baselines, best_threshold, bootstrap, metrics, paired_bootstrap
-from .postprocessing import anomaly_map, gate, slice_score, to_grid
+from .postprocessing import anomaly_map, combined_map, slice_score, to_grid
 from .preprocessing import BACKGROUND, axial_index, slice_numbers
 from .reporting import figure, table, write
 
 logger = logging.getLogger(__name__)
 
-OURS = "counterfactual, change and brightness, gated by p(diseased)"
+OURS = "counterfactual and student, gated by p(diseased)"
+COUNTERFACTUAL = "counterfactual alone, gated by p(diseased)"
 PAPER = "counterfactual, sum |x - x_healthy| (the paper's map)"
 BASELINE = "FLAIR minus slice median, 3x3 median"
 
@@ -34,24 +35,21 @@ BASELINE = "FLAIR minus slice median, 3x3 median"
 Maps = dict[str, torch.Tensor]
 
 
-def readings(
-    x: torch.Tensor, healthy: torch.Tensor, probability: torch.Tensor, polarity: str, median_size: int
-) -> tuple[Maps, Maps]:
-    """Both readings of counterfactuals, `OURS` and `PAPER`: maps ``(N, 1, H, W)`` and image-level scores ``(N,)``.
+def readings(x: torch.Tensor, found: Mapping[str, torch.Tensor], polarity: str, median_size: int) -> tuple[Maps, Maps]:
+    """Counterfactuals read in every way: maps ``(N, 1, H, W)`` and image-level scores ``(N,)``.
 
     Args:
         x: slices, ``(N, C, H, W)``.
-        healthy: their counterfactuals.
-        probability: p(diseased), ``(N,)``.
-        polarity: of `OURS`, see `postprocessing.anomaly_map`.
+        found: ``counterfactual`` and ``probability``, and ``student`` for `OURS`, see `postprocessing.combined_map`.
+        polarity: see `postprocessing.anomaly_map`; `PAPER` has its own.
         median_size: likewise.
     """
-    brain = x[:, :1] > BACKGROUND
-    maps = {
-        OURS: anomaly_map(x, healthy, polarity, median_size) * gate(probability) * brain,
-        PAPER: anomaly_map(x, healthy, "both", 1) * brain,
-    }
-    weights = {OURS: probability, PAPER: torch.ones_like(probability)}
+    brain, probability = x[:, :1] > BACKGROUND, found["probability"]
+    alone = {name: found[name] for name in ("counterfactual", "probability")}
+    maps = {OURS: combined_map(x, found, polarity, median_size)} if "student" in found else {}
+    maps[COUNTERFACTUAL] = combined_map(x, alone, polarity, median_size)
+    maps[PAPER] = anomaly_map(x, found["counterfactual"], "both", 1) * brain
+    weights = {name: torch.ones_like(probability) if name == PAPER else probability for name in maps}
     return maps, {name: slice_score(a, brain, weights[name]) for name, a in maps.items()}
 
 
@@ -153,10 +151,10 @@ class Evaluation:
         inputs = image.as_tensor()[None].to(self.device)
         pred = self.inferer(inputs, self.network, assessed=wanted.to(self.device))
         self.network_seconds += time.perf_counter() - start
-        healthy, probability = pred["counterfactual"][0].cpu(), pred["probability"][0].cpu()
-        x = image.as_tensor().movedim(-1, 0)
-        reading = (probability.nan_to_num(), self.polarity, self.median_size)
-        maps, scores = readings(x, healthy.movedim(-1, 0), *reading)
+        found = {name: values[0].cpu().movedim(-1, 0) for name, values in pred.items()}
+        probability, healthy = found["probability"], found["counterfactual"].movedim(0, -1)
+        found["probability"] = probability.nan_to_num()
+        maps, scores = readings(image.as_tensor().movedim(-1, 0), found, self.polarity, self.median_size)
         return cases_of(item, volume, maps, scores | {"p(diseased)": probability}, healthy)
 
     def run(self) -> None:
@@ -167,6 +165,7 @@ class Evaluation:
             for split, items in self.datalists.items()
         }
         methods = list(cases["test"][0].maps)
+        ours = OURS if OURS in methods else COUNTERFACTUAL
         record: dict[str, Any] = {
             "settings": self.settings,
             "machine": {"processor": platform.processor() or platform.machine(), "device": str(self.device)},
@@ -194,12 +193,12 @@ class Evaluation:
                 record[split][domain] = {m: {"threshold": thresholds[m], **r[0]} for m, r in results.items()}
             record["test"][domain]["difference to the baseline"] = {
                 metric: paired_bootstrap(
-                    cases["test"], OURS, BASELINE, metric, thresholds[OURS], thresholds[BASELINE], domain
+                    cases["test"], ours, BASELINE, metric, thresholds[ours], thresholds[BASELINE], domain
                 )
                 for metric in ("pixel_ap", "dice_threshold", "image_auroc")
             }
             if domain == "brain":
-                figure(cases["test"], OURS, thresholds[OURS], self.output_dir / "cases.png", domain)
+                figure(cases["test"], ours, thresholds[ours], self.output_dir / "cases.png", domain)
         write(self.output_dir / "results.json", json.dumps(record, indent=2).encode())
         print((self.output_dir / "test_brain.md").read_text())
         print(f"Tables, figure and record: {self.output_dir}")

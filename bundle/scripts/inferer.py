@@ -1,4 +1,4 @@
-"""Networks of slices on whole volumes: the healthy counterpart, and a student's short cut to its map."""
+"""Networks of slices on whole volumes: the healthy counterpart, and a student that learned from many of them."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def with_neighbours(probability: torch.Tensor) -> torch.Tensor:
 class SliceInferer(Inferer):
     """Folds volumes into slices and takes those that are assessed through the networks in batches.
 
-    A subclass says in `slices` what it gives for a slice, in `unassessed` what stands for the others, and in `result` what
-    that is called. The result is deterministic.
+    A subclass says in `slices` what it gives for slices, and in `unassessed` what stands for the others. The result is
+    deterministic.
 
     Args:
         classifier: f(x, t) -> logits ``(N, 2)`` of noised slices, for p(diseased).
@@ -52,8 +52,6 @@ class SliceInferer(Inferer):
     Raises:
         ValueError: another precision.
     """
-
-    result: str
 
     def __init__(
         self,
@@ -86,28 +84,25 @@ class SliceInferer(Inferer):
             assessed: bool ``(B, D)``, the slices to run; by default those with enough brain.
 
         Returns:
-            What `slices` gives, under the name of `result`, ``(B, C, H, W, D)``; ``probability``, the classifier's
-            p(diseased) `with_neighbours`, ``(B, D)``, NaN where not assessed; ``assessed``, bool ``(B, D)``.
+            What `slices` gives, each ``(B, ..., D)``: images, and ``probability``, the classifier's p(diseased)
+            `with_neighbours`, NaN where not assessed; and ``assessed``, bool ``(B, D)``.
         """
         x = convert_to_tensor(inputs).float()
         if assessed is None:
             assessed = assessed_slices(x, self.min_area_fraction)
         slices = x.movedim(-1, 1)  # (B, D, C, H, W)
-        result = self.unassessed(slices)
-        probability = torch.full(assessed.shape, torch.nan, device=x.device)
+        found = self.unassessed(slices) | {"probability": torch.full(assessed.shape, torch.nan, device=x.device)}
         chosen = slices[assessed]
         if len(chosen):
-            result[assessed], probability[assessed] = self._batches(chosen, network)
-        return {
-            self.result: result.movedim(1, -1),
-            "probability": with_neighbours(probability),
-            "assessed": assessed,
-        }
+            for name, values in self._batches(chosen, network).items():
+                found[name][assessed] = values
+        found = {name: values.movedim(1, -1) for name, values in found.items()}
+        return found | {"probability": with_neighbours(found["probability"]), "assessed": assessed}
 
-    def _batches(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batches(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
         """`slices` in batches that fit the memory."""
         size = self.batch_size or (GPU_BATCH if x.device.type == "cuda" else CPU_BATCH)
-        results: list[tuple[torch.Tensor, torch.Tensor]] = []
+        results: list[dict[str, torch.Tensor]] = []
         done = 0
         with tqdm(total=len(x), desc="slices", leave=False, disable=not self.progress) as bar:
             while done < len(x):
@@ -122,20 +117,30 @@ class SliceInferer(Inferer):
                     continue
                 done += len(batch)
                 bar.update(len(batch))
-        return torch.cat([r[0] for r in results]), torch.cat([r[1] for r in results])
+        return {name: torch.cat([r[name] for r in results]) for name in results[0]}
 
-    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The result ``(N, C, H, W)`` and p(diseased) ``(N,)`` of slices ``(N, C, H, W)``."""
+    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is found in slices ``(N, C, H, W)``: images ``(N, ...)`` by name, and ``probability`` ``(N,)``."""
         raise NotImplementedError
 
-    def unassessed(self, x: torch.Tensor) -> torch.Tensor:
-        """What stands for slices ``(B, D, C, H, W)`` that are not assessed: themselves."""
-        return x.clone()
+    def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The images of `slices` for ``(B, D, C, H, W)``, all as if not assessed."""
+        raise NotImplementedError
 
     def probability(self, x: torch.Tensor) -> torch.Tensor:
         """The classifier's p(diseased) ``(N,)`` of slices without noise."""
         timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self.classifier.to(x.device).eval()(x, timesteps).float().softmax(dim=1)[:, DISEASED]
+
+
+def learned_map(student: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The student's probability of lesion ``(N, 1, H, W)``.
+
+    Args:
+        student: its forward is x -> logits ``(N, 1, H, W)``, see `student`.
+        x: slices ``(N, C, H, W)`` in [-1, 1], -1 outside the brain.
+    """
+    return student.to(x.device).eval()(x).float().sigmoid()
 
 
 class CounterfactualInferer(SliceInferer):
@@ -147,6 +152,7 @@ class CounterfactualInferer(SliceInferer):
         noise_level: L, in timesteps; 0 < L < T.
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding; 0 is the paper's plain DDIM.
+        student: see `learned_map`; its map is given beside the counterfactual.
         options: see `SliceInferer`.
 
     The paper's setting is ``noise_level=500, num_inference_steps=500, num_fixed_point_iterations=0`` and a guidance
@@ -156,8 +162,6 @@ class CounterfactualInferer(SliceInferer):
         ValueError: `noise_level` or `num_inference_steps` is out of range.
     """
 
-    result = "counterfactual"
-
     def __init__(
         self,
         guidance: Callable[[NoiseModel], NoiseModel],
@@ -166,6 +170,7 @@ class CounterfactualInferer(SliceInferer):
         noise_level: int = 500,
         num_inference_steps: int = 20,
         num_fixed_point_iterations: int = 2,
+        student: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
         super().__init__(classifier, **options)
@@ -174,6 +179,7 @@ class CounterfactualInferer(SliceInferer):
         self.alphas_cumprod = scheduler.alphas_cumprod.float().clone()
         self.timesteps = timestep_grid(noise_level, num_inference_steps, scheduler.num_train_timesteps)
         self.num_fixed_point_iterations = num_fixed_point_iterations
+        self.student = student
 
     @property
     def settings(self) -> str:
@@ -182,46 +188,49 @@ class CounterfactualInferer(SliceInferer):
         guidance = sorted((k, v) for k, v in options.items() if isinstance(v, (int, float)))
         return f"{self.timesteps}, {self.num_fixed_point_iterations}, {guidance}, {self.precision}"
 
-    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The counterfactuals ``(N, C, H, W)`` and p(diseased) ``(N,)`` of slices ``(N, C, H, W)``.
+    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``counterfactual`` ``(N, C, H, W)``, ``student`` ``(N, 1, H, W)`` if there is one, ``probability`` ``(N,)``.
 
         Args:
-            x: in [-1, 1], -1 outside the brain.
+            x: ``(N, C, H, W)`` in [-1, 1], -1 outside the brain.
             network: the diffusion network, f(x, t) -> eps.
         """
         alphas = self.alphas_cumprod.to(x.device)
-        # the option decides, also under a caller's autocast
-        amp = autocast(x.device, self.precision)
 
         def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return network(x, t).float()
 
-        with torch.no_grad(), amp:
-            probability = self.probability(
-                x
-            )  # first, as it puts the classifier on the device and in eval mode for the guidance
+        # the option decides, also under a caller's autocast
+        with torch.no_grad(), autocast(x.device, self.precision):
+            # first, as it puts the classifier on the device and in eval mode for the guidance
+            found = {"probability": self.probability(x)}
             noise = encode(noise_model, x, self.timesteps, alphas, self.num_fixed_point_iterations)
             healthy = decode(self.guidance(noise_model), noise, self.timesteps, alphas)
+            if self.student is not None:
+                found["student"] = learned_map(self.student, x)
         # the outside of the brain has no counterfactual
-        healthy = torch.where(x > -1, healthy.clamp(-1, 1), x)
-        return healthy, probability
+        return found | {"counterfactual": torch.where(x > -1, healthy.clamp(-1, 1), x)}
+
+    def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Their counterfactuals are the slices themselves, their maps empty."""
+        learned = {"student": torch.zeros_like(x[:, :, :1])} if self.student is not None else {}
+        return {"counterfactual": x.clone()} | learned
 
 
 class StudentInferer(SliceInferer):
-    """A segmentation network that was trained on the maps of counterfactuals: one call a slice, and no counterfactual."""
+    """The student alone: one call a slice, and no counterfactual."""
 
-    result = "anomaly_map"
-
-    def unassessed(self, x: torch.Tensor) -> torch.Tensor:
-        """One empty map a slice."""
-        return torch.zeros_like(x[:, :, :1])
-
-    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's probability of lesion ``(N, 1, H, W)``, and p(diseased) ``(N,)``, of slices ``(N, C, H, W)``.
+    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``student`` ``(N, 1, H, W)`` and ``probability`` ``(N,)``.
 
         Args:
-            x: in [-1, 1], -1 outside the brain.
-            network: the student, f(x) -> logits ``(N, 1, H, W)``.
+            x: ``(N, C, H, W)`` in [-1, 1], -1 outside the brain.
+            network: the student, a module, see `learned_map`.
         """
+        assert isinstance(network, torch.nn.Module)
         with torch.no_grad(), autocast(x.device, self.precision):
-            return network(x).float().sigmoid(), self.probability(x)
+            return {"student": learned_map(network, x), "probability": self.probability(x)}
+
+    def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Empty maps."""
+        return {"student": torch.zeros_like(x[:, :, :1])}

@@ -84,8 +84,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.015, pad=0.005)
         bar.ax.tick_params(colors="white", labelsize=6)
-        unit = "1 = the brain's median intensity" if healthy is not None else "the student's probability"
-        bar.set_label(f"anomaly ({unit})", color="white", fontsize=6)
+        bar.set_label("anomaly", color="white", fontsize=6)
     figure.suptitle(f"{name}   (the patient's right is on the left)", color="white", fontsize=9)
     figure.supxlabel("Research software, not for clinical use", color="#aaaaaa", fontsize=7)
     figure.savefig(path, dpi=110, facecolor="black")

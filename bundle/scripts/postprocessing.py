@@ -1,4 +1,4 @@
-"""From a counterfactual to an anomaly map, a lesion mask and scores, on the input's own grid."""
+"""From what the networks found to an anomaly map, a lesion mask and scores, on the input's own grid."""
 
 from __future__ import annotations
 
@@ -62,6 +62,34 @@ def gate(probability: torch.Tensor) -> torch.Tensor:
     return (2 * probability).clamp(max=1).view(-1, 1, 1, 1)
 
 
+def combined_map(x: torch.Tensor, found: Mapping[str, torch.Tensor], polarity: str, median_size: int) -> torch.Tensor:
+    """The anomaly map from all that an inferer found in slices: the mean of its counterfactuals' map and the student's.
+
+    The one knows what would be healthy in this very slice, the other what the maps of all training slices had in common: a
+    lesion's shape, its dark core, and what is bright in healthy slices too. Each slice's map is multiplied by its `gate`.
+
+    Args:
+        x: slices, ``(N, C, H, W)``, -1 outside the brain.
+        found: ``probability`` ``(N,)``, and ``counterfactual`` ``(N, C, H, W)``, ``student`` ``(N, 1, H, W)`` or both.
+        polarity: see `anomaly_map`.
+        median_size: likewise.
+
+    Returns:
+        ``(N, 1, H, W)``, 0 or more, 0 outside the brain.
+
+    Raises:
+        ValueError: neither was found.
+    """
+    maps = []
+    if "counterfactual" in found:
+        maps.append(anomaly_map(x, found["counterfactual"], polarity, median_size))
+    if "student" in found:
+        maps.append(found["student"])
+    if not maps:
+        raise ValueError(f"neither a counterfactual nor a student's map was found, but {', '.join(found)}.")
+    return torch.stack(maps).mean(dim=0) * gate(found["probability"]) * (x[:, :1] > BACKGROUND)
+
+
 def slice_score(a: torch.Tensor, brain: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
     """An image-level score of how anomalous each slice is.
 
@@ -100,8 +128,8 @@ class AnomalyMapd(MapTransform):
 
     Args:
         keys: the preprocessed image ``(C, H, W, D)``.
-        pred_key: the inferer's dictionary, with a ``counterfactual`` or, from a student, the ``anomaly_map`` itself.
-        polarity, median_size: see `anomaly_map`. The map of each slice is multiplied by its `gate`.
+        pred_key: the inferer's dictionary, see `combined_map`.
+        polarity, median_size: see `anomaly_map`.
 
     ``slices`` is a list with, for each slice of the preprocessed volume, ``slice`` (its number in the input file),
     ``assessed``, ``score`` and ``p_diseased`` (both None where not assessed).
@@ -119,15 +147,11 @@ class AnomalyMapd(MapTransform):
         d = dict(data)
         image, pred = d[self.keys[0]], d[self.pred_key]
         x = image.as_tensor().movedim(-1, 0)
-        probability, assessed = torch.as_tensor(pred["probability"]), torch.as_tensor(pred["assessed"])
-        brain = x[:, :1] > BACKGROUND
-        if "counterfactual" in pred:
-            healthy = torch.as_tensor(pred["counterfactual"]).movedim(-1, 0)
-            a = anomaly_map(x, healthy, self.polarity, self.median_size) * brain
-        else:
-            a = torch.as_tensor(pred["anomaly_map"]).movedim(-1, 0) * brain
-        a = torch.where(assessed.view(-1, 1, 1, 1), a * gate(probability), 0)
-        score = slice_score(a, brain, probability)
+        found = {name: torch.as_tensor(values).movedim(-1, 0) for name, values in pred.items()}
+        probability, assessed = found["probability"], found["assessed"]
+        a = combined_map(x, found, self.polarity, self.median_size)
+        a = torch.where(assessed.view(-1, 1, 1, 1), a, 0)
+        score = slice_score(a, x[:, :1] > BACKGROUND, probability)
         d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine)
         d["slices"] = [
             {

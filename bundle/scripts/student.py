@@ -1,10 +1,11 @@
-"""What a student learns from: lesion masks that the counterfactuals of training slices give."""
+"""What a student learns from: soft lesion labels that the counterfactuals of training slices give."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from skimage.filters import threshold_otsu
+from skimage.morphology import reconstruction
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -24,12 +26,27 @@ from .preprocessing import BACKGROUND
 logger = logging.getLogger(__name__)
 
 
-class PseudoLabels(Dataset):
-    """Slices with the lesion masks that their counterfactuals give, to train a student: no reader's mask is needed.
+def filled(a: torch.Tensor) -> torch.Tensor:
+    """Maps ``(N, 1, H, W)`` in which what is surrounded is no lower than what surrounds it.
 
-    The mask of a slice labelled diseased is its anomaly map above one threshold for all, Otsu's (1979) of the maps' pixels in
-    the brain; that of a slice labelled healthy is empty. Maps are made once, a counterfactual each, and kept on disk; making
-    them goes on where it was stopped.
+    A lesion's dark core belongs to it, and readers outline it as a whole. Morphological reconstruction by erosion (Vincent
+    1993), each slice by itself.
+    """
+    values = np.pad(a[:, 0].cpu().numpy(), ((0, 0), (1, 1), (1, 1)))
+    for plane in values:
+        seed = np.full_like(plane, plane.max())
+        seed[[0, -1]], seed[:, [0, -1]] = 0, 0
+        plane[:] = reconstruction(seed, plane, method="erosion")
+    return torch.from_numpy(values[:, None, 1:-1, 1:-1])
+
+
+class PseudoLabels(Dataset):
+    """Slices with the soft labels that their counterfactuals give, to train a student: no reader's mask is needed.
+
+    The label of a pixel in a slice labelled diseased says how many of three thresholds its `filled` anomaly map exceeds: Otsu's
+    (1979) of all maps' pixels in the brain, Otsu's of that patient's alone, and their geometric mean. One for all would leave
+    out the lesions that are faint as a whole, one a patient would make the others too large. A slice labelled healthy has no
+    lesion. Maps are made once, a counterfactual each, and kept on disk; making them goes on where it was stopped.
 
     Args:
         slices: their ``label`` is known, 0 or 1.
@@ -39,7 +56,8 @@ class PseudoLabels(Dataset):
         cache_dir: where the maps lie; they are found again by a hash of slices, weights and settings.
         transform: applied to every item, for augmentation.
 
-    Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``; ``labels`` are the image-level ones.
+    Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``, labels 0, 1/3, 2/3 or 1; ``labels`` are the
+    image-level ones.
 
     Raises:
         ValueError: no slice is labelled diseased.
@@ -59,7 +77,7 @@ class PseudoLabels(Dataset):
         diseased = [i for i, label in enumerate(slices.labels) if label == DISEASED]
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
-        state = hashlib.sha256(repr((slices.path.name, polarity, median_size, inferer.settings)).encode())
+        state = hashlib.sha256(repr((slices.path.name, polarity, median_size, inferer.settings, "filled")).encode())
         for part in (network, inferer.classifier):
             for tensor in part.state_dict().values():
                 state.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -76,25 +94,43 @@ class PseudoLabels(Dataset):
             file.seek(0, os.SEEK_END)
             for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
                 x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
-                a = anomaly_map(x, inferer.slices(x, network)[0], polarity, median_size) * (x[:, :1] > BACKGROUND)
-                file.write(a.half().cpu().numpy().tobytes())
+                healthy = inferer.slices(x, network)["counterfactual"]
+                a = anomaly_map(x, healthy, polarity, median_size) * (x[:, :1] > BACKGROUND)
+                file.write(filled(a).half().numpy().tobytes())
         self._maps = np.memmap(path, np.float16, "r", shape=(len(diseased), *shape))
         self._row = {i: n for n, i in enumerate(diseased)}
-        # a histogram, as the pixels of a large set would not fit the memory
+        # histograms, as the pixels of a large set would not fit the memory
         edges = np.linspace(0, float(self._maps.max()), 1025)
-        counts = np.zeros(1024)
+        counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1024))
         for n, i in enumerate(diseased):
-            counts += np.histogram(self._maps[n][slices[i]["image"][:1].numpy() > BACKGROUND], edges)[0]
-        self.threshold = float(threshold_otsu(hist=(counts, (edges[1:] + edges[:-1]) / 2)))
-        logger.info("a pixel is lesion where the map is above %.3f", self.threshold)
+            in_brain = slices[i]["image"][:1].numpy() > BACKGROUND
+            counts[slices.subjects[i]] += np.histogram(self._maps[n][in_brain], edges)[0]
+        centres = (edges[1:] + edges[:-1]) / 2
+        self.threshold = float(threshold_otsu(hist=(sum(counts.values()), centres)))
+        # a patient whose maps are empty has no threshold of its own
+        own = {
+            subject: float(threshold_otsu(hist=(c, centres))) if np.count_nonzero(c) > 1 else self.threshold
+            for subject, c in counts.items()
+        }
+        self._thresholds = [
+            np.array([self.threshold, np.sqrt(self.threshold * own[s]), own[s]], np.float16).reshape(-1, 1, 1)
+            for s in (slices.subjects[i] for i in diseased)
+        ]
+        logger.info(
+            "lesion is what is above %.3f in the maps, or above the patient's own %.3f to %.3f",
+            *(self.threshold, min(own.values()), max(own.values())),
+        )
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         image = self.slices[i]["image"]
-        mask = torch.zeros_like(image[:1])
+        label = torch.zeros_like(image[:1])
         if i in self._row:
-            mask = torch.from_numpy(self._maps[self._row[i]] > np.float16(self.threshold)).float()
-        item = {"image": image, "label": mask}
+            n = self._row[i]
+            label = torch.from_numpy(
+                (self._maps[n] > self._thresholds[n]).mean(axis=0, keepdims=True, dtype=np.float32)
+            )
+        item = {"image": image, "label": label}
         return self.transform(item) if self.transform else item

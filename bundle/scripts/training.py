@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -14,33 +15,50 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver, ProgressBar
 from monai.engines import default_prepare_batch
 from monai.engines.utils import IterationEvents, PrepareBatch
-from monai.inferers import DiffusionInferer
-from monai.networks.schedulers import Scheduler
+from monai.inferers import DiffusionInferer, SimpleInferer
 
 from .bundle import autocast
 
 logger = logging.getLogger(__name__)
 
 
-class AutocastDiffusionInferer(DiffusionInferer):
-    """MONAI's `DiffusionInferer` under autocast, on whatever device the inputs are (MONAI's engines know CUDA's only).
+class _Autocast:
+    """Makes of an inferer one whose networks run in `precision`, on whatever device the inputs are.
+
+    MONAI's engines know CUDA's autocast only.
+    """
+
+    def __init__(self, *args: Any, precision: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        autocast("cpu", precision)  # refuses what it doesn't know
+        self.precision = precision
+
+    def __call__(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with autocast(inputs.device, self.precision):
+            return super().__call__(inputs, *args, **kwargs).float()  # type: ignore[misc]  # of the other base
+
+
+class AutocastInferer(_Autocast, SimpleInferer):
+    """MONAI's `SimpleInferer` under autocast.
 
     Args:
-        scheduler: MONAI's.
         precision: "float32", "bfloat16", or "float16" (GPU; set the trainer's ``amp`` for its gradient scaler).
 
     Raises:
         ValueError: another precision.
     """
 
-    def __init__(self, scheduler: Scheduler, precision: str) -> None:
-        super().__init__(scheduler)
-        autocast("cpu", precision)  # refuses what it doesn't know
-        self.precision = precision
 
-    def __call__(self, inputs: torch.Tensor, diffusion_model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with autocast(inputs.device, self.precision):
-            return super().__call__(inputs, diffusion_model, *args, **kwargs).float()
+class AutocastDiffusionInferer(_Autocast, DiffusionInferer):
+    """MONAI's `DiffusionInferer` under autocast.
+
+    Args:
+        scheduler: MONAI's.
+        precision: as for `AutocastInferer`.
+
+    Raises:
+        ValueError: another precision.
+    """
 
 
 class NoisedPrepareBatch(PrepareBatch):
@@ -181,21 +199,45 @@ class ResumableCheckpoint:
 
 
 class MinutesLimit:
-    """End the training gracefully, final weights included, after this many minutes of this run."""
+    """Anneal the learning rate and end the training gracefully, final weights included, after so many minutes of this run.
 
-    def __init__(self, minutes: float) -> None:
+    The learning rate falls from that of the optimizer along half a cosine (Loshchilov and Hutter 2017): as the time is known
+    and the number of iterations is not, it follows the time, in `STEPS` steps, within each of which a run depends on its seed
+    alone. A run that goes on begins with the whole rate again.
+
+    Args:
+        minutes: of this run, above 0.
+        optimizer: as it was made, before a checkpoint is loaded into it.
+
+    Raises:
+        ValueError: the minutes are not above 0.
+    """
+
+    STEPS = 20
+
+    def __init__(self, minutes: float, optimizer: torch.optim.Optimizer) -> None:
+        if not minutes > 0:
+            raise ValueError(f"max_minutes must be above 0, got {minutes}.")
         self.seconds = 60 * minutes
+        self.optimizer = optimizer
+        self._rates = [group["lr"] for group in optimizer.param_groups]
 
     def attach(self, engine: Engine) -> None:
         """Start the clock when the training starts."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._anneal)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
 
     def _start(self, engine: Engine) -> None:
-        self._end = time.monotonic() + self.seconds
+        self._begin = time.monotonic()
+
+    def _anneal(self, engine: Engine) -> None:
+        passed = int(self.STEPS * (time.monotonic() - self._begin) / self.seconds) / self.STEPS
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * min(passed, 1.0))) / 2
 
     def _check(self, engine: Engine) -> None:
-        if time.monotonic() >= self._end:
+        if time.monotonic() >= self._begin + self.seconds:
             engine.terminate()
 
 

@@ -31,7 +31,7 @@ KEPT_STUDIES = 2
 extraction, another threshold or the other view no network."""
 
 FULL, PREVIEW = "inference", "preview"
-"""How a study is run, by the config that says it: with a counterfactual, or by one call of the student a slice."""
+"""How a study is run, by the config that says it: with a counterfactual, or by the student alone, one call a slice."""
 
 
 def fetch_bundle(url: str, sha256: str, folder: Path) -> Path:
@@ -93,7 +93,11 @@ class Bundle:
         self._configs: dict[str, dict[str, Any]] = {FULL: config}
         overlay = self.path / "configs" / f"{PREVIEW}.json"
         if overlay.is_file():
-            self._configs[PREVIEW] = {**config, **ConfigParser.load_config_file(overlay)}
+            preview = {**config, **ConfigParser.load_config_file(overlay)}
+            if preview["network"] != "@student" or preview.get(
+                "student"
+            ):  # one that was trained anew may have none yet
+                self._configs[PREVIEW] = preview
         self._loaded: dict[str, dict[str, Any]] = {}
         self._weights: tuple[int, ...] = ()
         self._inputs: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
@@ -133,12 +137,15 @@ class Bundle:
             if self._loaded and weights == self._weights:
                 return
             logger.info("loading the networks of %s on %s", self.path, self.device)
-            self._loaded = {}
-            loaded = {name: self.declared(name) for name in ("network", "classifier", "preprocessing")}
-            for transform in loaded["preprocessing"].transforms:
+            self._loaded, self._weights = {}, ()
+            names = [n for n in ("classifier", "student", "preprocessing") if n in self._configs[FULL]]
+            shared: dict[str, Any] = {name: self.declared(name) for name in names}
+            for transform in shared["preprocessing"].transforms:
                 if hasattr(transform, "load"):
                     transform.load()
-            self._loaded = {mode: {**loaded, "network": self.declared("network", mode=mode)} for mode in self.modes}
+            self._loaded = {mode: dict(shared) for mode in self.modes}
+            for mode, loaded in self._loaded.items():
+                loaded["network"] = self.declared("network", mode=mode)
             self._weights = weights
             self._studies.clear()
 
