@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
-from scripts.bundle import autocast, bundle_root, declared, fastest_precision
+from scripts.bundle import autocast, bundle_root, compilation_pays, declared, fastest_precision
 from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER
 from scripts.postprocessing import LESION, NOT_ASSESSED
 from scripts.preprocessing import ExtractBraind
@@ -147,6 +148,22 @@ def test_bfloat16_only_where_the_processor_multiplies_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
     assert fastest_precision("cpu") == precision == declared("precision", device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("device", "minutes", "compiler", "pays"),
+    [("cpu", 20, sys.executable, True), ("cpu", 19, sys.executable, False), ("cpu", 60, "no-such-compiler", False)]
+    + [("cuda", 60, sys.executable, False)],
+)
+def test_a_long_training_is_compiled_where_it_can_be(
+    device: str, minutes: float, compiler: str, pays: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setenv("CXX", compiler)
+    assert compilation_pays(device, minutes) == pays
+    (tmp_path / "Python.h").unlink()
+    assert not compilation_pays(device, minutes)
 
 
 def test_autocast_of_float32_switches_a_callers_off() -> None:

@@ -57,6 +57,22 @@ def test_metadata_describes_the_declared_network() -> None:
     assert formats["inputs"]["timesteps"]["value_range"] == [0, inference["scheduler"]["num_train_timesteps"] - 1]
 
 
+def test_metadata_has_the_results_of_the_comparison() -> None:
+    """Those of the default on all test slices, at the threshold that it ships with."""
+    record = json.loads((ROOT / "benchmarks" / "compare.json").read_text("utf-8"))
+    [row] = (r for r in record["rows"] if r["method"] == "ours, default" and r["slices"] > 100)
+    keys = {"pixel_average_precision": "pixel_ap", "pooled_dice": "dice_labels", "image_auroc": "image_auroc"}
+    assert METADATA["eval_metrics"] == {name: float(row[key].split()[0]) for name, key in keys.items()}
+
+
+def test_thresholds_are_those_of_the_comparison() -> None:
+    """Chosen on validation slices by image-level labels, to three digits."""
+    chosen = json.loads((ROOT / "benchmarks" / "compare.json").read_text("utf-8"))["thresholds_without_masks"]
+    for config, method in (("inference", "ours, default"), ("preview", "ours, student")):
+        threshold = CONFIGS[config]["displayable_configs"]["threshold"]
+        assert threshold == pytest.approx(chosen[f"all: {method}"], abs=1e-3)
+
+
 def test_bundle_carries_the_licence() -> None:
     assert (ROOT / "bundle" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 

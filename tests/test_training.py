@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -21,7 +20,7 @@ from ignite.handlers import EMAHandler
 from monai.networks.schedulers import DDIMScheduler
 
 from gaussians import NoisedClassifier, exact
-from scripts.bundle import bundle_root, declared, for_training
+from scripts.bundle import bundle_root, compilation_pays, declared, for_training
 from scripts.data import SliceDataset, brain_mr, random_sampler
 from scripts.student import PseudoLabels, filled
 from scripts.training import (
@@ -359,12 +358,7 @@ def command(config: str, folder: Path, **overrides: Any) -> list[str]:
         file = f"['{configs / 'train.json'}','{file}']"
     run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", file]
     for key, value in options.items():
-        run += [
-            f"--{key}",
-            json.dumps(value).replace("false", "False").replace("null", "None")
-            if not isinstance(value, str)
-            else value,
-        ]
+        run += [f"--{key}", value if isinstance(value, str) else repr(value)]
     return run
 
 
@@ -415,6 +409,15 @@ def test_kill_and_resume(tmp_path: Path) -> None:
     after = torch.load(checkpoint, weights_only=True)["trainer"]["iteration"]
     assert after > iteration
     assert set(torch.load(tmp_path / "final.pt", weights_only=True)) == set(saved["ema"])
+
+
+@pytest.mark.skipif(not compilation_pays("cpu", 60), reason="there is no C++ compiler, or no Python.h")
+def test_a_compiled_training_writes_the_same_kind_of_weights(tmp_path: Path) -> None:
+    """Its loss falls from that of an untrained network, about 1, and the weights have the names of one that is not compiled."""
+    output = one_epoch("train", tmp_path, compile=True, epoch_length=30, learning_rate=0.01)
+    assert float(re.findall(r"train_loss: ([\d.]+)", output)[-1]) < 0.9
+    network = declared("network_def", **{f"network_def#{k}": v for k, v in TINY_NETS["train"].items() if k[0] != "_"})
+    network.load_state_dict(torch.load(tmp_path / "final.pt", weights_only=True))
 
 
 def test_classifier_trains_and_is_validated_at_several_noise_levels(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ignite.handlers import Checkpoint, DiskSaver, ProgressBar
 from monai.engines import default_prepare_batch
 from monai.engines.utils import IterationEvents, PrepareBatch
 from monai.inferers import DiffusionInferer, SimpleInferer
+from monai.utils import convert_to_tensor
 
 from .bundle import autocast
 
@@ -93,6 +94,7 @@ class NoisedPrepareBatch(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
         images, labels = default_prepare_batch(dict(batchdata), device, non_blocking, **kwargs)
+        images = convert_to_tensor(images)  # a MetaTensor slows every operation, and can't be compiled
         if self.noise_levels is None:
             timesteps = torch.randint(0, self.num_train_timesteps, (len(images),), device=images.device)
             noise = torch.randn_like(images)
