@@ -415,7 +415,7 @@ def test_kill_and_resume(tmp_path: Path) -> None:
 def test_a_compiled_training_writes_the_same_kind_of_weights(tmp_path: Path) -> None:
     """Its loss falls from that of an untrained network, about 1, and the weights have the names of one that is not compiled."""
     output = one_epoch("train", tmp_path, compile=True, epoch_length=30, learning_rate=0.01)
-    assert float(re.findall(r"train_loss: ([\d.]+)", output)[-1]) < 0.9
+    assert float(re.findall(r"loss=([\d.]+)", output)[-1]) < 0.9
     network = declared("network_def", **{f"network_def#{k}": v for k, v in TINY_NETS["train"].items() if k[0] != "_"})
     network.load_state_dict(torch.load(tmp_path / "final.pt", weights_only=True))
 

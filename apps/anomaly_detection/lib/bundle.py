@@ -94,9 +94,8 @@ class Bundle:
         overlay = self.path / "configs" / f"{PREVIEW}.json"
         if overlay.is_file():
             preview = {**config, **ConfigParser.load_config_file(overlay)}
-            if preview["network"] != "@student" or preview.get(
-                "student"
-            ):  # one that was trained anew may have none yet
+            # a bundle that was trained anew may have no student yet
+            if preview["network"] != "@student" or preview.get("student"):
                 self._configs[PREVIEW] = preview
         self._loaded: dict[str, dict[str, Any]] = {}
         self._weights: tuple[int, ...] = ()
