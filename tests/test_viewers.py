@@ -297,7 +297,10 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
         assert requests.get(address, timeout=10).status_code == 200
         assert requests.get(f"http://127.0.0.1:{port}/datastore/", timeout=10).json()["total"] == 1
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        try:
+            process.wait(30)
+        finally:
+            process.kill()  # what doesn't end, as where a shell has it ignore Ctrl-C, fails instead of hanging
     assert "not for clinical use" in said
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/info/", timeout=10)
