@@ -139,6 +139,12 @@ def ancestral(eps: NoiseModel, alphas: torch.Tensor, noise_level: int, steps: in
     return sample
 
 
+def learned_maps(student: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The student's maps ``(N, 1, H, W)`` of slices ``(N, C, H, W)``, in batches."""
+    with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
+        return torch.cat([learned_map(student, b) for b in x.split(CPU_BATCH)])
+
+
 class Split:
     """The labelled slices of a split's patients: ``x`` ``(N, C, H, W)``, ``probability`` and ``subset``, bool, ``(N,)``."""
 
@@ -359,8 +365,7 @@ def compare(
     for split, s in splits.items():
         maps: dict[str, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {"number": torch.arange(len(s.x)), "p(diseased)": s.probability}
-        with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
-            learned = torch.cat([learned_map(algorithms.student, b) for b in s.x.split(CPU_BATCH)])
+        learned = learned_maps(algorithms.student, s.x)
         for name, row in algorithms.rows.items():
             which = torch.ones_like(s.subset) if row.everywhere else s.subset
             # the result does not depend on the batch, the time does

@@ -19,7 +19,7 @@ from pathlib import Path
 import fire
 import numpy as np
 import torch
-from compare import ROOT, Split, label_threshold
+from compare import ROOT, Split, label_threshold, learned_maps
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -27,7 +27,6 @@ from scripts import DISEASED
 from scripts.bundle import autocast, declared, fastest_precision
 from scripts.evaluation import COUNTERFACTUAL, OURS, readings
 from scripts.guidance import ClassifierGuidance
-from scripts.inferer import learned_map
 from scripts.metrics import SliceCase, metrics
 from scripts.reporting import write
 from scripts.sampler import decode, encode, timestep_grid
@@ -57,9 +56,7 @@ def sweep(
     split = Split(dataset_dir, "val", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
     chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
     x = split.x[chosen]
-    known = {"probability": split.probability[chosen]}
-    with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
-        known["student"] = torch.cat([learned_map(student, b) for b in x.split(16)])
+    known = {"probability": split.probability[chosen], "student": learned_maps(student, x)}
     rows = []
 
     def all_slices(values: torch.Tensor) -> torch.Tensor:
