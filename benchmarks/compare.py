@@ -1,6 +1,6 @@
 """Algorithms side by side: the same weights, patients, preprocessing and metrics; quality and cost in one table.
 
-    python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--seed 0] [--output benchmarks/compare]
+    python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--supervised_minutes 20] [--seed 0] [--output FILE]
 
 Thresholds are chosen on the validation patients, every number is of the test patients. What takes a second a slice sees all
 their slices; the reference's algorithm and its kin take minutes a slice on a CPU and see a subset, drawn with `seed`, one slice
@@ -30,7 +30,7 @@ import monai
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rivals import RIVALS, trained
+from rivals import RIVALS, supervised, trained
 from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
@@ -71,6 +71,8 @@ PUBLISHED = f"{REFERENCE}, the paper's map"
 INTENSITY = "FLAIR intensity"
 GATED = f"{BASELINE}, gated"
 """The better intensity baseline with our classifier's gate: what our map is without counterfactual and student."""
+SUPERVISED = "the student's network, taught by masks"
+"""Not weakly supervised: what its labels cost the student."""
 NUMBERS = (16, 32, 64, 128)
 """Of slices, for how the default's time and memory grow."""
 SIZES = {"to 250": (MIN_LESION_PIXELS, 250), "250 to 1,000": (250, 1000), "above 1,000": (1000, np.inf)}
@@ -325,6 +327,7 @@ def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, 
 def compare(
     dataset_dir: str,
     minutes: float = 3,
+    supervised_minutes: float = 20,
     seed: int = 0,
     output: str = str(ROOT / "benchmarks" / "compare"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
@@ -334,16 +337,17 @@ def compare(
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
     reading = declared("polarity"), declared("median_size")
     splits = {name: Split(dataset_dir, name, preprocessing, algorithms.classifier, seed) for name in ("val", "test")}
-    weights = b"".join((ROOT / "bundle" / "models" / f"{n}.pt").read_bytes() for n in ("model", "classifier"))
-    state = [
-        hashlib.sha256(weights).hexdigest(),
-        fingerprint([brain_mr(dataset_dir, n) for n in splits], preprocessing),
-    ]
+    data = fingerprint([brain_mr(dataset_dir, n) for n in splits], preprocessing)
+    weights = {
+        n: hashlib.sha256((ROOT / "bundle" / "models" / f"{n}.pt").read_bytes()).hexdigest()
+        for n in ("model", "classifier", "student")
+    }
 
-    def cache(*key: Any) -> Path:
+    def cache(*key: Any, of: tuple[str, ...] = ("model", "classifier")) -> Path:
         # the default's settings are the config's, those of the other rows are fixed
         key = (*key, algorithms.default) if DEFAULT in key else key
-        return Path(cache_dir) / f"compare-{hashlib.sha256(repr([*state, seed, *key]).encode()).hexdigest()[:16]}.pt"
+        state = [*(weights[n] for n in of), data, seed, *key]
+        return Path(cache_dir) / f"compare-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.pt"
 
     train = SliceDataset(
         brain_mr(dataset_dir, "train", brain_masks=True), preprocessing, cache_dir, declared("min_area_fraction")
@@ -357,11 +361,16 @@ def compare(
         seconds = (time.perf_counter() - start) / len(maps)
         return {"test": (maps, scores), "val": read(splits["val"].x), "seconds": seconds}
 
+    def of_masks() -> dict[str, torch.Tensor]:
+        network = supervised(dataset_dir, cache_dir, supervised_minutes)
+        return {name: learned_maps(network, s.x) for name, s in splits.items()}
+
     # every method's maps and scores a split; the readings of the subset's rows are of the subset alone
     cases: dict[str, list[SliceCase]] = {}
     costs: dict[str, dict[str, Any]] = {}
     everywhere = [BASELINE, GATED, INTENSITY]
-    rivals = {name: kept(cache(name, minutes), lambda n=name: of_rival(n)) for name in RIVALS}
+    rivals = {name: kept(cache(name, minutes, of=("classifier",)), lambda n=name: of_rival(n)) for name in RIVALS}
+    with_masks = kept(cache(SUPERVISED, supervised_minutes, of=()), of_masks)
     for split, s in splits.items():
         maps: dict[str, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {"number": torch.arange(len(s.x)), "p(diseased)": s.probability}
@@ -381,13 +390,14 @@ def compare(
                 maps[label][which], scores[label][which] = read[0][method], read[1][method]
                 costs[label] = {"network_calls": made["network"], "gradients": made["gradient"], "row": name}
                 everywhere += [label] if row.everywhere and label not in everywhere else []
-        maps[STUDENT] = combined_map(s.x, {"student": learned, "probability": s.probability}, *reading)
-        scores[STUDENT] = slice_score(maps[STUDENT], s.x[:, :1] > BACKGROUND, s.probability)
-        costs[STUDENT] = {"network_calls": 1, "gradients": 0, "row": STUDENT}
+        for name, lesion in ((STUDENT, learned), (SUPERVISED, with_masks[split])):
+            maps[name] = combined_map(s.x, {"student": lesion, "probability": s.probability}, *reading)
+            scores[name] = slice_score(maps[name], s.x[:, :1] > BACKGROUND, s.probability)
+            costs[name] = {"network_calls": 1, "gradients": 0, "row": STUDENT}
         for name, made in rivals.items():
             maps[name], scores[name] = made[split]
             costs[name] = {"seconds": made["seconds"]}
-        everywhere += [n for n in (STUDENT, *rivals) if n not in everywhere]
+        everywhere += [n for n in (STUDENT, SUPERVISED, *rivals) if n not in everywhere]
         cases[split] = s.cases(maps, scores)
         for case in cases[split]:
             p = case.scores["p(diseased)"]
@@ -395,14 +405,15 @@ def compare(
             case.maps[GATED] = case.maps[BASELINE] * kept_part
             case.scores[GATED] = case.scores[BASELINE] * kept_part * p
 
-    learner = hashlib.sha256((ROOT / "bundle" / "models" / "student.pt").read_bytes()).hexdigest()
     sample = cache("sample")
     kept(sample, lambda: splits["test"].x[splits["test"].subset].repeat(2, 1, 1, 1)[:16])
     for c in costs.values():
         if "row" in c:
-            c |= kept(cache("cost", c["row"], learner), lambda row=c["row"]: measured(row, sample))
+            c |= kept(cache("cost", c["row"], of=tuple(weights)), lambda row=c["row"]: measured(row, sample))
 
-    scaling = {n: kept(cache("scaling", n, learner), lambda n=n: measured(DEFAULT, sample, n)) for n in NUMBERS}
+    scaling = {
+        n: kept(cache("scaling", n, of=tuple(weights)), lambda n=n: measured(DEFAULT, sample, n)) for n in NUMBERS
+    }
     rows, thresholds, without_masks, sizes = [], {}, {}, {}
     for where in ("all", "subset"):
         chosen = {
@@ -425,7 +436,7 @@ def compare(
             spent = {k: v for k, v in costs.get(method, {}).items() if k != "row"}
             rows.append({"slices": len(chosen["test"]), "method": method, **values, **rounded(spent)})
             tqdm.write(f"{where}: {method}: AP {values['pixel_ap']}, Dice {values['dice_threshold']}")
-        against = (INTENSITY, BASELINE, GATED) + ((REFERENCE, PUBLISHED) if where == "subset" else ())
+        against = (INTENSITY, BASELINE, GATED, SUPERVISED) + ((REFERENCE, PUBLISHED) if where == "subset" else ())
         differences = {
             f"{ours} - {other}": {
                 m: paired_bootstrap(
@@ -446,6 +457,7 @@ def compare(
     record = {
         "seed": seed,
         "minutes_of_training_of_each_rival": minutes,
+        "minutes_of_training_with_masks": supervised_minutes,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "bfloat16": fastest_precision("cpu") == "bfloat16",
         "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
@@ -485,7 +497,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for n, r in enumerate(shown, start=1):
         ap, label = float(r["pixel_ap"].split()[0]), f"{n}  {r['method']}"
         if "seconds" in r:
-            color = "#d1495b" if r["method"].startswith("ours") else "#30638e"
+            color = "0.5" if r["method"] == SUPERVISED else "#d1495b" if r["method"].startswith("ours") else "#30638e"
             ax.plot(r["seconds"], ap, "o", color=color, markersize=13, label=label)
             ax.text(r["seconds"], ap, str(n), color="white", fontsize=8, ha="center", va="center")
         else:

@@ -4,30 +4,39 @@ A rival takes the training slices with their image-level labels and returns a re
 ``(N, 1, H, W)`` and image-level scores ``(N,)``. Those that reconstruct are read as ours is: where the slice is brighter than
 its reconstruction, with the same median filter. No backbone that was trained on photographs is used: where a method wants
 features, they are those of the bundle's own classifier.
+
+Beside them, `supervised`: what the student would be if radiologists' masks taught it.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 from monai.losses import PatchAdversarialLoss
 from monai.networks.layers import MedianFilter
 from monai.networks.nets import BasicUNet, PatchDiscriminator, VarAutoEncoder
+from monai.transforms import Compose, LoadImage
 from monai.utils import set_determinism
 from monai.visualize import GradCAM
 from sklearn.neighbors import NearestNeighbors
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bundle"))
+BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
+sys.path.insert(0, str(BUNDLE))
 
 from scripts import DISEASED, HEALTHY  # noqa: E402
-from scripts.postprocessing import slice_score  # noqa: E402
-from scripts.preprocessing import BACKGROUND  # noqa: E402
+from scripts.bundle import declared  # noqa: E402
+from scripts.postprocessing import slice_score, to_grid  # noqa: E402
+from scripts.preprocessing import BACKGROUND, assessed_slices, slice_numbers  # noqa: E402
 
 Reader = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Rival = Callable[[torch.Tensor, torch.Tensor, torch.nn.Module, float], Reader]
@@ -242,3 +251,73 @@ def trained(
     """The reader of a rival, from a seed; ready for inference."""
     set_determinism(seed)
     return RIVALS[name](x, labels, classifier, minutes)
+
+
+class ReadersMasks(Dataset):
+    """The slices a student learns from, with radiologists' masks instead of what counterfactuals gave.
+
+    Args:
+        datalist: items with ``mask``, see `data`.
+        preprocessing: the bundle's.
+        min_area_fraction: see `preprocessing.assessed_slices`.
+        transform: applied to every item, for augmentation.
+
+    Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``, labels 0 or 1; ``labels`` are the image-level ones.
+    """
+
+    def __init__(
+        self,
+        datalist: list[dict[str, Any]],
+        preprocessing: Compose,
+        min_area_fraction: float,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        self.transform = transform
+        self.labels: list[int] = []
+        self.items: list[dict[str, Any]] = []
+        load = LoadImage(image_only=True, ensure_channel_first=True)
+        for source in tqdm(datalist, "readers' masks", unit="volume"):
+            volume = preprocessing({k: v for k, v in source.items() if k != "mask"})
+            image = volume["image"]
+            mask = load(source["mask"]).as_tensor() > 0
+            mask = to_grid(mask, volume["input_image"].affine, image.affine, image.shape[1:]) > 0.5
+            wanted = assessed_slices(image.as_tensor(), min_area_fraction)
+            for z, n in enumerate(slice_numbers(image)):
+                if wanted[z] and source["label"][n] >= 0:
+                    self.items.append({"image": image.as_tensor()[..., z], "label": mask[..., z].float()})
+                    self.labels.append(source["label"][n])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.transform(dict(self.items[i])) if self.transform else self.items[i]
+
+
+def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Module:
+    """The student after its own training, but taught by the masks of the training patients."""
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / f"{n}.json") for n in ("train", "train_student")])
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/student.pt"
+        parser.update(
+            {
+                "dataset_dir": dataset_dir,
+                "cache_dir": cache_dir,
+                "ckpt_dir": folder,
+                "final_path": path,
+                "max_minutes": minutes,
+                "train#datalist#brain_masks": True,
+            }
+        )
+        for split in ("train", "validate"):
+            parser[f"{split}#dataset"] = {
+                "_target_": "rivals.ReadersMasks",
+                "datalist": f"@{split}#datalist",
+                "preprocessing": "@preprocessing",
+                "min_area_fraction": "@min_area_fraction",
+                **({"transform": "@train#augmentation"} if split == "train" else {}),
+            }
+        for step in ("initialize", "run"):
+            parser.get_parsed_content(step)
+        return declared("student", **{"student#path": path})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.guidance import ClassifierGuidance
 from scripts.metrics import SliceCase
+from synthetic import write_head
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -87,6 +89,23 @@ def test_rivals_read_slices(name: str) -> None:
     if "healthy slices" in name:
         assert scores[1] > scores[0] and scores[3] > scores[2]
         assert float(a[1, 0, 32:38, 42:48].mean()) > 3 * float(a[0].mean())
+
+
+@pytest.mark.parametrize("grid", ["plain", "flipped", "oblique"])
+def test_readers_masks_lie_on_the_lesions(grid: str, tmp_path: Path) -> None:
+    """A mask of what is bright in the file is what is bright in the slices, whatever the file's grid; -1 is left out."""
+    item = write_head(tmp_path, grid)
+    image = nib.load(item["image"])
+    lesion = (np.asarray(image.dataobj) > 150).astype(np.uint8)
+    item["mask"] = str(tmp_path / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(lesion, image.affine), item["mask"])
+    item["label"] = [-1, *lesion.any(axis=(0, 1))[1:].astype(int)]
+    found = rivals.ReadersMasks([item], declared("preprocessing"), 0.0)
+    in_brain = [z for z in range(1, image.shape[2]) if (np.asarray(image.dataobj)[..., z] > 50).any()]
+    assert found.labels == [item["label"][z] for z in in_brain]
+    x, y = (torch.stack([found[i][k] for i in range(len(found))]) for k in ("image", "label"))
+    bright = x > x[x > -1].median() + 0.5 * (x.max() - x[x > -1].median())
+    assert y.any() and 2 * (bright & (y > 0)).sum() / (bright.sum() + y.sum()) > 0.9
 
 
 def test_separability_is_the_share_of_the_variance_between_two_classes() -> None:
