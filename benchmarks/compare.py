@@ -1,6 +1,6 @@
 """Algorithms side by side: the same weights, patients, preprocessing and metrics; quality and cost in one table.
 
-    python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--supervised_minutes 20] [--seed 0] [--output FILE]
+    python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--supervised_minutes 12] [--seed 0] [--output FILE]
 
 Thresholds are chosen on the validation patients, every number is of the test patients. What takes a second a slice sees all
 their slices; the reference's algorithm and its kin take minutes a slice on a CPU and see a subset, drawn with `seed`, one slice
@@ -327,7 +327,7 @@ def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, 
 def compare(
     dataset_dir: str,
     minutes: float = 3,
-    supervised_minutes: float = 20,
+    supervised_minutes: float = 12,
     seed: int = 0,
     output: str = str(ROOT / "benchmarks" / "compare"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
