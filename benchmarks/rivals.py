@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.bundle import ConfigParser
 from monai.losses import PatchAdversarialLoss
 from monai.networks.layers import MedianFilter
 from monai.networks.nets import BasicUNet, PatchDiscriminator, VarAutoEncoder
@@ -29,14 +28,15 @@ from monai.visualize import GradCAM
 from sklearn.neighbors import NearestNeighbors
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from training import config
 
-BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
-sys.path.insert(0, str(BUNDLE))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bundle"))
 
 from scripts import DISEASED, HEALTHY  # noqa: E402
 from scripts.bundle import declared  # noqa: E402
+from scripts.data import labelled_slices  # noqa: E402
 from scripts.postprocessing import slice_score, to_grid  # noqa: E402
-from scripts.preprocessing import BACKGROUND, assessed_slices, slice_numbers  # noqa: E402
+from scripts.preprocessing import BACKGROUND  # noqa: E402
 
 Reader = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Rival = Callable[[torch.Tensor, torch.Tensor, torch.nn.Module, float], Reader]
@@ -281,11 +281,9 @@ class ReadersMasks(Dataset):
             image = volume["image"]
             mask = load(source["mask"]).as_tensor() > 0
             mask = to_grid(mask, volume["input_image"].affine, image.affine, image.shape[1:]) > 0.5
-            wanted = assessed_slices(image.as_tensor(), min_area_fraction)
-            for z, n in enumerate(slice_numbers(image)):
-                if wanted[z] and source["label"][n] >= 0:
-                    self.items.append({"image": image.as_tensor()[..., z], "label": mask[..., z].float()})
-                    self.labels.append(source["label"][n])
+            for z, label in labelled_slices(image, source["label"], min_area_fraction):
+                self.items.append({"image": image.as_tensor()[..., z], "label": mask[..., z].float()})
+                self.labels.append(label)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -296,20 +294,8 @@ class ReadersMasks(Dataset):
 
 def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Module:
     """The student after its own training, but taught by the masks of the training patients."""
-    parser = ConfigParser()
-    parser.read_config([str(BUNDLE / "configs" / f"{n}.json") for n in ("train", "train_student")])
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/student.pt"
-        parser.update(
-            {
-                "dataset_dir": dataset_dir,
-                "cache_dir": cache_dir,
-                "ckpt_dir": folder,
-                "final_path": path,
-                "max_minutes": minutes,
-                "train#datalist#brain_masks": True,
-            }
-        )
+        parser = config(dataset_dir, cache_dir, folder, ("train", "train_student"), max_minutes=minutes)
         for split in ("train", "validate"):
             parser[f"{split}#dataset"] = {
                 "_target_": "rivals.ReadersMasks",
@@ -320,4 +306,4 @@ def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Mod
             }
         for step in ("initialize", "run"):
             parser.get_parsed_content(step)
-        return declared("student", **{"student#path": path})
+        return declared("student", **{"student#path": parser["final_path"]})

@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,20 @@ sys.path.insert(0, str(ROOT / "bundle"))
 from scripts.reporting import write  # noqa: E402
 
 
-def config(dataset_dir: str, cache_dir: str, folder: str, compiled: bool = False) -> ConfigParser:
-    """train.json, with the data set's own brain masks and its results in `folder`."""
+def config(
+    dataset_dir: str, cache_dir: str, folder: str, names: Sequence[str] = ("train",), **values: Any
+) -> ConfigParser:
+    """Training configs over one another, with the data set's own brain masks, results in `folder`, and other `values`."""
     parser = ConfigParser()
-    parser.read_config(ROOT / "bundle" / "configs" / "train.json")
+    parser.read_config([str(ROOT / "bundle" / "configs" / f"{n}.json") for n in names])
     parser.update(
         {
             "dataset_dir": dataset_dir,
             "cache_dir": cache_dir,
             "ckpt_dir": f"{folder}/ckpt",
             "final_path": f"{folder}/model.pt",
-            "compile": compiled,
             "train#datalist#brain_masks": True,
+            **values,
         }
     )
     return parser
@@ -93,11 +96,11 @@ def training(dataset_dir: str, minutes: float = 1, cache_dir: str = str(ROOT / "
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             turns.append({"plain": plain(config(dataset_dir, cache_dir, folder), minutes)})
-            turns[-1]["ours"] = ours(config(dataset_dir, cache_dir, folder), minutes)
+            turns[-1]["ours"] = ours(config(dataset_dir, cache_dir, folder, compile=False), minutes)
         with tempfile.TemporaryDirectory() as folder:
             torch.compiler.reset()
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # so that nothing is taken from an earlier run
-            turns[-1]["compiled"] = ours(config(dataset_dir, cache_dir, folder, True), minutes)
+            turns[-1]["compiled"] = ours(config(dataset_dir, cache_dir, folder, compile=True), minutes)
     ratios = [
         {n: t[n]["images_per_second"] / t["plain"]["images_per_second"] for n in ("ours", "compiled")} for t in turns
     ]

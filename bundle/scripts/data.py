@@ -14,12 +14,13 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
@@ -88,6 +89,23 @@ def fingerprint(items: Any, preprocessing: Compose) -> str:
     return hashlib.sha256(json.dumps([items, steps], default=str).encode()).hexdigest()[:16]
 
 
+def labelled_slices(
+    image: MetaTensor, label: int | Sequence[int], min_area_fraction: float
+) -> Iterator[tuple[int, int]]:
+    """The index and the label of every slice of a preprocessed volume ``(C, H, W, D)`` that is to be trained on.
+
+    Args:
+        image: preprocessed, with ``input_affine`` in its meta.
+        label: see `SliceDataset`.
+        min_area_fraction: see `preprocessing.assessed_slices`.
+    """
+    wanted = assessed_slices(image.as_tensor(), min_area_fraction)
+    for z, n in enumerate(slice_numbers(image)):
+        of_slice = label if isinstance(label, int) else label[n]
+        if wanted[z] and of_slice >= 0:
+            yield z, of_slice
+
+
 class SliceDataset(Dataset):
     """Labelled axial slices of a datalist's volumes, memory-mapped from a cache that is made once.
 
@@ -146,16 +164,12 @@ class SliceDataset(Dataset):
                 except RuntimeError as error:  # MONAI wraps what a transform raises
                     logger.warning("left out: %s", error.__cause__ or error)
                     continue
-                numbers = slice_numbers(image)
-                wanted = assessed_slices(image.as_tensor(), min_area_fraction)
-                for z, n in enumerate(numbers):
-                    label = item["label"] if isinstance(item["label"], int) else item["label"][n]
-                    if wanted[z] and label >= 0:
-                        x = image[..., z].as_tensor().half().numpy()
-                        shape = x.shape
-                        file.write(x.tobytes())
-                        labels.append(label)
-                        subjects.append(str(item.get("subject", item["image"])))
+                for z, label in labelled_slices(image, item["label"], min_area_fraction):
+                    x = image[..., z].as_tensor().half().numpy()
+                    shape = x.shape
+                    file.write(x.tobytes())
+                    labels.append(label)
+                    subjects.append(str(item.get("subject", item["image"])))
         if not labels:
             raise ValueError("the datalist has no labelled slice within the trained range; see the warnings above.")
         data = np.memmap(raw, np.float16, "r", shape=(len(labels), *shape))
