@@ -3,9 +3,10 @@
     python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--supervised_minutes 12] [--seed 0] [--output FILE]
 
 Thresholds are chosen on the validation patients, every number is of the test patients. What takes a second a slice sees all
-their slices; the reference's algorithm and its kin take minutes a slice on a CPU and see a subset, drawn with `seed`, one slice
-a patient, on which everything else is reported too. Counterfactuals, rivals' maps and costs are kept in `cache_dir`: a run that
-was stopped goes on. Costs are taken last, each in a process of its own, with the batch and layout of the algorithm itself.
+their slices; the reference's algorithm and its kin take up to a minute a slice on a CPU and see a subset, drawn with `seed`,
+two slices a patient, on which everything else is reported too. Counterfactuals, rivals' maps and costs are kept in `cache_dir`:
+a run that was stopped goes on. Costs are taken last, each in a process of its own, with the batch and layout of the algorithm
+itself.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ from scripts.sampler import NoiseModel, ddim_step, timestep_grid  # noqa: E402
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 """Slices ``(N, C, H, W)`` to their healthy counterparts."""
-SUBSET = {"val": 6, "test": 10}
-"""Slices, of as many patients, for what takes minutes a slice."""
+SUBSET = {"val": (6, 1), "test": (14, 2)}
+"""Patients, and slices of each, for what takes up to a minute a slice."""
 COMPARED = ("pixel_ap", "dice_threshold", "image_auroc")
 DEFAULT, STUDENT, REFERENCE = "ours, default", "ours, student", "reference, L = 500, s = 100"
 ALONE = "ours, counterfactual alone"
@@ -168,9 +169,11 @@ class Split:
         self.probability = torch.cat([with_neighbours(p) for p in of_volumes])
         generator = random.Random(seed)
         begins = np.cumsum([0, *(len(p) for p in planes)])
-        patients = generator.sample(range(len(planes)), min(SUBSET[name], len(planes)))
+        patients, each = SUBSET[name]
         self.subset = torch.zeros(len(self.x), dtype=torch.bool)
-        self.subset[[int(begins[p]) + generator.randrange(len(planes[p])) for p in patients]] = True
+        for p in generator.sample(range(len(planes)), min(patients, len(planes))):
+            for n in generator.sample(range(len(planes[p])), min(each, len(planes[p]))):
+                self.subset[int(begins[p]) + n] = True
 
     def cases(self, maps: dict[str, torch.Tensor], scores: dict[str, torch.Tensor]) -> list[SliceCase]:
         """Maps ``(N, 1, H, W)`` and scores ``(N,)`` of the slices, as cases on the grids of the volumes."""
@@ -378,7 +381,8 @@ def compare(
         for name, row in algorithms.rows.items():
             which = torch.ones_like(s.subset) if row.everywhere else s.subset
             # the result does not depend on the batch, the time does
-            made = kept(cache(name, split), lambda n=name, x=s.x[which]: algorithms.run(n, x, 16, seed))
+            drawn = () if row.everywhere else (SUBSET[split],)
+            made = kept(cache(name, split, *drawn), lambda n=name, x=s.x[which]: algorithms.run(n, x, 16, seed))
             found = {"counterfactual": made["healthy"], "probability": s.probability[which]}
             labels = {COUNTERFACTUAL: name, PAPER: f"{name}, the paper's map"}
             if name == DEFAULT:
