@@ -381,8 +381,8 @@ def compare(
         for name, row in algorithms.rows.items():
             which = torch.ones_like(s.subset) if row.everywhere else s.subset
             # the result does not depend on the batch, the time does
-            drawn = () if row.everywhere else (SUBSET[split],)
-            made = kept(cache(name, split, *drawn), lambda n=name, x=s.x[which]: algorithms.run(n, x, 16, seed))
+            kept_as = cache(name, split, SUBSET[split])
+            made = kept(kept_as, lambda n=name, x=s.x[which]: algorithms.run(n, x, 16, seed))
             found = {"counterfactual": made["healthy"], "probability": s.probability[which]}
             labels = {COUNTERFACTUAL: name, PAPER: f"{name}, the paper's map"}
             if name == DEFAULT:
@@ -409,7 +409,7 @@ def compare(
             case.maps[GATED] = case.maps[BASELINE] * kept_part
             case.scores[GATED] = case.scores[BASELINE] * kept_part * p
 
-    sample = cache("sample")
+    sample = cache("sample", SUBSET["test"])
     kept(sample, lambda: splits["test"].x[splits["test"].subset].repeat(2, 1, 1, 1)[:16])
     for c in costs.values():
         if "row" in c:
