@@ -163,17 +163,22 @@ class Split:
         ]
         planes = [v["image"].as_tensor().movedim(-1, 0)[w] for v, w in zip(self.volumes, self.wanted, strict=True)]
         self.x = torch.cat(planes)
+        self.depths = [len(p) for p in planes]
         with torch.no_grad():
             logits = torch.cat([classifier(b, times(b, 0)).float() for b in self.x.split(16)])
-        of_volumes = logits.softmax(dim=1)[:, DISEASED].split([len(p) for p in planes])
-        self.probability = torch.cat([with_neighbours(p) for p in of_volumes])
+        self.probability = self.with_neighbours(logits.softmax(dim=1)[:, DISEASED])
         generator = random.Random(seed)
-        begins = np.cumsum([0, *(len(p) for p in planes)])
+        begins = np.cumsum([0, *self.depths])
         patients, each = SUBSET[name]
         self.subset = torch.zeros(len(self.x), dtype=torch.bool)
         for p in generator.sample(range(len(planes)), min(patients, len(planes))):
             for n in generator.sample(range(len(planes[p])), min(each, len(planes[p]))):
                 self.subset[int(begins[p]) + n] = True
+
+    def with_neighbours(self, probability: torch.Tensor) -> torch.Tensor:
+        """Probabilities ``(N, ...)`` of the slices, each volume's averaged as the inferer does."""
+        volumes = probability.split(self.depths)
+        return torch.cat([with_neighbours(p.movedim(0, -1)).movedim(-1, 0) for p in volumes])
 
     def cases(self, maps: dict[str, torch.Tensor], scores: dict[str, torch.Tensor]) -> list[SliceCase]:
         """Maps ``(N, 1, H, W)`` and scores ``(N,)`` of the slices, as cases on the grids of the volumes."""
@@ -377,7 +382,7 @@ def compare(
     for split, s in splits.items():
         maps: dict[str, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {"number": torch.arange(len(s.x)), "p(diseased)": s.probability}
-        learned = learned_maps(algorithms.student, s.x)
+        learned = s.with_neighbours(learned_maps(algorithms.student, s.x))
         for name, row in algorithms.rows.items():
             which = torch.ones_like(s.subset) if row.everywhere else s.subset
             # the result does not depend on the batch, the time does
@@ -394,7 +399,7 @@ def compare(
                 maps[label][which], scores[label][which] = read[0][method], read[1][method]
                 costs[label] = {"network_calls": made["network"], "gradients": made["gradient"], "row": name}
                 everywhere += [label] if row.everywhere and label not in everywhere else []
-        for name, lesion in ((STUDENT, learned), (SUPERVISED, with_masks[split])):
+        for name, lesion in ((STUDENT, learned), (SUPERVISED, s.with_neighbours(with_masks[split]))):
             maps[name] = combined_map(s.x, {"student": lesion, "probability": s.probability}, *reading)
             scores[name] = slice_score(maps[name], s.x[:, :1] > BACKGROUND, s.probability)
             costs[name] = {"network_calls": 1, "gradients": 0, "row": STUDENT}

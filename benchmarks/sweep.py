@@ -56,7 +56,8 @@ def sweep(
     split = Split(dataset_dir, "val", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
     chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
     x = split.x[chosen]
-    known = {"probability": split.probability[chosen], "student": learned_maps(student, x)}
+    learned = split.with_neighbours(learned_maps(student, split.x))
+    known = {"probability": split.probability[chosen], "student": learned[chosen]}
     rows = []
 
     def all_slices(values: torch.Tensor) -> torch.Tensor:

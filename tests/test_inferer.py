@@ -302,17 +302,27 @@ def test_a_student_beside_the_counterfactual_changes_nothing_of_it() -> None:
     assert set(both) - set(alone) == {"student"} and student.seen == [2]
     assert all(torch.equal(alone[name].nan_to_num(), both[name].nan_to_num()) for name in alone)
     expected = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright())["student"]
-    assert torch.equal(both["student"], expected)
+    torch.testing.assert_close(both["student"], expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_students_map_is_averaged_with_the_neighbouring_slices() -> None:
+    """1 : 2 : 1 for every pixel: bright in the second slice of three, and after a gap in one slice alone."""
+    x = volume([HEALTHY, HEALTHY, HEALTHY, EMPTY, HEALTHY])
+    x[:, :, 1, 1] = torch.tensor([0.0, 0.5, 0.0, -1.0, 0.5])
+    a = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright())["student"][0, 0, 1, 1]
+    low, high = 0.1192, 0.8808
+    expected = torch.tensor([(2 * low + high) / 3, (low + high) / 2, (2 * low + high) / 3, torch.nan, high])
+    torch.testing.assert_close(a, expected, rtol=0, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_student_gives_one_map_a_slice(channels: int) -> None:
-    """p = sigmoid(2) where the last channel is bright, once a slice; slices that are not assessed have an empty map."""
+    """p = sigmoid(2) where the last channel is bright, once a slice; slices that are not assessed have none."""
     student = Bright()
     x = volume([HEALTHY, EMPTY, DISEASED], channels)
     result = StudentInferer(NoisedClassifier(channels))(x, student)
     a = result["student"]
     assert set(result) == {"student", "probability", "assessed"} and student.seen == [2]
-    assert a.shape == (1, 1, 4, 4, 3) and not a[..., 1].any()
+    assert a.shape == (1, 1, 4, 4, 3) and a[..., 1].isnan().all() and not a[..., [0, 2]].isnan().any()
     assert float(a[0, 0, 1, 1, 2]) == pytest.approx(0.8808, abs=1e-4)
     assert result["probability"][0, 0] < 0.5 < result["probability"][0, 2] and result["probability"][0, 1].isnan()

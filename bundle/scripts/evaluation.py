@@ -151,11 +151,10 @@ class Evaluation:
         inputs = image.as_tensor()[None].to(self.device)
         pred = self.inferer(inputs, self.network, assessed=wanted.to(self.device))
         self.network_seconds += time.perf_counter() - start
-        found = {name: values[0].cpu().movedim(-1, 0) for name, values in pred.items()}
-        probability, healthy = found["probability"], found["counterfactual"].movedim(0, -1)
-        found["probability"] = probability.nan_to_num()
-        maps, scores = readings(image.as_tensor().movedim(-1, 0), found, self.polarity, self.median_size)
-        return cases_of(item, volume, maps, scores | {"p(diseased)": probability}, healthy)
+        found = {name: values[0].cpu() for name, values in pred.items()}
+        slices = {name: values.movedim(-1, 0).nan_to_num() for name, values in found.items()}
+        maps, scores = readings(image.as_tensor().movedim(-1, 0), slices, self.polarity, self.median_size)
+        return cases_of(item, volume, maps, scores | {"p(diseased)": found["probability"]}, found["counterfactual"])
 
     def run(self) -> None:
         """Evaluate and write everything."""

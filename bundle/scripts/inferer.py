@@ -21,10 +21,10 @@ CPU_BATCH, GPU_BATCH = 16, 256
 
 
 def with_neighbours(probability: torch.Tensor) -> torch.Tensor:
-    """Each slice's p(diseased) averaged with the slices above and below, in parts 1 : 2 : 1, as lesions span slices.
+    """Each slice's probabilities averaged with the slices above and below, in parts 1 : 2 : 1, as lesions span slices.
 
     Args:
-        probability: ``(..., D)``, NaN where not assessed, which counts for no neighbour.
+        probability: of disease or, a pixel, of lesion, ``(..., D)``, NaN where not assessed, which counts for no neighbour.
 
     Returns:
         ``(..., D)``, NaN where it was.
@@ -84,8 +84,8 @@ class SliceInferer(Inferer):
             assessed: bool ``(B, D)``, the slices to run; by default those with enough brain.
 
         Returns:
-            What `slices` gives, each ``(B, ..., D)``: images, and ``probability``, the classifier's p(diseased)
-            `with_neighbours`, NaN where not assessed; and ``assessed``, bool ``(B, D)``.
+            What `slices` gives, each ``(B, ..., D)``, probabilities `with_neighbours`, NaN where not assessed; and
+            ``assessed``, bool ``(B, D)``.
         """
         x = convert_to_tensor(inputs).float()
         if assessed is None:
@@ -97,7 +97,8 @@ class SliceInferer(Inferer):
             for name, values in self._batches(chosen, network).items():
                 found[name][assessed] = values
         found = {name: values.movedim(1, -1) for name, values in found.items()}
-        return found | {"probability": with_neighbours(found["probability"]), "assessed": assessed}
+        smoothed = {name: with_neighbours(found[name]) for name in ("probability", "student") if name in found}
+        return found | smoothed | {"assessed": assessed}
 
     def _batches(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
         """`slices` in batches that fit the memory."""
@@ -212,8 +213,8 @@ class CounterfactualInferer(SliceInferer):
         return found | {"counterfactual": torch.where(x > -1, healthy.clamp(-1, 1), x)}
 
     def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Their counterfactuals are the slices themselves, their maps empty."""
-        learned = {"student": torch.zeros_like(x[:, :, :1])} if self.student is not None else {}
+        """Their counterfactuals are the slices themselves; the student says nothing of them."""
+        learned = {"student": torch.full_like(x[:, :, :1], torch.nan)} if self.student is not None else {}
         return {"counterfactual": x.clone()} | learned
 
 
@@ -232,5 +233,5 @@ class StudentInferer(SliceInferer):
             return {"student": learned_map(network, x), "probability": self.probability(x)}
 
     def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Empty maps."""
-        return {"student": torch.zeros_like(x[:, :, :1])}
+        """The student says nothing of them."""
+        return {"student": torch.full_like(x[:, :, :1], torch.nan)}
