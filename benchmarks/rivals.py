@@ -289,7 +289,7 @@ class ReadersMasks(Dataset):
         return len(self.items)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.transform(dict(self.items[i])) if self.transform else self.items[i]
+        return self.transform(dict(self.items[i])) if self.transform is not None else self.items[i]
 
 
 def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Module:

@@ -18,6 +18,8 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.networks.schedulers import DDIMScheduler
+from monai.transforms import Compose, RandShiftIntensityd
+from monai.utils import set_determinism
 
 from gaussians import NoisedClassifier, exact
 from scripts.bundle import bundle_root, compilation_pays, declared, for_training
@@ -194,6 +196,20 @@ def test_a_dark_core_belongs_to_its_lesion() -> None:
     expected = a.clone()
     expected[0, 0, 2, 2], expected[1, 0, 2, 2] = 0.8, 0.5
     torch.testing.assert_close(filled(a), expected)
+
+
+def test_every_draw_is_augmented_anew(tmp_path: Path) -> None:
+    """Also under a global seed, with which MONAI seeds a `Compose` anew whenever one asks whether it is true."""
+    slices = SliceDataset(datalist(tmp_path), declared("preprocessing"), str(tmp_path / "cache"), 0.5)
+    set_determinism(0)
+    try:
+        for dataset in (slices, pseudo_labels(tmp_path, FakeSlices())):
+            shift = RandShiftIntensityd("image", offsets=0.5, prob=1.0)
+            dataset.transform = Compose([shift]).set_random_state(0)
+            shifts = [float(dataset[0]["image"][0, 0, 0]) for _ in range(20)]
+            assert len(set(shifts)) == 20 and max(shifts) - min(shifts) > 0.5
+    finally:
+        set_determinism(None)
 
 
 def test_making_pseudo_labels_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

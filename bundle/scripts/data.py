@@ -189,7 +189,7 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         item = {"image": torch.from_numpy(self._slices[i].astype(np.float32)), "label": self.labels[i]}
-        return self.transform(item) if self.transform else item
+        return self.transform(item) if self.transform is not None else item
 
 
 def random_sampler(dataset: Any, num_samples: int, balanced: bool, seed: int) -> WeightedRandomSampler:

@@ -133,4 +133,4 @@ class PseudoLabels(Dataset):
                 (self._maps[n] > self._thresholds[n]).mean(axis=0, keepdims=True, dtype=np.float32)
             )
         item = {"image": image, "label": label}
-        return self.transform(item) if self.transform else item
+        return self.transform(item) if self.transform is not None else item
