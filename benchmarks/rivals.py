@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bundle"))
 
 from scripts import DISEASED, HEALTHY  # noqa: E402
 from scripts.bundle import declared  # noqa: E402
-from scripts.data import labelled_slices  # noqa: E402
+from scripts.data import augmented, labelled_slices  # noqa: E402
 from scripts.postprocessing import slice_score, to_grid  # noqa: E402
 from scripts.preprocessing import BACKGROUND  # noqa: E402
 
@@ -289,7 +289,7 @@ class ReadersMasks(Dataset):
         return len(self.items)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.transform(dict(self.items[i])) if self.transform is not None else self.items[i]
+        return augmented(dict(self.items[i]), self.transform)
 
 
 def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Module:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
+from monai.data import MetaTensor, get_track_meta
 from monai.networks.schedulers import DDIMScheduler
 from monai.transforms import Compose, RandShiftIntensityd
 from monai.utils import set_determinism
@@ -208,6 +209,7 @@ def test_every_draw_is_augmented_anew(tmp_path: Path) -> None:
             dataset.transform = Compose([shift]).set_random_state(0)
             shifts = [float(dataset[0]["image"][0, 0, 0]) for _ in range(20)]
             assert len(set(shifts)) == 20 and max(shifts) - min(shifts) > 0.5
+            assert not isinstance(dataset[0]["image"], MetaTensor) and get_track_meta()
     finally:
         set_determinism(None)
 

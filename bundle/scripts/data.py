@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
@@ -106,6 +106,22 @@ def labelled_slices(
             yield z, of_slice
 
 
+def augmented(item: dict[str, Any], transform: Callable[[dict[str, Any]], dict[str, Any]] | None) -> dict[str, Any]:
+    """An item of a training set after its augmentation, if there is one.
+
+    On plain tensors, as MONAI's record of what was done to them takes as long as doing it. And `transform` must not be asked
+    whether it is true: a MONAI `Compose` seeds its transforms anew then, and every draw would be augmented alike.
+    """
+    if transform is None:
+        return item
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        return transform(item)
+    finally:
+        set_track_meta(tracked)
+
+
 class SliceDataset(Dataset):
     """Labelled axial slices of a datalist's volumes, memory-mapped from a cache that is made once.
 
@@ -189,7 +205,7 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         item = {"image": torch.from_numpy(self._slices[i].astype(np.float32)), "label": self.labels[i]}
-        return self.transform(item) if self.transform is not None else item
+        return augmented(item, self.transform)
 
 
 def random_sampler(dataset: Any, num_samples: int, balanced: bool, seed: int) -> WeightedRandomSampler:

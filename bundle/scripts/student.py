@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import DISEASED
-from .data import SliceDataset
+from .data import SliceDataset, augmented
 from .inferer import CPU_BATCH, CounterfactualInferer
 from .postprocessing import anomaly_map
 from .preprocessing import BACKGROUND
@@ -133,4 +133,4 @@ class PseudoLabels(Dataset):
                 (self._maps[n] > self._thresholds[n]).mean(axis=0, keepdims=True, dtype=np.float32)
             )
         item = {"image": image, "label": label}
-        return self.transform(item) if self.transform is not None else item
+        return augmented(item, self.transform)
