@@ -53,20 +53,28 @@ def config(
 
 
 def ours(parser: ConfigParser, minutes: float) -> dict[str, float]:
-    """The trainer of the config, from the second batch on."""
+    """The trainer of the config, from the second batch on, and the share of the time that it waits for batches."""
     trainer = parser.get_parsed_content("train#trainer")
     ends: list[float] = []
+    fetches: list[float] = []
 
     def after(engine: Engine) -> None:
         ends.append(time.perf_counter())
         if ends[-1] - ends[0] > 60 * minutes:
             engine.terminate()
 
+    for event in (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED):
+        trainer.add_event_handler(event, lambda: fetches.append(time.perf_counter()))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, after)
     begin = time.perf_counter()
     trainer.run()
-    images = (len(ends) - 1) * parser["batch_size"]
-    return {"images_per_second": images / (ends[-1] - ends[0]), "first_iteration_seconds": ends[0] - begin}
+    images, total = (len(ends) - 1) * parser["batch_size"], ends[-1] - ends[0]
+    waited = sum(fetches[3::2]) - sum(fetches[2:-1:2])
+    return {
+        "images_per_second": images / total,
+        "share_waiting_for_batches": waited / total,
+        "first_iteration_seconds": ends[0] - begin,
+    }
 
 
 def plain(parser: ConfigParser, minutes: float) -> dict[str, float]:
@@ -78,7 +86,7 @@ def plain(parser: ConfigParser, minutes: float) -> dict[str, float]:
     network.train()
     while True:
         for batch in loader:
-            x = batch["image"].as_tensor()
+            x = batch["image"]
             optimizer.zero_grad(set_to_none=True)
             noise = torch.randn_like(x)
             timesteps = torch.randint(0, scheduler.num_train_timesteps, (len(x),))
