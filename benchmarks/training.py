@@ -24,6 +24,7 @@ import fire
 import monai
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from monai.bundle import ConfigParser
 from monai.inferers import DiffusionInferer
 
@@ -55,25 +56,22 @@ def config(
 def ours(parser: ConfigParser, minutes: float) -> dict[str, float]:
     """The trainer of the config, from the second batch on, and the share of the time that it waits for batches."""
     trainer = parser.get_parsed_content("train#trainer")
-    ends: list[float] = []
-    fetches: list[float] = []
+    first = Events.ITERATION_COMPLETED(once=1)
+    begin, after = Timer(), Timer().attach(trainer, start=first)
+    waiting = Timer().attach(trainer, start=first, pause=Events.GET_BATCH_COMPLETED, resume=Events.GET_BATCH_STARTED)
+    trainer.add_event_handler(first, begin.pause)
 
-    def after(engine: Engine) -> None:
-        ends.append(time.perf_counter())
-        if ends[-1] - ends[0] > 60 * minutes:
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def stop(engine: Engine) -> None:
+        if after.value() > 60 * minutes:
+            after.pause()
             engine.terminate()
 
-    for event in (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED):
-        trainer.add_event_handler(event, lambda: fetches.append(time.perf_counter()))
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, after)
-    begin = time.perf_counter()
     trainer.run()
-    images, total = (len(ends) - 1) * parser["batch_size"], ends[-1] - ends[0]
-    waited = sum(fetches[3::2]) - sum(fetches[2:-1:2])
     return {
-        "images_per_second": images / total,
-        "share_waiting_for_batches": waited / total,
-        "first_iteration_seconds": ends[0] - begin,
+        "images_per_second": (trainer.state.iteration - 1) * parser["batch_size"] / after.value(),
+        "share_waiting_for_batches": waiting.value() / after.value(),
+        "first_iteration_seconds": begin.value(),
     }
 
 

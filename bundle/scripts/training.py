@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver, ProgressBar
+from ignite.handlers import Checkpoint, DiskSaver, ProgressBar, Timer
 from monai.engines import default_prepare_batch
 from monai.engines.utils import IterationEvents, PrepareBatch
 from monai.inferers import DiffusionInferer, SimpleInferer
@@ -265,24 +265,23 @@ class NetworkShare:
 
     def attach(self, engine: Engine) -> None:
         """Around the fetching of every batch."""
+        self._epoch = Timer().attach(engine, start=Events.EPOCH_STARTED, pause=Events.EPOCH_COMPLETED)
+        self._waiting = Timer().attach(
+            engine, start=Events.EPOCH_STARTED, pause=Events.GET_BATCH_COMPLETED, resume=Events.GET_BATCH_STARTED
+        )
         engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self._fetch)
-        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._fetched)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._count)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
 
     def _reset(self, engine: Engine) -> None:
-        self._waited, self._images, self._start = 0.0, 0, time.perf_counter()
+        self._images = 0
 
-    def _fetch(self, engine: Engine) -> None:
-        self._fetch_start = time.perf_counter()
-
-    def _fetched(self, engine: Engine) -> None:
-        self._waited += time.perf_counter() - self._fetch_start
+    def _count(self, engine: Engine) -> None:
         self._images += len(engine.state.batch["image"])
 
     def _log(self, engine: Engine) -> None:
-        total = time.perf_counter() - self._start
-        share = self._waited / total
+        total = self._epoch.value()
+        share = self._waiting.value() / total
         logger.info("waiting for data: %.1f %% of the time; %.1f images/s", 100 * share, self._images / total)
 
 
