@@ -20,6 +20,7 @@ from synthetic import write_head
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import compare
+import paper_network
 import rivals
 import sweep
 
@@ -114,3 +115,13 @@ def test_separability_is_the_share_of_the_variance_between_two_classes() -> None
     for a, expected in (([[0, 0], [2, 2]], 1.0), ([[0, 0], [1, 3]], 3 / 16 * (8 / 3) ** 2 / 1.5)):
         case = SliceCase("A", 0, np.zeros((2, 2)), brain, brain, DISEASED, maps={"map": np.array(a, np.float32)})
         assert sweep.separability([case], "map") == pytest.approx(expected)
+
+
+def test_the_papers_network_is_the_papers() -> None:
+    """113.7 million parameters and 498 GFLOP a call, what the reference code's network has; a gradient is two calls' work."""
+    with torch.device("meta"):
+        network = declared("network_def", **paper_network.NETWORK)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(113.7e6, rel=1e-3)
+    assert paper_network.flop("network_def") == pytest.approx(498e9, rel=1e-3)
+    classifier, gradient = (paper_network.flop("classifier_def", gradient=g) for g in (False, True))
+    assert gradient == pytest.approx(2 * classifier, rel=0.05)
