@@ -98,7 +98,7 @@ def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) ->
         assert model["type"] == "segmentation"
         full = {"noise_level", "guidance_scale", "num_inference_steps", "threshold"}
         assert set(model["config"]) == ({"threshold"} if name == "lesion_preview" else full)
-    assert info["models"]["lesion_mask"]["labels"] == {"anomaly": 1}
+    assert info["models"]["lesion_mask"]["labels"] == {"lesion": 1}
     assert list(info["models"]["anomaly_heat_map"]["labels"].values()) == list(range(1, 10))
     assert {"classifier", "diffusion"} == set(info["trainers"])
     assert "most_anomalous_first" in info["strategies"] and "dice" in info["scoring"]
@@ -555,7 +555,7 @@ def test_the_slicer_script_loads_what_the_server_keeps(server: Server, monkeypat
     node = MagicMock()
     node.GetName.return_value = "plain"
     scores = script["show_anomaly"](server.url, node)
-    assert scores["label_names"] == {"anomaly": 1} and 0 <= scores["p_diseased"] <= 1
+    assert scores["label_names"] == {"lesion": 1} and 0 <= scores["p_diseased"] <= 1
     assert set(loaded) == {"plain anomaly_map", "plain counterfactual"}
     assert all(volume.shape == GRIDS["plain"][0] for volume in loaded.values())
     node.GetName.return_value = "nobody"

@@ -22,8 +22,9 @@ EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd")
 DTYPES = ("uint8", "uint16", "int16", "float32")
 LESION = 1
 
-MASK_LABELS = {"anomaly": LESION}
-# OHIF colours a segment by a sum over the letters of its name: these run from dark violet over blue and green to pale yellow
+# OHIF colours a segment by a sum over the letters of its name: this one is bright green
+MASK_LABELS = {"lesion": LESION}
+# and these run from dark violet over blue and green to pale yellow
 HEAT_MAP_LABELS = {
     f"anomaly {level} {word}": level
     for level, word in enumerate(
