@@ -5,8 +5,8 @@
 Thresholds are chosen on the validation patients, every number is of the test patients. What takes a second a slice sees all
 their slices; the reference's algorithm and its kin take up to a minute a slice on a CPU and see a subset, drawn with `seed`,
 two slices a patient, on which everything else is reported too. Counterfactuals, rivals' maps and costs are kept in `cache_dir`:
-a run that was stopped goes on. Costs are taken last, each in a process of its own, with the batch and layout of the algorithm
-itself.
+a run that was stopped goes on. They are found again by weights, data and settings; a change of the code that makes them wants
+an empty `cache_dir`. Costs are taken last, each in a process of its own, with the batch and layout of the algorithm itself.
 """
 
 from __future__ import annotations
