@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import os
 import shutil
@@ -286,7 +287,9 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, str(Path(serve.__file__)), "--folder", str(tmp_path)]
     command += ["--port", str(port), "--orthanc_port", str(free_port())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # tests that were started in the background ignore Ctrl-C, and so would what they start
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stdout is not None
         said = ""
         while "Ctrl-C" not in said:
@@ -300,7 +303,7 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
         try:
             process.wait(30)
         finally:
-            process.kill()  # what doesn't end, as where a shell has it ignore Ctrl-C, fails instead of hanging
+            process.kill()  # what doesn't end fails instead of hanging
     assert "not for clinical use" in said
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/info/", timeout=10)
