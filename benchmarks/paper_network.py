@@ -15,6 +15,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ CLASSIFIER = {
 """Values of inference.json that make its networks those of the paper and the reference code."""
 
 
-def seconds(f: Any, device: torch.device, repeats: int = 1) -> float:
+def seconds(f: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
     """Of one call of `f`, all work on the device included."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -95,7 +96,7 @@ def benchmark(slices: int = VOLUME, output: str = str(ROOT / "benchmarks" / "pap
     for part in parts.values():
         part.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     network, classifier = parts["network"], parts["classifier"]
-    inferer = declared("inferer", classifier=classifier, student=None, device=device)
+    inferer = declared("inferer", classifier=classifier, student=None)
     x = torch.rand(slices, *SHAPE, device=device) * 2 - 1
 
     def noise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
