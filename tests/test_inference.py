@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.bundle import bundle_root, declared, load_weights
+from scripts.bundle import bundle_root, declared, load_weights, weights_digest
 from scripts.inference import find_inputs
 from synthetic import write_head
 
@@ -71,6 +72,9 @@ def test_a_bundle_without_a_student_reads_the_counterfactual_alone(tmp_path: Pat
     values = [np.asarray(nib.load(f / "anomaly_map.nii.gz").dataobj) for f in (alone, both)]
     assert not np.array_equal(*values, equal_nan=True)
     np.testing.assert_array_equal(*(np.asarray(nib.load(f / "counterfactual.nii.gz").dataobj) for f in (alone, both)))
+    used = [json.loads((f.parent / "summary.json").read_text())["weights"] for f in (alone, both)]
+    assert used[1] == {n: weights_digest(declared(n, **TINY, **weights)) for n in ("network", "classifier", "student")}
+    assert used[0] == {name: digest for name, digest in used[1].items() if name != "student"}
 
 
 def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[str, str]) -> None:
@@ -175,3 +179,17 @@ def test_options_out_of_range(option: str, value: int, message: str, tmp_path: P
         run(weights, input=write_head(tmp_path)["image"], output_dir=str(tmp_path / "out"), **overrides)
     assert message in str(error.value.__cause__ or error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_digest_of_weights_is_theirs_alone() -> None:
+    """Not that of their layout, and another weight or the same under another name gives another one."""
+    layer = torch.nn.Conv2d(2, 2, 2)
+    expected = hashlib.sha256()
+    for name in ("weight", "bias"):
+        expected.update(name.encode() + getattr(layer, name).detach().numpy().tobytes())
+    digest = weights_digest(layer)
+    assert digest == expected.hexdigest() == weights_digest(layer.to(memory_format=torch.channels_last))
+    assert weights_digest(torch.nn.Sequential(layer)) != digest
+    with torch.no_grad():
+        layer.weight[0, 0, 0, 0] += 1e-6
+    assert weights_digest(layer) != digest

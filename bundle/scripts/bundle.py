@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -103,6 +104,15 @@ def for_training(
         _load(network, initial_weights)
     # the layout that convolutions are fastest in, on CPUs up to threefold
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+
+
+def weights_digest(network: torch.nn.Module) -> str:
+    """The SHA-256 of a network's weights, 64 hexadecimal digits, whatever file, device and memory layout they lie in."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load(network: torch.nn.Module, path: str) -> None:

@@ -22,6 +22,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from tqdm import tqdm
 
+from .bundle import weights_digest
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
 
@@ -121,17 +122,20 @@ class Report:
     """Writes each volume's results whole or not at all, and a summary that grows with every volume.
 
     In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz`` and
-    ``overview.png``; ``summary.json`` with scores, settings, times and failures; ``summary.csv`` with a line a slice and a
-    volume. As a handler it follows an evaluator whose postprocessing ends with `RestoreGridd`.
+    ``overview.png``; ``summary.json`` with scores, settings, weights, times and failures; ``summary.csv`` with a line a slice
+    and a volume. As a handler it follows an evaluator whose postprocessing ends with `RestoreGridd`.
 
     Args:
         output_dir: made if it is missing.
-        settings: what the results depend on, for the summary.
+        settings, networks: what the results depend on, for the summary; a network that is None has no part in them.
     """
 
-    def __init__(self, output_dir: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, output_dir: str, settings: Mapping[str, Any], networks: Mapping[str, torch.nn.Module | None]
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.settings = dict(settings)
+        self.weights = {name: weights_digest(network) for name, network in networks.items() if network is not None}
         self.volumes: list[dict[str, Any]] = []
         self._current: dict[str, Any] = {}
 
@@ -216,6 +220,7 @@ class Report:
         content = {
             "warning": "Research software, not for clinical use.",
             "settings": self.settings,
+            "weights": self.weights,
             "versions": {"monai": monai.__version__, "torch": torch.__version__},
             "volumes": self.volumes,
         }

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import DISEASED
+from .bundle import weights_digest
 from .data import SliceDataset, augmented
 from .inferer import CPU_BATCH, CounterfactualInferer
 from .postprocessing import anomaly_map
@@ -77,11 +78,9 @@ class PseudoLabels(Dataset):
         diseased = [i for i, label in enumerate(slices.labels) if label == DISEASED]
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
-        state = hashlib.sha256(repr((slices.path.name, polarity, median_size, inferer.settings, "filled")).encode())
-        for part in (network, inferer.classifier):
-            for tensor in part.state_dict().values():
-                state.update(tensor.cpu().contiguous().numpy().tobytes())
-        path = Path(cache_dir) / f"maps-{state.hexdigest()[:16]}.f16"
+        weights = [weights_digest(part) for part in (network, inferer.classifier)]
+        state = repr((slices.path.name, polarity, median_size, inferer.settings, "filled", *weights))
+        path = Path(cache_dir) / f"maps-{hashlib.sha256(state.encode()).hexdigest()[:16]}.f16"
         shape = (1, *slices[0]["image"].shape[1:])
         device = next(network.parameters()).device
         size = inferer.batch_size or CPU_BATCH
