@@ -141,7 +141,7 @@ def _hd_bet(device: str) -> torch.nn.Module:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.eval().do_ds = False
     # of one volume, instance norm is batch norm by the batch's own statistics; but PyTorch's instance norm leaves the layout
-    # that the convolutions are fastest in, and copying there and back took a third of the time
+    # that the convolutions are fastest in, and copying there and back took two fifths of the time
     for module in list(network.modules()):
         for name, norm in module.named_children():
             if isinstance(norm, torch.nn.InstanceNorm3d):
