@@ -141,13 +141,12 @@ def _hd_bet(device: str) -> torch.nn.Module:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.eval().do_ds = False
     # of one volume, instance norm is batch norm by the batch's own statistics; but PyTorch's instance norm leaves the layout
-    # that the convolutions are fastest in, and copying there and back took two fifths of the time
-    for module in list(network.modules()):
-        for name, norm in module.named_children():
-            if isinstance(norm, torch.nn.InstanceNorm3d):
-                batch_norm = torch.nn.BatchNorm3d(norm.num_features, norm.eps, track_running_stats=False)
-                batch_norm.weight, batch_norm.bias = norm.weight, norm.bias
-                setattr(module, name, batch_norm)
+    # that the convolutions are fastest in, so that each layer was copied there and back
+    for name, norm in list(network.named_modules()):
+        if isinstance(norm, torch.nn.InstanceNorm3d):
+            batch_norm = torch.nn.BatchNorm3d(norm.num_features, norm.eps, track_running_stats=False)
+            batch_norm.weight, batch_norm.bias = norm.weight, norm.bias
+            network.set_submodule(name, batch_norm)
     # many of its weights decayed to 1e-40: too small to change a bit of the result, and on some CPUs, which compute such
     # numbers in microcode, thirty times slower than zeros
     with torch.no_grad():
