@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts import DISEASED  # noqa: E402
-from scripts.bundle import autocast, declared, fastest_precision  # noqa: E402
+from scripts.bundle import autocast, declared, fastest_precision, weights_digest  # noqa: E402
 from scripts.data import SliceDataset, brain_mr, fingerprint  # noqa: E402
 from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings  # noqa: E402
 from scripts.guidance import ClassifierGuidance  # noqa: E402
@@ -346,10 +346,8 @@ def compare(
     reading = declared("polarity"), declared("median_size")
     splits = {name: Split(dataset_dir, name, preprocessing, algorithms.classifier, seed) for name in ("val", "test")}
     data = fingerprint([brain_mr(dataset_dir, n) for n in splits], preprocessing)
-    weights = {
-        n: hashlib.sha256((ROOT / "bundle" / "models" / f"{n}.pt").read_bytes()).hexdigest()
-        for n in ("model", "classifier", "student")
-    }
+    networks = {"model": algorithms.network, "classifier": algorithms.classifier, "student": algorithms.student}
+    weights = {name: weights_digest(network) for name, network in networks.items()}
 
     def cache(*key: Any, of: tuple[str, ...] = ("model", "classifier")) -> Path:
         # the default's settings are the config's, those of the other rows are fixed
