@@ -44,7 +44,7 @@ import serve
 from lib.bundle import FULL, PREVIEW, Bundle, fetch_bundle, on_one_grid
 from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, heat_map, lesion_mask, write_results
 from lib.server import Guard
-from lib.studies import DICOMwebStudies, FolderStudies, sequence_of
+from lib.studies import DICOMwebStudies, FolderStudies
 from serve import label_server
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
@@ -380,21 +380,6 @@ def test_an_nrrd_image_gives_nifti_on_its_grid(tmp_path: Path) -> None:
         image = nib.load(written)
         assert image.shape == GRIDS["flipped"][0]
         np.testing.assert_allclose(image.affine, GRIDS["flipped"][1], atol=1e-5)
-
-
-def test_sequences_by_name() -> None:
-    names = {
-        "p1_flair": "FLAIR",
-        "T2 FLAIR ax": "FLAIR",
-        "t2_tirm_dark-fluid": "FLAIR",
-        "sub-01_T1w": "T1",
-        "AX T1 POST": "T1Gd",
-        "t1_gd": "T1Gd",
-        "t2_tse": "T2",
-        "patient1": None,
-        "scan": None,
-    }
-    assert {name: sequence_of(name) for name in names} == names
 
 
 def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> None:

@@ -37,8 +37,6 @@ FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
 SCORE = "anomaly_score"
 """Key in an image's info: the score that orders the worklist."""
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-SEQUENCES: dict[str, str] = json.loads((Path(__file__).parents[1] / "sequences.json").read_text())
-"""What the name of a file or the description of a series says about its sequence: regular expressions, any case."""
 
 
 def plain(name: str, what: str) -> str:
@@ -53,11 +51,6 @@ def plain(name: str, what: str) -> str:
             f"{what} {name!r} is not allowed: a name without slashes, not beginning with a dot.",
         )
     return name
-
-
-def sequence_of(description: str) -> str | None:
-    """The sequence that a file's name or a series' description speaks of, by the rules of ``sequences.json``."""
-    return next((name for name, rule in SEQUENCES.items() if re.search(rule, description, re.IGNORECASE)), None)
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +139,8 @@ class _Studies(LocalDatastore):
         return LocalDatastore.get_label_uri(self, plain(label_id, "label"), plain(label_tag, "label tag"))
 
     def _wanted(self, description: str) -> bool:
+        from scripts.sequences import sequence_of  # the bundle is on the path only once it was chosen
+
         return self.sequence is None or sequence_of(description) in (None, self.sequence)
 
     def siblings(self, image_id: str, channels: Sequence[str]) -> list[str]:
@@ -162,7 +157,8 @@ class _Studies(LocalDatastore):
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
                 f"{image_id}: the model takes {', '.join(channels)}; {', '.join(missing)} is missing in this study. Found: "
-                f"{', '.join(f'{c} ({i})' for c, i in found.items()) or 'none'}. The rules are in sequences.json.",
+                f"{', '.join(f'{c} ({i})' for c, i in found.items()) or 'none'}. The rules are in the bundle's "
+                "scripts/sequences.json.",
             )
         return [found[c] for c in channels]
 
@@ -196,8 +192,10 @@ class FolderStudies(_Studies):
         return [image_id for image_id in super().get_unlabeled_images() if self._wanted(image_id)]
 
     def _sequences(self, image_id: str) -> dict[str, str]:
+        from scripts.sequences import RULES, sequence_of
+
         def case(name: str) -> str:
-            return re.sub(SEQUENCES.get(sequence_of(name) or "", "$^"), "", name, flags=re.IGNORECASE)
+            return re.sub(RULES.get(sequence_of(name) or "", "$^"), "", name, flags=re.IGNORECASE)
 
         mine = case(image_id)
         return {s: name for name in sorted(self._datastore.objects) if case(name) == mine and (s := sequence_of(name))}
@@ -319,6 +317,8 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         return str(path.resolve())
 
     def _sequences(self, image_id: str) -> dict[str, str]:
+        from scripts.sequences import sequence_of
+
         mine = self._one_series(image_id)
         found: dict[str, str] = {}
         study = self._series(StudyInstanceUID=str(mine.StudyInstanceUID), Modality=str(mine.Modality))
