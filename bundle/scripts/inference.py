@@ -22,7 +22,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from .bundle import weights_digest
+from .bundle import not_together, weights_digest
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
 
@@ -128,14 +128,21 @@ class Report:
     Args:
         output_dir: made if it is missing.
         settings, networks: what the results depend on, for the summary; a network that is None has no part in them.
+        manifest: says which weights belong together, see `bundle.not_together`; where they don't, the summary's ``warnings``
+            and the terminal say so.
     """
 
     def __init__(
-        self, output_dir: str, settings: Mapping[str, Any], networks: Mapping[str, torch.nn.Module | None]
+        self,
+        output_dir: str,
+        settings: Mapping[str, Any],
+        networks: Mapping[str, torch.nn.Module | None],
+        manifest: str | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.settings = dict(settings)
         self.weights = {name: weights_digest(network) for name, network in networks.items() if network is not None}
+        self.warnings = not_together(manifest, self.weights, self.settings["threshold"]) if manifest else []
         self.volumes: list[dict[str, Any]] = []
         self._current: dict[str, Any] = {}
 
@@ -221,6 +228,7 @@ class Report:
             "warning": "Research software, not for clinical use.",
             "settings": self.settings,
             "weights": self.weights,
+            "warnings": self.warnings,
             "versions": {"monai": monai.__version__, "torch": torch.__version__},
             "volumes": self.volumes,
         }
@@ -242,6 +250,8 @@ class Report:
             SystemExit: with status 1 if a volume failed.
         """
         failures = [v for v in self.volumes if v["status"] == "failed"]
+        for warning in self.warnings:
+            print(f"WARNING: {warning}")
         for v in self.volumes:
             if v["status"] == "failed":
                 print(f"{v['name']}: FAILED: {v['error']}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import threading
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +22,9 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, Orientation, Resize, ResizeWithPadOrCrop
 from monai.transforms.utils import generate_spatial_bounding_box
 
-from .bundle import autocast, fastest_precision
+from .bundle import autocast, fastest_precision, version
+
+logger = logging.getLogger(__name__)
 
 BACKGROUND = -1.0
 """The value of everything outside the brain on the networks' intensity scale [-1, 1]."""
@@ -207,15 +212,25 @@ class ExtractBraind(MapTransform):
 
     def _cached(self, image: MetaTensor) -> torch.Tensor:
         assert self.cache_dir is not None
-        content = image.as_tensor()[:1].numpy().tobytes() + image.pixdim.numpy().tobytes()
+        # what the mask depends on: the voxels, their size, and by what it is computed
+        about = (tuple(image.shape), image.pixdim.tolist(), version(), torch.device(self.device).type)
+        content = repr((*about, fastest_precision(self.device))).encode() + image.as_tensor()[:1].numpy().tobytes()
         path = self.cache_dir / f"brain-{hashlib.sha256(content).hexdigest()[:16]}.npz"
-        if path.is_file():
+        try:
             return torch.from_numpy(np.load(path)["mask"])
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+            pass  # there is none, or it isn't whole
         mask = self._segment(image)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part.npz")
-        np.savez_compressed(partial, mask=mask.numpy())
-        os.replace(partial, path)
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez_compressed(file, mask=mask.numpy())
+            os.replace(partial, path)
+        except OSError as error:  # the mask is there all the same
+            logger.warning("%s: brain masks can't be kept there (%s).", self.cache_dir, error.strerror or error)
+            with suppress(OSError):
+                partial.unlink()
         return mask
 
     def _segment(self, image: MetaTensor) -> torch.Tensor:

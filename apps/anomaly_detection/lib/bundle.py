@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -145,8 +147,20 @@ class Bundle:
             self._loaded = {mode: dict(shared) for mode in self.modes}
             for mode, loaded in self._loaded.items():
                 loaded["network"] = self.declared("network", mode=mode)
+                self._warn(loaded, self.options(mode).get("threshold", math.nan))
             self._weights = weights
             self._studies.clear()
+
+    def _warn(self, loaded: Mapping[str, Any], threshold: float) -> None:
+        """Log which weights don't belong together, where the bundle says that."""
+        scripts = importlib.import_module("scripts.bundle")
+        if hasattr(scripts, "not_together"):  # another bundle may not know
+            networks = {name: loaded.get(name) for name in ("network", "classifier", "student")}
+            digests = {
+                name: scripts.weights_digest(network) for name, network in networks.items() if network is not None
+            }
+            for warning in scripts.not_together(self.path / "models" / scripts.MANIFEST, digests, threshold):
+                logger.warning("%s: %s", self.path, warning)
 
     def checked_options(self, request: Mapping[str, Any], mode: str = FULL) -> dict[str, float]:
         """The options of a request, each a number of its default's type; those it lacks have their defaults.
