@@ -17,6 +17,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -25,7 +26,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor, get_track_meta
 from monai.networks.schedulers import DDIMScheduler
 from monai.transforms import Compose, RandShiftIntensityd, ScaleIntensityRanged
@@ -725,8 +726,13 @@ def command(config: str, folder: Path, **overrides: Any) -> list[str]:
     return run
 
 
+def shipped() -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (Path(bundle_root()) / "models").iterdir()}
+
+
 def one_epoch(config: str, folder: Path, **overrides: Any) -> str:
-    """Train for an epoch, which must succeed; what was printed."""
+    """Train for an epoch, which must succeed and leave the bundle's weights alone; what was printed."""
+    before = shipped()
     done = subprocess.run(
         command(config, folder, **{"max_epochs": 1, "max_minutes": 5, **overrides}),
         cwd=folder,
@@ -736,42 +742,137 @@ def one_epoch(config: str, folder: Path, **overrides: Any) -> str:
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-3000:]
+    assert shipped() == before
     return output
 
 
-def test_kill_and_resume(tmp_path: Path) -> None:
-    """Kill -9 in the middle, start again: the iterations go on and the loss curve with them."""
+def test_kill_stop_and_resume(tmp_path: Path) -> None:
+    """Kill -9 in the middle, start again, Ctrl-C, start again: the iterations go on and the loss curve with them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    log = tmp_path / "first.log"
-    with log.open("w") as file:
-        first = subprocess.Popen(
-            command("train", tmp_path, checkpoint_minutes=0.01, max_minutes=5),
-            cwd=tmp_path,
-            stdout=file,
-            stderr=file,
-            env=environment,
-        )
-        checkpoint = tmp_path / "run" / "last.pt"
-        limit = time.monotonic() + 120
-        while not checkpoint.exists() and first.poll() is None and time.monotonic() < limit:
-            time.sleep(0.2)
-        time.sleep(2)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    assert checkpoint.exists(), log.read_text()[-3000:]
-    assert not (tmp_path / "run" / "model.pt").exists()
-    saved = torch.load(checkpoint, weights_only=True)
-    iteration = saved["trainer"]["iteration"]
-    assert iteration > 0
-    second = subprocess.run(
-        command("train", tmp_path, max_minutes=0.05), cwd=tmp_path, capture_output=True, text=True, env=environment
+    checkpoint = tmp_path / "run" / "last.pt"
+
+    def stopped_by(number: int) -> tuple[int, int, str]:
+        """Stop a training that has saved; its exit status, the iteration it went on from or -1, and what it printed."""
+        log = tmp_path / "log"
+        began = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command("train", tmp_path, checkpoint_minutes=0.01, max_minutes=5, epoch_length=400),
+                cwd=tmp_path,
+                stdout=file,
+                stderr=file,
+                env=environment,
+            )
+            limit = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < limit:
+                if checkpoint.exists() and checkpoint.stat().st_mtime_ns > began:
+                    break
+                time.sleep(0.1)
+            process.send_signal(number)
+            status = process.wait(60)
+        output = log.read_text()
+        assert checkpoint.exists(), output[-3000:]
+        resumed = re.findall(r"resumed from .* at iteration (\d+)", output)
+        return status, int(resumed[0]) if resumed else -1, output
+
+    def saved() -> int:
+        return int(torch.load(checkpoint, weights_only=True)["trainer"]["iteration"])
+
+    assert stopped_by(signal.SIGKILL)[:2] == (-signal.SIGKILL, -1)
+    first = saved()
+    assert first > 0
+    status, resumed, output = stopped_by(signal.SIGINT)
+    assert (status, resumed) == (130, first) and "last.pt was saved" in output and "Traceback" not in output
+    second = saved()
+    assert second > first and not (tmp_path / "run" / "model.pt").exists()
+    refused = subprocess.run(
+        command("train", tmp_path, seed=1), cwd=tmp_path, capture_output=True, text=True, env=environment
     )
-    output = second.stdout + second.stderr
-    assert second.returncode == 0, output[-3000:]
-    assert int(re.findall(r"resumed from .* at iteration (\d+)", output)[0]) == iteration
-    after = torch.load(checkpoint, weights_only=True)["trainer"]["iteration"]
-    assert after > iteration
-    assert set(torch.load(tmp_path / "run" / "model.pt", weights_only=True)) == set(saved["ema"])
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "holds a training with other settings: seed was 0, now 1. Give another --run_dir" in refused.stderr
+    output = one_epoch("train", tmp_path, max_minutes=0.05)
+    assert int(re.findall(r"resumed from .* at iteration (\d+)", output)[0]) == second < saved()
+    ema = torch.load(checkpoint, weights_only=True)["ema"]
+    assert set(torch.load(tmp_path / "run" / "model.pt", weights_only=True)) == set(ema)
+    assert "wrote" in (tmp_path / "run" / "train.log").read_text()
+
+
+class FakeMLflow:
+    """As much of mlflow as MONAI's handler uses, for one run."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, list[float]] = {}
+        self.artifacts: list[str] = []
+        self.client = self
+        self.entities = SimpleNamespace(
+            RunStatus=SimpleNamespace(FINISHED=3, to_string=str),
+            ViewType=SimpleNamespace(ACTIVE_ONLY=1),
+            LifecycleStage=SimpleNamespace(ACTIVE="active"),
+            Metric=lambda key, value, timestamp, step: (key, value),
+            Param=lambda key, value: (key, value),
+        )
+        self.uri = ""
+
+    def MlflowClient(self, tracking_uri: str) -> FakeMLflow:  # noqa: N802
+        self.uri = tracking_uri
+        return self
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return SimpleNamespace(experiment_id="0", name=name, lifecycle_stage="active")
+
+    def search_runs(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return []
+
+    def create_run(self, experiment_id: str, run_name: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="1", run_name=run_name, status="1"))
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(data=SimpleNamespace(params={}))
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        for key, value in metrics:
+            self.metrics.setdefault(key, []).append(value)
+
+    def log_artifact(self, run_id: str, local_path: str) -> None:
+        self.artifacts.append(str(local_path))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def test_tracking_by_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI's option adds its handlers to the trainer and to the validation, and takes none away."""
+    fake = FakeMLflow()
+    monkeypatch.setattr("monai.handlers.mlflow_handler.mlflow", fake)
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "network_def": TINY_NETS["train_classifier"],
+        "train#datalist": datalist(tmp_path)[:2],
+        "validate#datalist": datalist(tmp_path)[:2],
+        "cache_dir": str(tmp_path / "cache"),
+        "run_dir": "run",
+        "max_epochs": 1,
+        "epoch_length": 2,
+        "validation_interval": 1,
+        "compile": False,
+    }
+    config = Path(bundle_root()) / "configs" / "train_classifier.json"
+    workflow = ConfigWorkflow(
+        str(config), workflow_type="train", run_id="training", logging_file=False, tracking="mlflow", **options
+    )
+    try:
+        workflow.initialize()
+        workflow.run()
+    finally:
+        set_determinism(None)
+    assert len(fake.metrics["train_loss"]) == 2 and all(map(math.isfinite, fake.metrics["train_loss"]))
+    assert len(fake.metrics["val_loss"]) == 1 and "val_auroc_t0" in fake.metrics
+    [written] = (tmp_path / "run").glob("config_*.json")
+    assert json.loads(written.read_text())["epoch_length"] == 2
+    assert [Path(p).resolve() for p in fake.artifacts] == [written] and fake.uri.startswith("sqlite:///")
+    # the handlers of the config itself
+    assert (tmp_path / "run" / "model.pt").exists() and len(list((tmp_path / "run").glob("events.out*"))) == 2
+    assert not (Path(bundle_root()) / "eval").exists()
 
 
 @pytest.mark.skipif(not compilation_pays("cpu", 60), reason="there is no C++ compiler, or no Python.h")

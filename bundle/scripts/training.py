@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,9 @@ class NoisedPrepareBatch(PrepareBatch):
         return images, target, (), {"noise": noise, "timesteps": timesteps}
 
 
-def loss_of(output: Mapping[str, Any]) -> float:
-    """Output transform: the loss of an iteration."""
-    return float(output["loss"].detach())
+def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
+    """Output transform: the loss of an iteration, of a batch or of its images, each of which has it."""
+    return float((output if isinstance(output, Mapping) else output[0])["loss"])
 
 
 class AtNoiseLevel:
