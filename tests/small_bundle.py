@@ -39,6 +39,7 @@ def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> 
     path = bundle / "configs" / "inference.json"
     config: dict[str, Any] = json.loads(path.read_text())
     config["num_channels"] = len(channels)
+    config["sequences"] = list(channels)
     for name, values in TINY.items():
         node = config
         *parents, last = name.split("#")

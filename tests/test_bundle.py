@@ -34,7 +34,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
     run = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "inference.json")]
     both = f"['{CONFIGS / 'inference.json'}','{CONFIGS / 'preview.json'}']"
-    cache = ["--brain_cache", str(folder / "cache")]
+    cache = ["--input", str(SAMPLE.parent), "--brain_cache", str(folder / "cache")]
     for name, command in (("preview", [*run[:-1], both]), ("out", run)):
         done = subprocess.run(
             [*command, "--output_dir", str(folder / name), *cache], cwd=folder, capture_output=True, text=True

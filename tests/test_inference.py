@@ -15,7 +15,6 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.bundle import bundle_root, declared, load_weights, weights_digest
-from scripts.inference import find_inputs
 from synthetic import write_head
 
 TINY: dict[str, Any] = {
@@ -56,6 +55,18 @@ def run(weights: dict[str, str], **overrides: Any) -> int:
     return 0
 
 
+def summary(out: Path) -> dict[str, dict[str, Any]]:
+    """The volumes of a summary by their names."""
+    return {v["name"]: v for v in json.loads((out / "summary.json").read_text())["volumes"]}
+
+
+def visible(folder: Path) -> list[str]:
+    """What lies in a folder; hidden is a lock alone."""
+    names = sorted(p.name for p in folder.iterdir())
+    assert {name for name in names if name.startswith(".")} <= {".summary.lock"}
+    return [name for name in names if not name.startswith(".")]
+
+
 def datalist(folder: Path, items: list[dict[str, Any]]) -> str:
     path = folder / "datalist.json"
     path.write_text(json.dumps([{("subject" if k == "name" else k): v for k, v in i.items()} for i in items]))
@@ -72,7 +83,7 @@ def test_a_bundle_without_a_student_reads_the_counterfactual_alone(tmp_path: Pat
     values = [np.asarray(nib.load(f / "anomaly_map.nii.gz").dataobj) for f in (alone, both)]
     assert not np.array_equal(*values, equal_nan=True)
     np.testing.assert_array_equal(*(np.asarray(nib.load(f / "counterfactual.nii.gz").dataobj) for f in (alone, both)))
-    used = [json.loads((f.parent / "summary.json").read_text())["weights"] for f in (alone, both)]
+    used = [summary(f.parent)["flair"]["weights"] for f in (alone, both)]
     assert used[1] == {n: weights_digest(declared(n, **TINY, **weights)) for n in ("network", "classifier", "student")}
     assert used[0] == {name: digest for name, digest in used[1].items() if name != "student"}
 
@@ -83,14 +94,11 @@ def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[s
     out = tmp_path / "out"
     status = run(weights, input=datalist(tmp_path, [good[0], bad, good[1]]), output_dir=str(out))
     assert status == 1
-    summary = json.loads((out / "summary.json").read_text())
-    assert [(v["name"], v["status"]) for v in summary["volumes"]] == [
-        ("plain", "ok"),
-        ("bad", "failed"),
-        ("oblique", "ok"),
-    ]
-    assert "nothing.nii.gz: no such file" in summary["volumes"][1]["error"]
-    assert sorted(p.name for p in out.iterdir()) == ["oblique", "plain", "summary.csv", "summary.json"]
+    volumes = summary(out)
+    assert {name: v["status"] for name, v in volumes.items()} == {"bad": "failed", "oblique": "ok", "plain": "ok"}
+    assert "nothing.nii.gz: no such file" in volumes["bad"]["error"]
+    assert visible(out) == ["bad", "oblique", "plain", "summary.csv", "summary.json"]
+    assert visible(out / "bad") == ["result.json"]
     for item in good:
         source = nib.load(item["image"])
         for name, dtype in (("anomaly_map", np.float32), ("counterfactual", np.float32), ("pred", np.uint8)):
@@ -101,9 +109,9 @@ def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[s
         assert (out / item["name"] / "overview.png").stat().st_size > 10_000
     with (out / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [r["name"] for r in rows if r["slice"] == "volume"] == ["plain", "bad", "oblique"]
+    assert [r["name"] for r in rows if r["slice"] == "volume"] == ["bad", "oblique", "plain"]
     slices = [r for r in rows if r["name"] == "plain" and r["slice"] != "volume"]
-    assert [int(r["slice"]) for r in slices] == [s["slice"] for s in summary["volumes"][0]["slices"]]
+    assert [int(r["slice"]) for r in slices] == [s["slice"] for s in volumes["plain"]["slices"]]
 
 
 def test_same_input_same_output_bit_for_bit(tmp_path: Path, weights: dict[str, str]) -> None:
@@ -124,34 +132,8 @@ def test_a_failed_write_leaves_nothing_behind(
     monkeypatch.setattr("scripts.inference.draw_overview", no_picture)
     out = tmp_path / "out"
     assert run(weights, input=datalist(tmp_path, [write_head(tmp_path)]), output_dir=str(out)) == 1
-    assert sorted(p.name for p in out.iterdir()) == ["summary.csv", "summary.json"]
-    assert "disk full" in (out / "summary.json").read_text()
-
-
-def test_inputs_from_file_folder_and_datalist(tmp_path: Path) -> None:
-    for path in ("a/flair.nii.gz", "b/flair.nii", "a-flair.nii"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).touch()
-    assert find_inputs(str(tmp_path / "b" / "flair.nii")) == [
-        {"image": str(tmp_path / "b" / "flair.nii"), "name": "flair"}
-    ]
-    assert sorted(i["name"] for i in find_inputs(str(tmp_path))) == ["a-flair", "a-flair-2", "b-flair"]
-    path = datalist(tmp_path, [{"image": ["a/flair.nii.gz", "b/flair.nii"], "subject": "../../escape"}])
-    [item] = find_inputs(path)
-    assert item["image"] == [str(tmp_path / "a" / "flair.nii.gz"), str(tmp_path / "b" / "flair.nii")]
-    assert item["name"] == "escape"
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]'])
-def test_malformed_datalist(content: str, tmp_path: Path) -> None:
-    (tmp_path / "d.json").write_text(content)
-    with pytest.raises(ValueError, match="d.json"):
-        find_inputs(str(tmp_path / "d.json"))
-
-
-def test_folder_without_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no NIfTI file"):
-        find_inputs(str(tmp_path))
+    assert visible(out) == ["flair", "summary.csv", "summary.json"] and visible(out / "flair") == ["result.json"]
+    assert "disk full" in summary(out)["flair"]["error"]
 
 
 def test_weights_that_do_not_fit(tmp_path: Path, weights: dict[str, str]) -> None:

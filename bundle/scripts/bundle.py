@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -17,6 +18,11 @@ from monai.bundle import ConfigParser
 def bundle_root() -> str:
     """The folder of this bundle, wherever it was unpacked and whatever the current directory is."""
     return str(Path(__file__).resolve().parent.parent)
+
+
+def bundle_version() -> str:
+    """The version that ``configs/metadata.json`` states."""
+    return str(json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text("utf-8"))["version"])
 
 
 def declared(name: str, overlay: str | None = None, **overrides: Any) -> Any:
