@@ -42,8 +42,8 @@ def digest_of_json(content: Any) -> str:
 
 
 def input_digest(item: Mapping[str, Any]) -> str:
-    """What tells a volume from another: the content of its files and its options, not where they lie."""
-    files = {key: [digest_of(Path(p)) for p in _paths(item, key)] for key in ("image", "brain", "mask")}
+    """What tells a volume from another: the content of its files, of one that isn't there its path, and its options."""
+    files = {key: [digest_of(Path(p)) or os.path.abspath(p) for p in _paths(item, key)] for key in ("image", "brain", "mask")}
     return digest_of_json([files, item.get("spacing"), item.get("warnings"), item.get("error")])
 
 
