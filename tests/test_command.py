@@ -61,7 +61,18 @@ def test_mistakes_are_named(options: list[str], message: str, monkeypatch: pytes
     "options",
     [
         ["--input", "x.nii", "--output_dir", "out", "--displayable_configs#threshold", "0.2"],
-        ["--run_id", "inference", "--meta_file", "m.json", "--logging_file", "l.conf", "--init_id", "i", "--final_id", "f"],
+        [
+            "--run_id",
+            "inference",
+            "--meta_file",
+            "m.json",
+            "--logging_file",
+            "l.conf",
+            "--init_id",
+            "i",
+            "--final_id",
+            "f",
+        ],
         ["--tracking", "mlflow", "--experiment_name", "e", "--save_execute_config", "False", "--run_name", "r"],
         ["--workflow_type", "infer", "--workflow_name", "ConfigWorkflow", "--properties_path", "p"],
         ["--student", "$None", "--network", "@network_def", "--preprocessing", "%other.json#preprocessing"],
@@ -113,7 +124,9 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
     assert message_of(raised(KeyError("x"), "Failed to evaluate 'x'")) is None
     assert message_of(raised(ValueError("x"), "Failed to evaluate 'x'")) is None  # not one of ours
     assert message_of(raised(OSError(28, "No space left on device"))) == "[Errno 28] No space left on device"
-    wrapped = raised(TypeError("'>' not supported"), "Failed to instantiate component 'scripts.x' with keywords: a\nmore")
+    wrapped = raised(
+        TypeError("'>' not supported"), "Failed to instantiate component 'scripts.x' with keywords: a\nmore"
+    )
     assert message_of(wrapped) == "Failed to instantiate component 'scripts.x' with keywords: a: '>' not supported"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
 from scripts.bundle import bundle_root, declared, load_weights, weights_digest
-from synthetic import write_head
+from scripts.inference import description, save_nifti
+from scripts.inferer import CounterfactualInferer
+from synthetic import GRIDS, write_head
 
 TINY: dict[str, Any] = {
     "network_def#channels": [8, 8],
@@ -175,3 +179,132 @@ def test_the_digest_of_weights_is_theirs_alone() -> None:
     with torch.no_grad():
         layer.weight[0, 0, 0, 0] += 1e-6
     assert weights_digest(layer) != digest
+
+
+def test_a_run_in_which_all_fail_or_one_networks_call_fails(
+    tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(weights, input=datalist(tmp_path, [{"image": "none.nii"}, {"image": 5}]), output_dir=str(out)) == 1
+    volumes = summary(out)
+    assert "none.nii: no such file" in volumes["none"]["error"]
+    assert (
+        volumes["item-1"]["error"].startswith("datalist.json, item 1: 'image' must be a path")
+        and not volumes["none"]["warnings"]
+    )
+
+    items = [write_head(tmp_path, name=name) for name in "abc"]
+    original = CounterfactualInferer.__call__
+    calls: list[int] = []
+
+    def out_of_memory(self: CounterfactualInferer, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CounterfactualInferer, "__call__", out_of_memory)
+    assert run(weights, input=datalist(tmp_path, items), output_dir=str(tmp_path / "three")) == 1
+    assert {n: v["status"] for n, v in summary(tmp_path / "three").items()} == {"a": "ok", "b": "failed", "c": "ok"}
+    assert summary(tmp_path / "three")["b"]["error"] == "out of memory"
+    assert "Traceback" in capsys.readouterr().err  # a fault of the program's shows where it happened
+    assert run(weights, input=datalist(tmp_path, items), output_dir=str(tmp_path / "three")) == 0
+    assert "2 done before" in capsys.readouterr().out and summary(tmp_path / "three")["b"]["status"] == "ok"
+
+
+def test_a_mask_to_look_at_never_makes_a_volume_fail(
+    tmp_path: Path, weights: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.nii").write_bytes(b"no mask")
+    items = [{**write_head(tmp_path, name=n), "mask": m} for n, m in (("a", "none.nii"), ("b", "broken.nii"))]
+    out = tmp_path / "out"
+    assert run(weights, input=datalist(tmp_path, items), output_dir=str(out)) == 0
+    for volume in summary(out).values():
+        assert volume["status"] == "ok"
+        assert volume["warnings"] == ["The known lesion mask could not be drawn beside the result."]
+        assert (Path(volume["folder"]) / "overview.png").stat().st_size > 10_000
+    assert "  WARNING: The known lesion mask could not be drawn" in capsys.readouterr().out
+
+
+def test_a_name_of_another_sequence_is_refused_or_warned_of(tmp_path: Path, weights: dict[str, str]) -> None:
+    item = write_head(tmp_path, name="sub-01_T1w")
+    options = {"input": datalist(tmp_path, [item]), "output_dir": str(tmp_path / "out")}
+    assert run(weights, **options) == 1
+    assert "is named as T1, the model takes FLAIR" in summary(tmp_path / "out")["sub-01_T1w"]["error"]
+    assert run(weights, allow_any_image="true", **options) == 0
+    volume = summary(tmp_path / "out")["sub-01_T1w"]
+    assert volume["status"] == "ok" and volume["warnings"] == ["The file is named as T1, the model takes FLAIR."]
+    assert volume["warnings"][0] in (tmp_path / "out" / "summary.csv").read_text()
+
+
+def test_outputs_carry_no_patient_data(tmp_path: Path, weights: dict[str, str]) -> None:
+    """As MRIcroGL, dcm2niix and scanners write it: in the text fields and in extensions of the header."""
+    item = write_head(tmp_path)
+    image = nib.load(item["image"])
+    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        image.header[field] = b"DOE^JANE"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE"))
+    image.header["cal_max"] = 200
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 4)
+    image.header.set_xyzt_units("mm", "sec")
+    path = tmp_path / "FLAIR.NII.GZ"
+    nib.save(image, tmp_path / "x.nii.gz")
+    (tmp_path / "x.nii.gz").rename(path)
+    assert run(weights, input=datalist(tmp_path, [{**item, "image": str(path)}]), output_dir=str(tmp_path / "out")) == 0
+    outputs = sorted((tmp_path / "out" / "flair").glob("*.nii.gz"))
+    assert len(outputs) == 3
+    for output in outputs:
+        content = gzip.decompress(output.read_bytes())
+        assert b"DOE" not in content
+        result = nib.load(output)
+        assert len(result.header.extensions) == 0 and result.header["cal_max"] == 0
+        assert (int(result.header["qform_code"]), int(result.header["sform_code"])) == (1, 4)
+        assert result.header.get_xyzt_units() == ("mm", "sec")
+        np.testing.assert_array_equal(result.affine, image.affine)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("unit", [("mm", 1.0), ("micron", 0.001), ("meter", 1000.0)])
+def test_results_lie_on_the_grid_of_the_file_in_its_own_unit(
+    kind: Any, unit: tuple[str, float], tmp_path: Path
+) -> None:
+    name, mm = unit
+    shape, affine = GRIDS["oblique"]
+    own = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ affine
+    image = kind(np.zeros(shape, np.float32), own)
+    image.header.set_xyzt_units(name)
+    nib.save(image, tmp_path / "a.nii.gz")
+    own = nib.load(tmp_path / "a.nii.gz").affine
+    for given in (own, np.diag([mm, mm, mm, 1]) @ own):
+        save_nifti(MetaTensor(torch.zeros(1, *shape), affine=given), str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
+        result = nib.load(tmp_path / "b.nii.gz")
+        # of NIfTI-2's float64, NIfTI-1 keeps float32
+        np.testing.assert_allclose(result.affine, own, rtol=0 if kind is nib.Nifti1Image else 1e-6, atol=0)
+        assert result.header.get_xyzt_units()[0] == name
+    # a grid of its own, such as with another spacing, is in mm
+    save_nifti(MetaTensor(torch.zeros(2, *shape), affine=affine * 3), str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
+    result = nib.load(tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(result.affine[:3], affine[:3] * 3, rtol=1e-6)
+    assert result.header.get_xyzt_units()[0] == "mm" and result.shape == (*shape, 2)
+
+
+def test_a_description_tells_what_results_depend_on(weights: dict[str, str]) -> None:
+    def told(**overrides: Any) -> Any:
+        options = {**TINY, **weights, "student": "$None", **overrides}
+        parts = {name: declared(name, **options) for name in ("inferer", "preprocessing", "postprocessing")}
+        return json.loads(json.dumps(description(parts)))
+
+    first = told()
+    assert told() == first
+    for id_, value in (
+        ("displayable_configs#guidance_scale", 3.0),
+        ("displayable_configs#threshold", 0.5),
+        ("pixel_size", 2.0),
+        ("median_size", 1),
+        ("scheduler#beta_end", 0.03),
+        ("min_area_fraction", 0.4),
+        ("target_class", 1),
+    ):
+        assert told(**{id_: value}) != first, id_
+    assert told(brain_cache="elsewhere") == told(brain_cache="here")

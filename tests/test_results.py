@@ -17,8 +17,8 @@ import pytest
 from filelock import FileLock
 
 from scripts.results import MAX_NAME, Results, input_digest
-from test_inference import datalist, run, summary, visible, weights  # noqa: F401  # weights is a fixture
 from synthetic import write_head
+from test_inference import datalist, run, summary, visible, weights  # noqa: F401  # weights is a fixture
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -30,12 +30,13 @@ from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
 from .results import Results, digest_of, digest_of_json, input_digest
 
-GRID = ("pixdim", "xyzt_units", "qform_code", "sform_code")
-GRID += ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
+GRID = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
 """The fields of a NIfTI header that say where its voxels lie."""
 MM = {"meter": 1000.0, "micron": 0.001}
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
-
 
 
 class VolumeDataset(IterableDataset):
@@ -131,10 +132,12 @@ class Report:
         self.results.prepare(self.items)
         stopped = False
         try:
-            while True:
+            # behind a run that failed, ignite's next one does nothing
+            for _ in range(2 * len(self.items)):
+                if len(self.volumes) + self.skipped == len(self.items):
+                    break
                 try:
                     evaluator.run()
-                    break
                 except Exception as error:
                     if not self._current:
                         raise
@@ -159,7 +162,11 @@ class Report:
     def begin(self, item: dict[str, Any], seconds: float, warnings: Sequence[str]) -> None:
         """The next volume was preprocessed in so many seconds, with such warnings."""
         digest = input_digest(item)
-        self._current = {"item": {**item, "digest": digest}, "seconds": {"preprocessing": seconds}, "warnings": [*warnings]}
+        self._current = {
+            "item": {**item, "digest": digest},
+            "seconds": {"preprocessing": seconds},
+            "warnings": [*warnings],
+        }
 
     def failed(self, item: Mapping[str, Any], error: Exception) -> None:
         """A volume could not be processed; what lay there of older results is replaced by a record that says so."""
@@ -264,7 +271,7 @@ def description(part: Any, _known: tuple[int, ...] = ()) -> Any:
     if isinstance(part, (list, tuple)):
         return [description(v, known) for v in part]
     if isinstance(part, (torch.Tensor, np.ndarray)):
-        return hashlib.sha256(np.ascontiguousarray(torch.as_tensor(part).cpu())).hexdigest()
+        return hashlib.sha256(torch.as_tensor(part).cpu().numpy().tobytes()).hexdigest()
     if isinstance(part, partial):
         return [description(part.func), description(part.args, known), description(part.keywords, known)]
     if isinstance(part, (torch.dtype, torch.device)):

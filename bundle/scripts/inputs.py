@@ -16,7 +16,21 @@ from .results import is_result
 from .sequences import sequence_of
 
 SUFFIXES = (".nii.gz", ".nii")
-OTHER_FORMATS = (".mgh", ".mgz", ".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".dcm", ".npy", ".npz", ".png", ".jpg", ".jpeg")
+OTHER_FORMATS = (
+    ".mgh",
+    ".mgz",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".img",
+    ".dcm",
+    ".npy",
+    ".npz",
+    ".png",
+    ".jpg",
+    ".jpeg",
+)
 FILES = ("image", "mask", "brain")
 FIELDS = (*FILES, "spacing", "subject")
 
@@ -169,7 +183,7 @@ def _item(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
         value = entry.get(field)
         if value is None and field != "image":
             continue
-        paths = value if isinstance(value, list) and field == "image" else [value]
+        paths: list[Any] = value if isinstance(value, list) and field == "image" else [value]
         if not paths or not all(isinstance(p, str) and p for p in paths):
             allowed = "a path, or a list of paths, one a channel" if field == "image" else "a path"
             raise ValueError(f"{field!r} must be {allowed}, got {json.dumps(value)}.")

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def digest_of_json(content: Any) -> str:
 
 def input_digest(item: Mapping[str, Any]) -> str:
     """What tells a volume from another: the content of its files, of one that isn't there its path, and its options."""
-    files = {key: [digest_of(Path(p)) or os.path.abspath(p) for p in _paths(item, key)] for key in ("image", "brain", "mask")}
+    files = {
+        key: [digest_of(Path(p)) or os.path.abspath(p) for p in _paths(item, key)] for key in ("image", "brain", "mask")
+    }
     return digest_of_json([files, item.get("spacing"), item.get("warnings"), item.get("error")])
 
 
@@ -191,7 +194,8 @@ class Results:
         for name in ("lock", "volume"):
             path = self._part / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        self._part.rmdir()
+        with suppress(OSError):  # older results, where Ctrl-C came between two renames: the next run brings them back
+            self._part.rmdir()
         self._part = None
 
     def _choose(self, item: Mapping[str, Any], taken: set[str]) -> tuple[str, str | None]:
@@ -218,7 +222,7 @@ class Results:
         return f"holds {_some(strangers)}, which is not as it was written by this program" if strangers else None
 
     def _state(self, name: str, item: Mapping[str, Any]) -> str:
-        """ "free", "same" (results of this input), "other" (of another one), or what is wrong with that place."""
+        """What lies there: "free", "same" (results of this input), "other" (of another one), or what is wrong with it."""
         folder = self.output_dir / name
         if not folder.is_symlink() and not folder.exists():
             return "free"
@@ -285,9 +289,7 @@ class Results:
                 os.replace(target, old)
             os.replace(folder, target)
             if old.exists():
-                for known in (*((_read(old) or {"files": {}})["files"]), RECORD):
-                    (old / known).unlink(missing_ok=True)
-                old.rmdir()
+                shutil.rmtree(old)  # nothing but ours was in it
         if time.monotonic() >= self._next:
             self.compose()
         return whole
