@@ -267,36 +267,37 @@ class Results:
         Should that place have been taken meanwhile, by another run or by someone's hand, the next name is.
         """
         assert self._part is not None, "prepare comes first"
-        files = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
+        whole: dict[str, Any] = {"made_by": MADE_BY, "name": item["name"]}
+        whole |= {k: item[k] for k in ("image", "brain", "mask", "spacing") if k in item}
+        whole |= record
+        whole |= {"recipe_digest": self.recipe, "input_digest": item.get("digest") or input_digest(item)}
+        whole["files"] = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
         with self._lock:
-            name = item["name"]
             n = 2
-            while not self._is_ours_to_replace(name, item):
-                name, n = f"{item['name']}-{n}", n + 1
-            item["name"] = name
-            whole = {
-                "made_by": MADE_BY,
-                "name": name,
-                **{k: item[k] for k in ("image", "brain", "mask", "spacing") if k in item},
-                **record,
-                "recipe_digest": self.recipe,
-                "input_digest": item.get("digest") or input_digest(item),
-                "files": files,
-            }
+            while not self._clear(self.output_dir / whole["name"], item):
+                whole["name"], n = f"{item['name']}-{n}", n + 1
+            item["name"] = whole["name"]
             (folder / RECORD).write_text(json.dumps(whole, indent=2), "utf-8")
-            target, old = self.output_dir / name, self._part / "old"
-            if target.exists():
-                os.replace(target, old)
-            os.replace(folder, target)
-            if old.exists():
-                shutil.rmtree(old)  # nothing but ours was in it
+            os.replace(folder, self.output_dir / whole["name"])
+            shutil.rmtree(self._part / "old", ignore_errors=True)
         if time.monotonic() >= self._next:
             self.compose()
         return whole
 
-    def _is_ours_to_replace(self, name: str, item: Mapping[str, Any]) -> bool:
-        state = self._state(name, item)
-        return state == "free" or (state == "same" and self._in_the_way(self.output_dir / name) is None)
+    def _clear(self, target: Path, item: Mapping[str, Any]) -> bool:
+        """Move an item's older results aside; False if the place is not theirs alone."""
+        assert self._part is not None
+        state = self._state(target.name, item)
+        if state == "free" and target.exists():
+            target.rmdir()
+        if state != "same":
+            return state == "free"
+        old = self._part / "old"
+        os.replace(target, old)
+        if self._in_the_way(old) is None:
+            return True
+        os.replace(old, target)
+        return False
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all volumes in the output folder, of this run and of others, in the order of their names."""
