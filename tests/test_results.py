@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from scripts.results import MAX_NAME, Results, input_digest
+from scripts.results import MAX_NAME, Results, identify
 from synthetic import write_head
 from test_inference import datalist, run, summary, visible, weights  # noqa: F401  # weights is a fixture
 
@@ -326,13 +326,58 @@ def test_the_summary_is_not_rewritten_for_every_volume(tmp_path: Path, monkeypat
     assert len(composed) == 6
 
 
+def test_one_patient_after_the_other_at_one_path_or_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts copy or link each patient's image to one place, or change into each patient's folder."""
+    out = tmp_path / "out"
+    for n, patient in enumerate("ABC"):
+        assert run_on(out, an_item(tmp_path / "scratch", content=patient)) == [
+            ("flair", "scratch-flair")[n] if n < 2 else f"{tmp_path.name}-scratch-flair"
+        ]
+    assert run_on(out, an_item(tmp_path / "scratch", content="A")) == ["flair"]
+    for patient in ("D", "E"):
+        an_item(tmp_path / patient, "x", content=patient)
+        monkeypatch.chdir(tmp_path / patient)
+        run_on(out, {"image": "x.nii.gz", "name": "x"})
+    volumes = summary(out)
+    assert len(volumes) == 5 and volumes["x"]["image"] == str(tmp_path / "D" / "x.nii.gz")
+    assert volumes["E-x"]["image"] == str(tmp_path / "E" / "x.nii.gz")
+
+
+def test_the_new_content_of_a_path_replaces_the_old_when_that_is_asked_for(tmp_path: Path) -> None:
+    run_on(tmp_path / "out", an_item(tmp_path / "in", content="first"))
+    assert run_on(tmp_path / "out", an_item(tmp_path / "in", content="second"), overwrite=True) == ["flair"]
+    assert list(summary(tmp_path / "out")) == ["flair"]
+    identify(item := an_item(tmp_path / "in", content="second"))
+    assert summary(tmp_path / "out")["flair"]["image_sha256"] == item["image_sha256"]
+
+
+def test_a_disk_that_was_away_costs_no_result(tmp_path: Path) -> None:
+    """A failure has a folder of its own beside the result, until the image is back."""
+    out = tmp_path / "out"
+    item = an_item(tmp_path / "in")
+    run_on(out, item)
+    (tmp_path / "in").rename(tmp_path / "away")
+    results = Results(str(out), "recipe")
+    results.prepare([gone := dict(item)])
+    assert not results.done(gone)
+    results.place(gone, results.new_folder(), {"status": "failed", "error": "no such file"})
+    results.close()
+    assert {name: v["status"] for name, v in summary(out).items()} == {"flair": "ok", "in-flair": "failed"}
+    (tmp_path / "away").rename(tmp_path / "in")
+    assert run_on(out, item) == ["flair"] and list(summary(out)) == ["flair"]
+
+
 def test_an_input_is_told_by_its_content(tmp_path: Path) -> None:
-    item, copy = an_item(tmp_path / "a", content="x"), an_item(tmp_path / "b", content="x")
-    assert input_digest(item) == input_digest(copy)
-    assert input_digest(item) != input_digest({**item, "mask": item["image"]})
-    assert input_digest(item) != input_digest(an_item(tmp_path / "c", content="y"))
-    missing = [{"image": str(tmp_path / f / "none.nii"), "name": "none"} for f in ("a", "b")]
-    assert input_digest(missing[0]) != input_digest(missing[1])
+    items = [an_item(tmp_path / folder, content=text) for folder, text in (("a", "x"), ("b", "x"), ("c", "y"))]
+    items.append({**items[0], "mask": items[0]["image"]})
+    items += [{"image": str(tmp_path / folder / "none.nii"), "name": "none"} for folder in ("a", "b")]
+    for item in items:
+        identify(item)
+    digests = [item["input_digest"] for item in items]
+    assert digests[0] == digests[1] and len(set(digests)) == 5
+    assert items[0]["image_sha256"] == items[3]["image_sha256"] == [hashlib.sha256(b"x").hexdigest()]
 
 
 def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(

@@ -28,7 +28,7 @@ from .command import cause_of, is_true
 from .inputs import SUFFIXES
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
-from .results import Results, digest_of, digest_of_json, input_digest
+from .results import Results, digest_of, digest_of_json
 
 GRID = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -153,7 +153,7 @@ class Report:
         if any(v["status"] == "failed" for v in self.volumes):
             raise SystemExit(1)
 
-    def was_done(self, item: Mapping[str, Any]) -> bool:
+    def was_done(self, item: dict[str, Any]) -> bool:
         """Whether a volume can be skipped, as its results are there, of the same input, settings, weights and version."""
         done = self.results.done(item)
         self.skipped += done
@@ -161,14 +161,9 @@ class Report:
 
     def begin(self, item: dict[str, Any], seconds: float, warnings: Sequence[str]) -> None:
         """The next volume was preprocessed in so many seconds, with such warnings."""
-        digest = input_digest(item)
-        self._current = {
-            "item": {**item, "digest": digest},
-            "seconds": {"preprocessing": seconds},
-            "warnings": [*warnings],
-        }
+        self._current = {"item": item, "seconds": {"preprocessing": seconds}, "warnings": [*warnings]}
 
-    def failed(self, item: Mapping[str, Any], error: Exception) -> None:
+    def failed(self, item: dict[str, Any], error: Exception) -> None:
         """A volume could not be processed; what lay there of older results is replaced by a record that says so."""
         self._current = {}
         cause = cause_of(error)
@@ -177,7 +172,7 @@ class Report:
             tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
         tqdm.write(f"FAILED {item['name']}: {reason}")
         record = {"status": "failed", "error": reason, "warnings": [*item.get("warnings", [])], **self.about}
-        self.volumes.append(self.results.place({**item}, self.results.new_folder(), record))
+        self.volumes.append(self.results.place(item, self.results.new_folder(), record))
 
     def _tick(self, engine: Engine) -> None:
         self._start = time.perf_counter()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import is_true
-from .results import is_result
+from .results import FILES, is_result
 from .sequences import sequence_of
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -31,7 +31,7 @@ OTHER_FORMATS = (
     ".jpg",
     ".jpeg",
 )
-FILES = ("image", "mask", "brain")
+
 FIELDS = (*FILES, "spacing", "subject")
 
 

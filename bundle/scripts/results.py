@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from .reporting import write
 MADE_BY = "diffusion-anomaly-bundle"
 RECORD = "result.json"
 """A volume's whole record: input, status, scores, settings, and the SHA-256 of every file that was written beside it."""
+
+FILES = ("image", "brain", "mask")
+"""What an item may give as paths."""
 
 MAX_NAME = 120
 """Bytes; leaves room on file systems that encrypt names, which take 143."""
@@ -42,12 +46,29 @@ def digest_of_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def input_digest(item: Mapping[str, Any]) -> str:
-    """What tells a volume from another: the content of its files, of one that isn't there its path, and its options."""
-    files = {
-        key: [digest_of(Path(p)) or os.path.abspath(p) for p in _paths(item, key)] for key in ("image", "brain", "mask")
-    }
-    return digest_of_json([files, item.get("spacing"), item.get("warnings"), item.get("error")])
+@lru_cache(maxsize=1 << 17)
+def _digest_of_state(path: str, size: int, changed: int) -> str | None:
+    return digest_of(Path(path))
+
+
+def source_digest(path: str) -> str | None:
+    """As `digest_of`, of an input: read once, as long as it isn't changed."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return _digest_of_state(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+def identify(item: dict[str, Any]) -> None:
+    """Add what tells a volume from another, as its files are now.
+
+    ``image_sha256``, of its image alone, and ``input_digest``, of all that its result comes from: the content of its files,
+    of one that isn't there its path, and its options.
+    """
+    item["image_sha256"] = [source_digest(p) for p in _paths(item, "image")]
+    files = {key: [source_digest(p) or os.path.abspath(p) for p in _paths(item, key)] for key in FILES}
+    item["input_digest"] = digest_of_json([files, item.get("spacing"), item.get("warnings"), item.get("error")])
 
 
 def is_result(folder: Path) -> bool:
@@ -110,6 +131,7 @@ class Results:
         self.overwrite = overwrite
         self._part: Path | None = None
         self._next = 0.0
+        self._outdated: list[Path] = []
 
     def prepare(self, items: Sequence[dict[str, Any]]) -> None:
         """Give every item the name of its folder, and make sure that all can be written; called before anything is computed.
@@ -126,15 +148,18 @@ class Results:
         inputs = {
             parent: path
             for item in items
-            for key in ("image", "brain", "mask")
+            for key in FILES
             for path in _paths(item, key)
             for place in (Path(os.path.abspath(path)), Path(path).resolve())
             for parent in (place, *place.parents)
         }
         taken: set[str] = set()
+        renamed = []
         for item in items:
-            item["name"] = _safe(item["name"])
+            item["name"] = wanted = _safe(item["name"])
             item["name"], problem = self._choose(item, taken)
+            if item["name"] != wanted:
+                renamed.append(f"{wanted} to {item['name']}")
             taken.add(item["name"].casefold())
             folder = self.output_dir / item["name"]
             if problem is None and folder.exists() and folder.resolve() in inputs:
@@ -143,6 +168,8 @@ class Results:
                 problems.append(f"{folder}: {problem}; move it away, or give another --output_dir.")
         if problems:
             raise ValueError("\n".join(["nothing was computed, as this would be overwritten:", *problems]))
+        if renamed:
+            print(f"Named otherwise, as the name is another image's: {_some(renamed)}.")
         self._open()
 
     def _summary_problems(self) -> list[str]:
@@ -169,6 +196,10 @@ class Results:
             self._part = Path(tempfile.mkdtemp(prefix=".run-", suffix=".part", dir=self.output_dir))
             self._alive = FileLock(self._part / "lock")
             self._alive.acquire()
+            for folder in self._outdated:
+                record = _read(folder)
+                if record and record["status"] == "failed" and os.listdir(folder) == [RECORD]:
+                    shutil.rmtree(folder)
 
     def _remove(self, left: Path) -> None:
         """Remove what a killed run left behind; leave what a living one needs, or what is not ours."""
@@ -201,11 +232,13 @@ class Results:
     def _choose(self, item: Mapping[str, Any], taken: set[str]) -> tuple[str, str | None]:
         """The name of an item's folder, and what is wrong with that."""
         names = [name for name in _names(item) if name.casefold() not in taken]
-        states = {}
-        for name in names:
-            states[name] = self._state(name, item)
-            if states[name] == "same":
-                return name, self._in_the_way(self.output_dir / name)
+        states = {name: self._state(name, item) for name in names}
+        same = [name for name in names if states[name] == "same"]
+        # a failure is no result: where there are both, the image was not there for a while
+        same.sort(key=lambda name: (_read(self.output_dir / name) or {}).get("status") == "failed")
+        if same:
+            self._outdated += [self.output_dir / name for name in same[1:]]
+            return same[0], self._in_the_way(self.output_dir / same[0])
         for name in names:
             if states[name] != "other":
                 return name, None if states[name] == "free" else states[name]
@@ -234,22 +267,32 @@ class Results:
             return f"holds {_some(held)}, which this program did not write" if held else "free"
         return "same" if self._is_of(record, item) else "other"
 
-    @staticmethod
-    def _is_of(record: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
-        """Whether a record is of an item: the same files, or files of the same content that were moved."""
-        places = [os.path.realpath(p) for p in _paths(item, "image")]
-        known = [os.path.realpath(p) for p in _paths(record, "image")]
-        return (bool(places) and places == known) or record.get("input_digest") == input_digest(item)
+    def _is_of(self, record: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
+        """Whether a record is of an item's image, wherever that lies; under `overwrite`, whatever that path held before.
 
-    def done(self, item: Mapping[str, Any]) -> bool:
-        """Whether an item's results are there, whole, and of the same input and recipe."""
+        Results of what a path held once are not replaced by those of what it holds now: scripts copy one patient's image
+        after the other to one path.
+        """
+        digests = [source_digest(p) for p in _paths(item, "image")]
+        if digests and None not in digests and digests == record.get("image_sha256"):
+            return True
+        return (self.overwrite or record["status"] == "failed") and self._is_at(record, item)
+
+    @staticmethod
+    def _is_at(record: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
+        places = [os.path.abspath(p) for p in _paths(item, "image")]
+        return places == _paths(record, "image") and (bool(places) or record["name"] == item["name"])
+
+    def done(self, item: dict[str, Any]) -> bool:
+        """Whether an item's results are there, whole, and of the same input and recipe. To be asked before it is computed."""
+        identify(item)
         folder = self.output_dir / item["name"]
         record = None if self.overwrite else _read(folder)
         return (
             record is not None
             and record["status"] == "ok"
             and record.get("recipe_digest") == self.recipe
-            and record.get("input_digest") == input_digest(item)
+            and record.get("input_digest") == item["input_digest"]
             and _intact(folder, record)
         )
 
@@ -268,9 +311,11 @@ class Results:
         """
         assert self._part is not None, "prepare comes first"
         whole: dict[str, Any] = {"made_by": MADE_BY, "name": item["name"]}
-        whole |= {k: item[k] for k in ("image", "brain", "mask", "spacing") if k in item}
-        whole |= record
-        whole |= {"recipe_digest": self.recipe, "input_digest": item.get("digest") or input_digest(item)}
+        for key in (key for key in FILES if item.get(key) is not None):
+            paths = [os.path.abspath(p) for p in _paths(item, key)]
+            whole[key] = paths if isinstance(item[key], list) else paths[0]
+        whole |= {key: item[key] for key in ("spacing", "image_sha256", "input_digest") if key in item}
+        whole |= {"recipe_digest": self.recipe, **record}
         whole["files"] = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
         with self._lock:
             n = 2
