@@ -286,6 +286,7 @@ def test_results_lie_on_the_grid_of_the_file_in_its_own_unit(
     save_nifti(MetaTensor(torch.zeros(2, *shape), affine=affine * 3), str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
     result = nib.load(tmp_path / "b.nii.gz")
     np.testing.assert_allclose(result.affine[:3], affine[:3] * 3, rtol=1e-6)
+    np.testing.assert_allclose(result.header.get_zooms()[:3], np.linalg.norm(affine[:3, :3] * 3, axis=0), rtol=1e-6)
     assert result.header.get_xyzt_units()[0] == "mm" and result.shape == (*shape, 2)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from scripts.command import message_of
 from scripts.results import MAX_NAME, Results, identify
 from synthetic import write_head
 from test_inference import datalist, run, summary, visible, weights  # noqa: F401  # weights is a fixture
@@ -65,7 +66,7 @@ def test_the_patients_own_folder_is_not_replaced(tmp_path: Path, weights: dict[s
     before = tree(tmp_path)
     with pytest.raises(RuntimeError) as error:
         run(weights, input=path, output_dir=str(tmp_path))
-    lines = str(error.value.__cause__).splitlines()
+    lines = (message_of(error.value) or "").splitlines()
     assert len(lines) == 2 and f"{tmp_path / 'a'}: holds flair.nii.gz, flair_brain.nii.gz, notes.txt" in lines[1]
     assert "move it away, or give another --output_dir" in lines[1]
     assert tree(tmp_path) == before
@@ -214,6 +215,7 @@ def test_a_second_run_keeps_the_lines_of_the_first(tmp_path: Path) -> None:
 AT_ONCE = """
 import sys, time
 from pathlib import Path
+from scripts.command import message_of
 from scripts.results import Results
 out, source, who = sys.argv[1:]
 items = [{"image": f"{source}/{who}-{n}.nii.gz", "name": f"{who}-{n}"} for n in range(20)]
@@ -313,6 +315,12 @@ def test_results_moved_aside_by_a_killed_run_come_back(tmp_path: Path) -> None:
     (out / "flair").rename(left / "old")
     run_on(out, an_item(tmp_path / "in", "other"))
     assert list(summary(out)) == ["flair", "other"] and Results(str(out), "recipe").done(item)
+    # and where there are newer ones, a reader's file in the older ones is kept
+    shutil.copytree(out / "flair", left / "old")
+    (left / "lock").touch()
+    (left / "old" / "notes.txt").touch()
+    run_on(out, item)
+    assert (left / "old" / "notes.txt").exists()
 
 
 def test_the_summary_is_not_rewritten_for_every_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ def check_command(argv: Sequence[str] | None = None) -> None:
     given = {name: DefaultParseValue(text) for name, text in texts.items()}
     options = {**(ConfigParser.load_config_file(given["args_file"]) if "args_file" in given else {}), **given}
     own = inspect.signature(monai.bundle.run).parameters.keys() | inspect.signature(ConfigWorkflow).parameters.keys()
+    if "config_file" not in options:  # it may be given by its place too, behind four others
+        return
     config = ConfigParser.load_config_files(options["config_file"])
     tracking = options.get("tracking")
     if tracking is not None:
@@ -122,7 +124,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def message_of(error: BaseException) -> str | None:
-    """What a user can do something about, in one line; None for a fault of the program's, which needs its traceback.
+    """What a user can do something about, a line for each; None for a fault of the program's, which needs its traceback.
 
     That is what our own code refuses, what the operating system refuses, and a value that a component of the config can't
     be made with.
@@ -136,7 +138,7 @@ def message_of(error: BaseException) -> str | None:
         trace = trace.tb_next
     ours = trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
     if isinstance(cause, ValueError) and ours:
-        return text
+        return str(cause)
     wrapper = error
     while isinstance(wrapper, RuntimeError) and wrapper.__cause__ is not None:
         if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError)):

@@ -301,6 +301,8 @@ def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> No
     first = source if isinstance(source, str) else source[0]
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm")
+    header.set_qform(affine, "unknown")  # the voxel sizes
+    header.set_sform(affine, "aligned")
     if first.lower().endswith(SUFFIXES):
         original = nib.load(first).header
         own = original.get_best_affine()

@@ -16,22 +16,7 @@ from .results import FILES, is_result
 from .sequences import sequence_of
 
 SUFFIXES = (".nii.gz", ".nii")
-OTHER_FORMATS = (
-    ".mgh",
-    ".mgz",
-    ".mha",
-    ".mhd",
-    ".nrrd",
-    ".nhdr",
-    ".img",
-    ".dcm",
-    ".npy",
-    ".npz",
-    ".png",
-    ".jpg",
-    ".jpeg",
-)
-
+OTHER_FORMATS = tuple(".mgh .mgz .mha .mhd .nrrd .nhdr .img .dcm .npy .npz .png .jpg .jpeg".split())
 FIELDS = (*FILES, "spacing", "subject")
 
 

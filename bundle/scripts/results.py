@@ -167,7 +167,8 @@ class Results:
             if problem is not None and not self.done(item):
                 problems.append(f"{folder}: {problem}; move it away, or give another --output_dir.")
         if problems:
-            raise ValueError("\n".join(["nothing was computed, as this would be overwritten:", *problems]))
+            more = [f"... and {len(problems) - 20} more."] if len(problems) > 20 else []
+            raise ValueError("\n".join(["nothing was computed, as this would be overwritten:", *problems[:20], *more]))
         if renamed:
             print(f"Named otherwise, as the name is another image's: {_some(renamed)}.")
         self._open()
@@ -212,6 +213,8 @@ class Results:
                 record = _read(left / "old")
                 if record and not (self.output_dir / record["name"]).exists():
                     os.replace(left / "old", self.output_dir / record["name"])
+                elif record and _strangers(left / "old", record):
+                    return
                 shutil.rmtree(left)
         except Timeout:
             pass
