@@ -17,12 +17,11 @@ from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from monailabel.tasks.activelearning.random import Random
 
 from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle
 from lib.infer import AnomalyInferTask, write, write_results
 from lib.server import environment_on_path, prepare
-from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies
+from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies, result_tag
 from lib.trainer import FineTune
 from lib.triage import Dice, EveryStudy, MostAnomalousFirst
 
@@ -75,10 +74,7 @@ class AnomalyDetection(MONAILabelApp):
             datastore = super().init_datastore()
         else:
             datastore = FolderStudies(
-                self.studies,
-                extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
-                auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-                read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+                self.studies, self.bundle.channels[0], auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
             )
         datastore.sequence, datastore.version = self.bundle.channels[0], self.bundle.version
         return datastore
@@ -99,13 +95,14 @@ class AnomalyDetection(MONAILabelApp):
         }
 
     def init_strategies(self) -> dict[str, Any]:
-        return {"most_anomalous_first": MostAnomalousFirst(), "random": Random()}
+        # OHIF's "Next Sample" always asks for "random"
+        return {"most_anomalous_first": MostAnomalousFirst(), "random": MostAnomalousFirst()}
 
     def init_scoring_methods(self) -> dict[str, Any]:
         return {"dice": Dice()}
 
     def init_batch_infer(self) -> EveryStudy:
-        return EveryStudy()
+        return EveryStudy(self._is_done)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a model on an image of the studies or on an upload.
@@ -124,27 +121,40 @@ class AnomalyDetection(MONAILabelApp):
                 MONAILabelError.INVALID_INPUT,
                 f"There is no model {request.get('model')!r}; there are {', '.join(self._infers)}.",
             )
+        tag = result_tag(request.get("label_tag"), request["model"], task.is_original)
         datastore = datastore or self.datastore()
         image = str(request.get("image") or "")
         stored = not self._is_upload(image)
         if stored:
             ids = datastore.siblings(image, self.bundle.channels)
             request["image"] = [datastore.get_image_uri(i) for i in ids]
+            made_with = task.made_with(request)
         with self._one_at_a_time:
             file, params, result = task.run(request)
             label = file
             if stored and request.get("save_label"):
-                tag = request.get("label_tag") or ORIGINAL
-                if tag == ORIGINAL and not task.is_original:
-                    tag = request["model"]
                 if task.mode != FULL:
                     datastore.save_label(image, file, tag, {"params": params})
-                    return {"label": image, "tag": tag, "file": file, "params": params}
-                with tempfile.TemporaryDirectory() as folder:
-                    results = write_results(result, request["image"][0], Path(folder))
-                    datastore.save_results(image, tag, file, results, params)
+                else:
+                    with tempfile.TemporaryDirectory() as folder:
+                        results = write_results(result, request["image"][0], Path(folder))
+                        datastore.save_results(image, tag, file, results, params)
+                # last of all, when it is also where it was sent to
+                datastore.update_label_info(image, tag, {"made_with": made_with})
                 label = image
-        return {"label": label, "tag": ORIGINAL, "file": file, "params": params}
+        return {"label": label, "tag": tag if label == image else ORIGINAL, "file": file, "params": params}
+
+    def _is_done(self, request: Mapping[str, Any], datastore: Datastore) -> bool:
+        """Whether what `infer` would keep is there, from the same images, options, config, weights and version."""
+        task = self._infers[request["model"]]
+        tag = result_tag(request.get("label_tag"), request["model"], task.is_original)
+        image = request["image"]
+        made_with = datastore.get_label_info(image, tag).get("made_with")
+        if not made_with or not os.path.isfile(datastore.get_label_uri(image, tag)):
+            return False
+        self.bundle.load()
+        paths = [datastore.get_image_uri(i) for i in datastore.siblings(image, self.bundle.channels)]
+        return bool(made_with == task.made_with({**request, "image": paths}))
 
     def _is_upload(self, image: str) -> bool:
         """Whether the server itself put this file there for this request; any other path is refused."""

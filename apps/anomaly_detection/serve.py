@@ -214,9 +214,15 @@ def label_server(studies: str, folder: str | Path, port: int, conf: Mapping[str,
         yield url
 
 
-def ohif_url(server: str, study: str) -> str:
-    """Where a MONAI Label server shows a study, given by its StudyInstanceUID, in OHIF."""
-    return f"{server}/ohif/monai-label?StudyInstanceUIDs={study}"
+def ohif_url(server: str, study: str, mode: str = "monai-label") -> str:
+    """Where a MONAI Label server shows a study, given by its StudyInstanceUID, in OHIF.
+
+    Args:
+        server: its URL.
+        study: StudyInstanceUID.
+        mode: "monai-label", which runs models, or "viewer", which draws what is stored, Parametric Maps too.
+    """
+    return f"{server}/ohif/{mode}?StudyInstanceUIDs={study}"
 
 
 def sample_study(folder: str | Path) -> tuple[list[Path], str]:
@@ -255,6 +261,7 @@ def serve(folder: str = "output/serve", port: int = 8000, orthanc_port: int = 80
                 upload(files, orthanc_port)
                 server = stack.enter_context(label_server(dicomweb, root, port, options))
                 ohif = f"{ohif_url(server, study)}\n             server, in the MONAI Label panel: {server}/"
+                ohif += f"\n             anomaly map, once a model ran: {ohif_url(server, study, 'viewer')}"
             print(f"\n  OHIF       {ohif}\n  3D Slicer  module MONAILabel, server {server}", flush=True)
             print(f"  Files      {root}\n\n{NOTICE} Ctrl-C ends it.", flush=True)
             signal.pause()

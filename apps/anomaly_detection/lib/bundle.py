@@ -112,6 +112,10 @@ class Bundle:
         """The options that a request may set, with their defaults."""
         return dict(self._configs[mode]["displayable_configs"])
 
+    def config(self, mode: str = FULL) -> dict[str, Any]:
+        """What the bundle's files say of a mode."""
+        return deepcopy(self._configs[mode])
+
     @property
     def version(self) -> str:
         """Of the bundle."""
