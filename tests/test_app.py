@@ -86,8 +86,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     nib.save(nib.Nifti1Image(np.ones((40, 40, 4, 2), np.float32), np.eye(4)), studies / "two_channels.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((40, 40, 0), np.float32), np.eye(4)), studies / "no_slice.nii.gz")
     conf = {"bundle": str(write_small_bundle(folder)), "max_upload_mb": "16"}
+    before = changes(serve.APP)
     with label_server(str(studies), folder, free_port(), conf) as url:
         yield Server(url, studies)
+    # it may be read-only
+    assert changes(serve.APP) == before
+
+
+def changes(folder: Path) -> dict[Path, int]:
+    """When everything in a folder was changed, but Python's caches."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
 
 
 def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) -> None:
@@ -181,6 +189,7 @@ BAD = [
     ("lesion_mask", "plain", {"result_extension": "/../../x.nrrd"}, 400, "result_extension must be one of .nii.gz"),
     ("lesion_mask", "plain", {"result_dtype": "object"}, 400, "result_dtype must be one of uint8"),
     ("lesion_mask", "plain", {"save_label": True, "label_tag": "../.."}, 400, "label tag '../..' is not allowed"),
+    ("lesion_mask", "plain", {"save_label": True, "label_tag": "final"}, 400, "'final' is the label of a reader"),
     ("lesion_mask", "text", {}, 400, "text.nii.gz: can't be read as an image"),
     ("lesion_mask", "cut", {}, 400, "cut.nii.gz: can't be read as an image"),
     ("lesion_mask", "two_channels", {}, 400, "two_channels.nii.gz: has 2 channel(s), the model takes 1"),
@@ -211,6 +220,12 @@ def test_paths_in_names_of_other_endpoints(server: Server) -> None:
     assert server.get("/datastore/image", params={"image": "nobody"}).status_code == 404
     assert server.put("/datastore/label", params={"image": "nobody"}, files=label).status_code == 404
     assert not list(server.studies.parent.glob("evil*"))
+    before = {p: p.read_bytes() for p in server.studies.rglob("*") if p.is_file()}
+    for name, content in (("x.exe", b"MZ"), ("x.nii.gz", b""), ("x.nii.gz", b"no image")):
+        bad = {"label": (name, content)}
+        answer = server.put("/datastore/label", params={"image": "plain", "tag": "final"}, files=bad)
+        assert answer.status_code == 400 and "The label 'final' of plain" in answer.json()["detail"]
+    assert {p: p.read_bytes() for p in server.studies.rglob("*") if p.is_file()} == before
     archive = {"files": ("x.zip", b"x")}
     answer = server.put("/session/", params={"uncompress": "true"}, files=archive)
     assert answer.status_code == 400 and "Archives are not unpacked" in answer.json()["detail"]
@@ -284,6 +299,10 @@ def test_triage_and_scoring(server: Server, tmp_path: Path) -> None:
     ranked = sorted(scores, key=lambda name: -scores[name])
     first = server.client.next_sample("most_anomalous_first", {})
     assert first["id"] == ranked[0] and first["score"] == scores[ranked[0]]
+    # which OHIF asks for, whatever it is called
+    assert server.client.next_sample("random", {})["id"] == ranked[0]
+    strategies = server.client.info()["strategies"]
+    assert strategies["random"]["description"].startswith("Most anomalous first")
 
     # half of the predicted mask, submitted by a reader
     server.client.infer("lesion_mask", ranked[0], {"save_label": True})

@@ -187,7 +187,7 @@ def label_server(studies: str, folder: str | Path, port: int, conf: Mapping[str,
 
     Args:
         studies: a folder, or the URL of a DICOMweb service.
-        folder: for fetched series, sessions and the log.
+        folder: for all that is written: fetched series, sessions, logs. The folders of the app and the bundle are only read.
         port: of HTTP.
         conf: options of the app, see ``main.py``.
 
@@ -205,7 +205,13 @@ def label_server(studies: str, folder: str | Path, port: int, conf: Mapping[str,
         "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST))),
         "PYTHONUNBUFFERED": "1",
     }
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
+    # MONAI Label writes logs and more into an app's folder; this one may be read-only
+    app = folder / "app"
+    app.mkdir(exist_ok=True)
+    for name in ("main.py", "lib"):
+        (app / name).unlink(missing_ok=True)
+        (app / name).symlink_to(APP / name)
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
     command += ["--host", HOST, "--port", str(port)]
     for key, value in (conf or {}).items():
         command += ["--conf", key, value]

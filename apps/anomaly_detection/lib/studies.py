@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,33 @@ def plain(name: str, what: str) -> str:
             f"{what} {name!r} is not allowed: a name without slashes, not beginning with a dot.",
         )
     return name
+
+
+@lru_cache(maxsize=1 << 16)
+def named_as(name: str) -> tuple[str | None, str]:
+    """The sequence that an image file is named as, and its name without that, the same for all sequences of a study.
+
+    Where a file's name says nothing, its folder's does if that is one word: "FLAIR", "T1w", "labelsTr".
+
+    Args:
+        name: its path in the folder of the studies.
+    """
+    from scripts.sequences import RULES, sequence_of  # the bundle is on the path only once it was chosen
+
+    path = Path(name)
+    stem = split_ending(path.name)[0]
+    sequence = sequence_of(stem)
+    if sequence:
+        return sequence, str(path.parent / re.sub(f"(?:{RULES[sequence]})[a-z0-9]*", "", stem, flags=re.IGNORECASE))
+    folder = path.parent.name
+    sequence = sequence_of(folder) if re.fullmatch("[A-Za-z0-9]+", folder) else None
+    return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
+
+
+def split_ending(file: str) -> tuple[str, str]:
+    """A file's name without and with only the ending of its format, "" if that is none of `FORMATS`."""
+    end = next((len(e) for e in FORMATS if file.lower().endswith(e)), 0)
+    return (file[:-end], file[-end:]) if end else (file, "")
 
 
 def result_tag(tag: Any, model: str, is_original: bool) -> str:
@@ -265,7 +292,7 @@ class _Studies(LocalDatastore):
     def _staged_info(self) -> Path:
         part = Path(f"{self._datastore_config_path}.part")
         content = self._datastore.model_dump(exclude={"base_path"})
-        part.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+        part.write_text(json.dumps(content, default=str), encoding="utf-8")
         _sync(part)
         return part
 
@@ -315,8 +342,7 @@ class _Studies(LocalDatastore):
         return {k: v for k, v in super()._list_files(path, patterns).items() if not k.startswith(".")}
 
     def _to_id(self, file: str) -> tuple[str, str]:
-        end = next((len(e) for e in FORMATS if file.lower().endswith(e)), 0)
-        return (file[:-end], file[-end:]) if end else (file, "")
+        return split_ending(file)
 
     def _file_of(self, image_id: str) -> Path:
         """Where an image's file is."""
@@ -583,18 +609,18 @@ class FolderStudies(_Studies):
 
         for folder, folders, files in os.walk(self._root, onerror=unreadable, followlinks=True):
             below = Path(folder).relative_to(self._root)
-            left_out["hidden"].extend((below / d).as_posix() + "/" for d in folders if d.startswith("."))
-            folders[:] = [
-                d
-                for d in sorted(folders, key=lambda d: (os.path.islink(os.path.join(folder, d)), d))
-                if not d.startswith(".") and os.path.realpath(os.path.join(folder, d)) != labels
-            ]
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
                 left_out["in a folder that was read already"].append(below.as_posix() + "/")
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
+            left_out["hidden"].extend((below / d).as_posix() + "/" for d in folders if d.startswith("."))
+            folders[:] = [
+                d
+                for d in sorted(folders, key=lambda d: (os.path.islink(os.path.join(folder, d)), d))
+                if not d.startswith(".") and os.path.realpath(os.path.join(folder, d)) != labels
+            ]
             ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
             for file in sorted(files):
                 name = (below / file).as_posix()
@@ -632,20 +658,7 @@ class FolderStudies(_Studies):
             self._said = said
 
     def _named(self, image_id: str) -> tuple[str | None, str]:
-        """The sequence that an image is named as, and its name without that, the same for all sequences of a study.
-
-        Where a file's name says nothing, its folder's does if that is one word: "FLAIR", "T1w", "masks".
-        """
-        from scripts.sequences import RULES, sequence_of
-
-        path = Path(self._datastore.objects[image_id].image.info["name"])
-        stem = self._to_id(path.name)[0]
-        sequence = sequence_of(stem)
-        if sequence:
-            return sequence, str(path.parent / re.sub(f"(?:{RULES[sequence]})[a-z0-9]*", "", stem, flags=re.IGNORECASE))
-        folder = path.parent.name
-        sequence = sequence_of(folder) if re.fullmatch("[A-Za-z0-9]+", folder) else None
-        return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
+        return named_as(self._datastore.objects[image_id].image.info["name"])
 
     def _listed(self) -> list[str]:
         if self.sequence is None:
