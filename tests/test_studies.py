@@ -285,13 +285,20 @@ def test_what_is_a_study_and_what_is_not(tmp_path: Path, caplog: pytest.LogCaptu
         path = folder / f"{name}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source.read_bytes())
-    for name in ("big.NII.GZ", "._x.nii.gz", ".git/annex/object.nii.gz", "p1/FLAIR/image.nii.gz", "p1/T1/image.nii.gz"):
+    for name in (
+        "big.NII.GZ",
+        "._x.nii.gz",
+        ".git/annex/object.nii.gz",
+        "p1/FLAIR/image.nii.gz",
+        "p1/T1/image.nii.gz",
+        "lesions/p2.nii.gz",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(source.read_bytes())
     nib.save(nib.load(source), folder / "plain.nii")
     for name in ("n.nrrd", "m.mha"):
         SimpleITK.WriteImage(SimpleITK.ReadImage(str(source)), str(folder / name))
-    for name in ("photo.jpg", "free.mgz", "participants.tsv", "a-b.nii", "out/anomaly_map.nii.gz", "out/pred.nii.gz"):
+    for name in ("photo.jpg", "free.mgz", "participants.tsv", "a-b.nii", "labelsTr/p1.nii.gz", "out/pred.nii.gz"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     (folder / "a").mkdir()
@@ -307,7 +314,7 @@ def test_what_is_a_study_and_what_is_not(tmp_path: Path, caplog: pytest.LogCaptu
         studies = FolderStudies(str(folder), "FLAIR")
     listed = {
         "sub-01-anat-sub-01_FLAIR", "BraTS-GLI-00000-000-BraTS-GLI-00000-000-t2f", "big", "plain", "n", "m", "p1-FLAIR-image",
-        "linked-far", "a-b",
+        "linked-far", "lesions-p2", "a-b",
     }  # fmt: skip
     assert set(studies.list_images()) == set(studies.get_unlabeled_images()) == listed
     status = studies.status()

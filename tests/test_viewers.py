@@ -296,8 +296,9 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
             line = process.stdout.readline()
             assert line, said
             said += line
-        address = next(word for word in said.split() if "/ohif/" in word)
-        assert requests.get(address, timeout=10).status_code == 200
+        addresses = [word for word in said.split() if "/ohif/" in word]
+        assert [a.split("/ohif/")[1].split("?")[0] for a in addresses] == ["monai-label", "viewer"]
+        assert all(requests.get(address, timeout=10).status_code == 200 for address in addresses)
         assert requests.get(f"http://127.0.0.1:{port}/datastore/", timeout=10).json()["total"] == 1
         process.send_signal(signal.SIGINT)
         try:

@@ -94,7 +94,9 @@ def named_as(name: str) -> tuple[str | None, str]:
     if sequence:
         return sequence, str(path.parent / re.sub(f"(?:{RULES[sequence]})[a-z0-9]*", "", stem, flags=re.IGNORECASE))
     folder = path.parent.name
-    sequence = sequence_of(folder) if re.fullmatch("[A-Za-z0-9]+", folder) else None
+    # "lesion" may well be a folder of patients
+    spoken = re.fullmatch("(?!lesion)[a-z0-9]+", folder, re.IGNORECASE)
+    sequence = sequence_of(folder) if spoken else None
     return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
 
 
