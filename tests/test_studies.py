@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -513,6 +514,7 @@ def test_a_batch_goes_on_after_errors_and_says_what_failed(
 def test_a_batch_again_runs_only_what_changed(tmp_path: Path) -> None:
     folder = tmp_path / "studies"
     write_images(folder, "a", "b")
+    (folder / "b.nii.gz").rename(folder / "b.NII.GZ")
     bundle = write_small_bundle(tmp_path)
     conf = {"bundle": str(bundle), "device": "cpu"}
     app = AnomalyDetection(str(tmp_path), str(folder), conf)
@@ -547,3 +549,33 @@ def test_a_batch_again_runs_only_what_changed(tmp_path: Path) -> None:
 def test_checked_label_takes_any_whole_value_where_none_is_named(tmp_path: Path) -> None:
     image = write_head(tmp_path, "oblique")["image"]
     assert checked_label(write_mask(tmp_path / "m.nii.gz", 9), image).max() == 9
+
+
+def test_images_of_one_name_in_two_folders_are_both_in_the_archive(tmp_path: Path) -> None:
+    folder = tmp_path / "studies"
+    for patient in ("p1", "p2", "p3"):
+        (folder / patient).mkdir(parents=True)
+        write_images(folder / patient, "flair")
+    studies = FolderStudies(str(folder), "FLAIR")
+    with pytest.raises(MONAILabelException, match="No study has a label of a reader"):
+        studies.get_dataset_archive(None)
+    for n, image in enumerate(("p1-flair", "p2-flair")):
+        studies.save_label(image, write_mask(tmp_path / "m.nii.gz", where=10 + n), FINAL, {})
+    path = studies.get_dataset_archive(None)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        assert archive.read("label/p2-flair.nii.gz") == Path(studies.get_label_uri("p2-flair", FINAL)).read_bytes()
+    os.unlink(path)
+    assert sorted(names) == [
+        "image/p1-flair.nii.gz", "image/p2-flair.nii.gz", "label/p1-flair.nii.gz", "label/p2-flair.nii.gz", "metadata.json",
+    ]  # fmt: skip
+
+
+def test_a_result_that_another_replaced_is_not_marked_done(studies: FolderStudies, tmp_path: Path) -> None:
+    mask, first, second = write_mask(tmp_path / "p.nii.gz"), {"score": 0.1}, {"score": 0.2}
+    for params in (first, second):
+        studies.save_label("a", mask, "original", {"params": params})
+    studies.mark_done("a", "original", first, {"version": "1"})
+    assert "made_with" not in studies.get_label_info("a", "original")
+    studies.mark_done("a", "original", second, {"version": "1"})
+    assert studies.get_label_info("a", "original")["made_with"] == {"version": "1"}

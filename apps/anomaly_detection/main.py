@@ -140,7 +140,7 @@ class AnomalyDetection(MONAILabelApp):
                         results = write_results(result, request["image"][0], Path(folder))
                         datastore.save_results(image, tag, file, results, params)
                 # last of all, when it is also where it was sent to
-                datastore.update_label_info(image, tag, {"made_with": made_with})
+                datastore.mark_done(image, tag, params, made_with)
                 label = image
         return {"label": label, "tag": tag if label == image else ORIGINAL, "file": file, "params": params}
 

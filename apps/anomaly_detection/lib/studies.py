@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -211,6 +212,10 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
             f"or their affines differ; save it on the image's grid."
         )
     return result.astype(np.uint8)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -505,6 +510,20 @@ class _Studies(LocalDatastore):
         scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]}
         self._keep(image_id, {name: (str(path), {"params": dict(params)}) for name, path in files.items()}, scores)
 
+    @_exclusive
+    def mark_done(self, image_id: str, tag: str, params: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+        """Say of a result that it is complete, also where it was sent to; unless another one has taken its place.
+
+        Args:
+            image_id: of the image.
+            tag: of the result.
+            params: that it was kept with.
+            made_with: all that it depends on.
+        """
+        label = self._datastore.label(image_id, tag)
+        if label and _as_json(label.info.get("params")) == _as_json(params):
+            super().update_label_info(image_id, tag, {"made_with": dict(made_with)})
+
 
 class FolderStudies(_Studies):
     """Studies in a folder: every image file in it and in its subfolders is one, its path without the ending its id.
@@ -714,6 +733,27 @@ class FolderStudies(_Studies):
         if full_path:
             return pairs
         return [{k: os.path.relpath(p, self._root) for k, p in pair.items()} for pair in pairs]
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """The path of a new zip of the images that a reader labelled, with their labels and what is known of them.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, there are none.
+        """
+        labeled = self.get_labeled_images()[: limit_cases or None]
+        if not labeled:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "No study has a label of a reader.")
+        handle, path = tempfile.mkstemp(suffix=".zip")
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for image_id in labeled:
+                # by their ids: files in different folders may have one name
+                for what, source in (
+                    ("image", self.get_image_uri(image_id)),
+                    ("label", self.get_label_uri(image_id, FINAL)),
+                ):
+                    archive.write(source, f"{what}/{image_id}{split_ending(source)[1]}")
+            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
+        return path
 
     @_exclusive
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
