@@ -430,7 +430,7 @@ def test_the_most_anomalous_comes_first_and_hidden_files_stop_nothing(studies: F
     (folder / "labels" / "final" / "._c.nii.gz").write_bytes(b"Mac OS X")
     (folder / "d_T1w.nii.gz").write_bytes(b"x")
     studies.list_images()
-    for image, score in (("a", 0.99), ("c", 0.2), ("d", 0.7), ("d_T1w", 0.9), ("b", None)):
+    for image, score in (("a", 0.99), ("c", 0.2), ("d", 0.7), ("d_T1w", 0.9), ("b", "high")):
         studies.update_image_info(image, {"anomaly_score": score})
     for unread, first in ((4, "d"), (3, "c"), (2, "b"), (1, "e")):
         found = MostAnomalousFirst()({}, studies)

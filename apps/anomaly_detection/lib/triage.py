@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,9 +34,14 @@ class MostAnomalousFirst(Strategy):
         super().__init__("Most anomalous first, by the score that batch inference stored")
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        scores = {i: datastore.get_image_info(i).get(SCORE) for i in datastore.get_unlabeled_images()}
+        scores = {i: _number(datastore.get_image_info(i).get(SCORE)) for i in datastore.get_unlabeled_images()}
         ranked = sorted(scores, key=lambda i: (scores[i] is None, -(scores[i] or 0.0), i))
         return {"id": ranked[0], "score": scores[ranked[0]], "unread": len(ranked)} if ranked else None
+
+
+def _number(score: Any) -> float | None:
+    # clients can write into an image's info
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
 
 
 class EveryStudy(BatchInferTask):
