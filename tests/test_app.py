@@ -389,11 +389,15 @@ def test_a_bundle_without_a_student_has_no_preview(tmp_path: Path) -> None:
     assert bundle([write_head(tmp_path)["image"]], bundle.options())["anomaly_map"].shape == (1, *GRIDS["plain"][0])
 
 
-def test_an_nrrd_image_gives_nifti_on_its_grid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".NII.GZ"])
+def test_an_image_of_another_format_gives_nifti_on_its_grid(ending: str, tmp_path: Path) -> None:
     bundle = Bundle(write_small_bundle(tmp_path), "cpu")
     source = write_head(tmp_path, "flipped")["image"]
-    path = str(tmp_path / "image.nrrd")
-    SimpleITK.WriteImage(SimpleITK.ReadImage(source), path)
+    path = str(tmp_path / f"image{ending}")
+    if ending == ".NII.GZ":
+        shutil.copy(source, path)
+    else:
+        SimpleITK.WriteImage(SimpleITK.ReadImage(source), path)
     file, _, result = AnomalyInferTask(bundle, "mask").run({"image": path})
     for written in (file, *write_results(result, path, tmp_path).values()):
         image = nib.load(written)

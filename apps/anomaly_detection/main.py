@@ -128,8 +128,8 @@ class AnomalyDetection(MONAILabelApp):
         if stored:
             ids = datastore.siblings(image, self.bundle.channels)
             request["image"] = [datastore.get_image_uri(i) for i in ids]
-            made_with = task.made_with(request)
         with self._one_at_a_time:
+            made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
             label = file
             if stored and request.get("save_label"):
