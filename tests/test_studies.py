@@ -149,6 +149,20 @@ def test_a_label_in_another_order_of_axes_is_brought_to_its_image(studies: Folde
     np.testing.assert_array_equal(nib.load(studies.get_label_uri("c", FINAL)).get_fdata(), mask)
 
 
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001)])
+def test_a_label_in_mm_fits_an_image_in_another_unit(
+    studies: FolderStudies, unit: str, mm: float, tmp_path: Path
+) -> None:
+    image = nib.Nifti1Image(np.ones(SHAPE, np.float32), np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, Path(studies._datastore_path) / "c.nii.gz")
+    assert "c" in studies.list_images()
+    studies.save_label("c", write_mask(tmp_path / "m.nii.gz"), FINAL, {})
+    saved = nib.load(studies.get_label_uri("c", FINAL))
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-3)
+    assert saved.header.get_xyzt_units()[0] == "mm" and saved.get_data_dtype() == np.uint8
+
+
 def test_grids_of_one_slice_and_grids_turned_by_45_degrees_are_told_apart() -> None:
     array = np.arange(6, dtype=np.uint8).reshape(3, 2, 1)
     c = np.sqrt(0.5)

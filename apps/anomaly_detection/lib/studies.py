@@ -23,7 +23,6 @@ import numpy as np
 import requests
 from filelock import FileLock
 from highdicom.seg import Segmentation
-from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
@@ -135,10 +134,11 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS, of an image file; of a NIfTI, its voxels are not read."""
+    """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read."""
     if str(path).lower().endswith((".nii", ".nii.gz")):
         image = nib.load(path)
-        return image.shape[:3], np.asarray(image.affine)
+        mm = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
+        return image.shape[:3], np.diag([mm, mm, mm, 1.0]) @ image.affine
     array, affine = read_volume(path)
     return array.shape[:3], affine
 
@@ -189,7 +189,7 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
     if not os.path.getsize(path):
         raise ValueError("is empty: 0 bytes.")
     try:
-        array, affine = read_volume(path)
+        array, affine = read_volume(path)[0], grid_of(path)[1]
     except Exception as error:
         raise ValueError("can't be read as an image.") from error
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -418,14 +418,13 @@ class _Studies(LocalDatastore):
 
     def _writer(self, image_id: str, tag: str, file: str) -> Callable[[Path], Any]:
         """What writes a label, once it was checked."""
-        from scripts.inference import save_nifti  # the bundle is on the path only once it was chosen
-
         image = self._file_of(image_id)
         try:
             if tag not in (MAP_TAG, COUNTERFACTUAL_TAG):
                 mask = checked_label(file, image, self._allowed(tag))
-                label = MetaTensor(np.ascontiguousarray(mask)[None], affine=grid_of(image)[1])
-                return lambda part: save_nifti(label, str(image), part)
+                label = nib.Nifti1Image(mask, grid_of(image)[1])
+                label.header.set_xyzt_units("mm")
+                return lambda part: nib.save(label, part)
             if not file.lower().endswith(FORMATS) or not os.path.getsize(file):
                 raise ValueError(f"must be an image file of {', '.join(FORMATS)}.")
             shape, affine = grid_of(file)

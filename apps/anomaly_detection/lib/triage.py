@@ -19,7 +19,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.bundle import reason
 from lib.infer import LESION
-from lib.studies import FINAL, ORIGINAL, SCORE, read_volume, reordered
+from lib.studies import FINAL, ORIGINAL, SCORE, grid_of, read_volume, reordered
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,8 @@ class Dice(ScoringMethod):
                 files = [datastore.get_label_uri(image_id, t) for t in (pred_tag, tag)]
                 if not all(files):
                     continue
-                (pred, affine), (mask, mask_affine) = (read_volume(f) for f in files)
+                pred, mask = (read_volume(f)[0] for f in files)
+                affine, mask_affine = (grid_of(f)[1] for f in files)
                 mask_there = reordered(mask, mask_affine, affine, pred.shape)
                 if mask_there is None:
                     raise ValueError("predicted and submitted mask lie on different grids.")
