@@ -26,22 +26,55 @@ import sweep
 
 
 def test_the_reference_takes_998_calls_and_499_gradients_and_heals() -> None:
-    calls = {"network": 0, "gradient": 0}
+    calls: dict[str, list[int]] = {"network": [], "gradient": []}
     model = noise_model()
 
     def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        calls["network"] += 1
+        calls["network"].append(int(t[0]))
         return model(x, t)
 
     class Counted(ClassifierGuidance):
         def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            calls["gradient"] += 1
+            calls["gradient"].append(int(t[0]))
             return super().gradient(x, t)
 
     guidance = Counted(eps, NoisedClassifier(), alphas_cumprod(), 1.0)
     healthy = compare.reference(eps, guidance, alphas_cumprod(), 500)(images(DISEASED, 4))
-    assert calls == {"network": 998, "gradient": 499}
+    up, down = list(range(1, 500)), list(range(498, -1, -1))
+    assert calls == {"network": up + down, "gradient": down}
+    assert len(up) == len(down) == 499
     assert distance(healthy, HEALTHY).abs().max() < 0.2
+
+
+def test_the_reference_pairs_timesteps_as_its_code_does() -> None:
+    """Up t to t + 1 for 1, ..., L - 1; down t to t - 1 for L - 2, ..., 0, where -1 is x_0.
+
+    Where the noise is 0, a step scales by the square root of alpha-bar's ratio, so what the network is given tells every pair.
+    """
+    level, alphas = 20, alphas_cumprod().double()
+    seen: list[tuple[int, float]] = []
+
+    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((int(t[0]), float(x.norm())))
+        return torch.zeros_like(x)
+
+    class NoGradient(ClassifierGuidance):
+        def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    torch.manual_seed(0)
+    x = 0.1 * torch.rand(1, 1, 4, 4, dtype=torch.float64)  # so small that nothing is clipped
+    y = compare.reference(eps, NoGradient(eps, NoisedClassifier(), alphas, 1.0), alphas, level)(x)
+    pairs = [(t, t + 1) for t in range(1, 20)] + [(t, t - 1) for t in range(18, -1, -1)]
+    assert [t for t, _ in seen] == [t for t, _ in pairs]
+    torch.manual_seed(0)
+    torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    noised = alphas[0].sqrt() * x + (1 - alphas[0]).sqrt() * torch.randn_like(x)
+    assert seen[0][1] == pytest.approx(float(noised.norm()))
+    norms = [n for _, n in seen] + [float(y.norm())]
+    of = [*alphas.tolist(), 1.0]  # -1 is the last
+    for (t, t_next), before, after in zip(pairs, norms[:-1], norms[1:], strict=True):
+        assert after / before == pytest.approx((of[t_next] / of[t]) ** 0.5, rel=1e-9), (t, t_next)
 
 
 @pytest.mark.parametrize("guided", [True, False])
