@@ -20,6 +20,7 @@ from synthetic import write_head
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import compare
+import coverage
 import paper_network
 import rivals
 import sweep
@@ -140,6 +141,22 @@ def test_readers_masks_lie_on_the_lesions(grid: str, tmp_path: Path) -> None:
     x, y = (torch.stack([found[i][k] for i in range(len(found))]) for k in ("image", "label"))
     bright = x > x[x > -1].median() + 0.5 * (x.max() - x[x > -1].median())
     assert y.any() and 2 * (bright & (y > 0)).sum() / (bright.sum() + y.sum()) > 0.9
+
+
+def test_coverage_counts_what_is_not_looked_at() -> None:
+    """Five slices of 10, 40, 100, 60 and 30 pixels of brain: at half of the largest, two are assessed."""
+    evaluated, assessed = np.array([0, 1, 1, 1, 0], bool), np.array([0, 0, 1, 1, 0], bool)
+    found = coverage.counted(evaluated, assessed, np.array([10, 40, 100, 60, 30]), np.array([0, 5, 4, 10, 1]))
+    assert found == {
+        "slices": 5,
+        "evaluated": 3,
+        "evaluated_but_not_assessed": 1,
+        "with_lesion": 4,
+        "with_lesion_not_evaluated": 1,
+        "with_lesion_not_assessed": 2,
+        "share_of_brain_not_assessed": pytest.approx(80 / 240, abs=1e-3),
+        "share_of_lesion_not_assessed": pytest.approx(6 / 20),
+    }
 
 
 def test_separability_is_the_share_of_the_variance_between_two_classes() -> None:
