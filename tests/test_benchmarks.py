@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -24,6 +25,19 @@ import coverage
 import paper_network
 import rivals
 import sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = {
+    "pixel AP": "pixel_ap",
+    "pooled Dice, threshold of validation": "dice_threshold",
+    "pooled Dice, threshold without masks": "dice_labels",
+    "... threshold without masks": "dice_labels",
+    "... oracle": "dice_oracle",
+    "image AUROC": "image_auroc",
+    "false pixels a healthy slice": "healthy_area",
+    "seconds a slice": "seconds",
+}
+"""The columns of the tables in the READMEs, by their keys in compare.json."""
 
 
 def test_the_reference_takes_998_calls_and_499_gradients_and_heals() -> None:
@@ -175,3 +189,39 @@ def test_the_papers_network_is_the_papers() -> None:
     assert paper_network.flop("network_def") == pytest.approx(498e9, rel=1e-3)
     classifier, gradient = (paper_network.flop("classifier_def", gradient=g) for g in (False, True))
     assert gradient == pytest.approx(2 * classifier, rel=0.05)
+
+
+@pytest.mark.parametrize("file", ["README.md", "benchmarks/README.md", "bundle/docs/README.md"])
+def test_tables_hold_what_was_compared(file: str) -> None:
+    """Every cell of a row, with its interval where the table gives it, is that of one and the same row of compare.json."""
+    rows = json.loads((ROOT / "benchmarks" / "compare.json").read_text("utf-8"))["rows"]
+    header: list[str] = []
+    checked = 0
+    for line in (ROOT / file).read_text("utf-8").splitlines():
+        cells = [c.strip() for c in line.strip("|").split("|")] if line.startswith("|") else []
+        header = cells if cells[:1] == ["method"] else header if cells else []
+        if not header or not cells or cells == header or set(line) <= set("|-"):
+            continue
+        named = [r for r in rows if r["method"] == cells[0].removesuffix(" †")]
+        wanted = [
+            all(told(cell, r.get(COLUMNS[name], "")) for name, cell in zip(header[1:], cells[1:], strict=True))
+            for r in named
+        ]
+        assert any(wanted), line
+        checked += 1
+    assert checked >= 7
+
+
+def told(cell: str, value: str | float) -> bool:
+    """Whether a cell says this value, the number of false pixels with one digit, intervals or not."""
+    whole = f"{value:g}" if isinstance(value, float) else value
+    number = whole.split(" ")[0]
+    return cell in (whole, number) or (number != "" and cell == f"{float(number):.1f}")
+
+
+def test_the_rows_of_the_record_are_those_of_the_code() -> None:
+    record = json.loads((ROOT / "benchmarks" / "compare.json").read_text("utf-8"))
+    algorithms = list(compare.Algorithms().rows)
+    read = {*algorithms, *(f"{name}, the paper's map" for name in algorithms)}
+    others = {compare.BASELINE, compare.GATED, compare.INTENSITY, compare.ALONE, compare.STUDENT, compare.SUPERVISED}
+    assert {r["method"] for r in record["rows"]} == read | others | set(rivals.RIVALS)
