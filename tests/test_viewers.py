@@ -437,3 +437,28 @@ def test_without_the_dicom_server_requests_say_so_and_with_it_again_they_work(si
     fetched = site.folder / "late.nii.gz"
     fetched.write_bytes(site.get(f"datastore/image?image={late}").content)
     assert volume(fetched)[0].sum() == volume(SAMPLE)[0].sum()
+
+
+def test_ohifs_basic_viewer_draws_the_parametric_map(site: Site, triage: Triage, page: Page) -> None:
+    """In colour over the lesion, by a double click on the series."""
+    description = str(site.objects("OT", site.study)[0].SeriesDescription)
+    browser = page.context.browser
+    assert browser is not None
+    viewer = browser.new_page(viewport={"width": 1400, "height": 900})  # it has confirmed nothing yet
+    viewer.goto(f"{site.server}/ohif/viewer?StudyInstanceUIDs={site.study}")
+    viewer.get_by_text("Confirm and Hide").click()
+    viewer.wait_for_function("window.cornerstone?.getRenderingEngines()[0]?.getViewports().length", timeout=60_000)
+    assert not drawn(canvas(viewer)).any()
+    viewer.get_by_text(description).first.dblclick()
+    viewer.get_by_text("PMAP").first.wait_for()
+    array, affine = site.label(site.glioma, "anomaly_map")
+    voxel = np.array(np.unravel_index(np.nanargmax(array), array.shape))
+    peak = nib.affines.apply_affine(affine, voxel) * TO_LPS
+    viewer.wait_for_function(f"!!{VIEWPORT}.jumpToWorld")
+    viewer.evaluate(f"p => {VIEWPORT}.jumpToWorld(p)", peak.tolist())
+    picture = canvas(viewer)
+    viewer.screenshot(path=ARTIFACTS / "ohif_parametric_map.png")
+    lesion = on_canvas(viewer, (np.nan_to_num(array) > 0.5 * np.nanmax(array)).astype(np.uint8), affine) == 1
+    assert lesion.sum() > 500
+    assert drawn(picture)[lesion].mean() > 0.95
+    viewer.close()
