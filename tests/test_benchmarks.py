@@ -16,7 +16,8 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.guidance import ClassifierGuidance
 from scripts.metrics import SliceCase
-from synthetic import write_head
+from scripts.preprocessing import ExtractBraind
+from synthetic import head, write_head
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -171,6 +172,38 @@ def test_coverage_counts_what_is_not_looked_at() -> None:
         "share_of_brain_not_assessed": pytest.approx(80 / 240, abs=1e-3),
         "share_of_lesion_not_assessed": pytest.approx(6 / 20),
     }
+
+
+def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ellipsoid brain in nine slices: none in the outer two, in their neighbours a fifth of the largest slice's."""
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
+    image, _ = head((64, 80, 9))
+    lesion = np.zeros(image.shape, np.uint8)
+    lesion[30, 30:60, 4], lesion[30, 35:45, 7] = 1, 1
+    folder = tmp_path / "volumes" / "A"
+    folder.mkdir(parents=True)
+    for name, array in (("flair", image), ("seg", lesion)):
+        nib.save(nib.Nifti1Image(array, np.diag([-2.0, -2.0, 5.0, 1.0])), folder / f"{name}.nii.gz")
+    rows = [f"A,{z},test,{int(z in (4, 7))},{int(1 <= z <= 6)},1" for z in range(9)]
+    header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted"
+    (tmp_path / "slices.csv").write_text("\n".join([header, *rows, ""]))
+    output = tmp_path / "coverage.json"
+    coverage.coverage(str(tmp_path), output=str(output), cache_dir=str(tmp_path / "cache"))
+    record = json.loads(output.read_text())
+    share = record.pop("share_of_brain_not_assessed")
+    assert record == {
+        "split": "test",
+        "patients": 1,
+        "slices": 9,
+        "evaluated": 6,
+        "evaluated_but_not_assessed": 1,
+        "with_lesion": 2,
+        "with_lesion_not_evaluated": 1,
+        "with_lesion_not_assessed": 1,
+        "share_of_lesion_not_assessed": {"least": 0.25, "median": 0.25, "most": 0.25},
+    }
+    # areas go with 0.7 - z^2: two of 0.1375 in all of 3.15
+    assert share["least"] == share["most"] == pytest.approx(0.275 / 3.15, abs=0.01)
 
 
 def test_separability_is_the_share_of_the_variance_between_two_classes() -> None:
