@@ -21,8 +21,8 @@ from synthetic import head, write_head
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import brain_coverage
 import compare
-import coverage
 import paper_network
 import rivals
 import sweep
@@ -161,7 +161,7 @@ def test_readers_masks_lie_on_the_lesions(grid: str, tmp_path: Path) -> None:
 def test_coverage_counts_what_is_not_looked_at() -> None:
     """Five slices of 10, 40, 100, 60 and 30 pixels of brain: at half of the largest, two are assessed."""
     evaluated, assessed = np.array([0, 1, 1, 1, 0], bool), np.array([0, 0, 1, 1, 0], bool)
-    found = coverage.counted(evaluated, assessed, np.array([10, 40, 100, 60, 30]), np.array([0, 5, 4, 10, 1]))
+    found = brain_coverage.counted(evaluated, assessed, np.array([10, 40, 100, 60, 30]), np.array([0, 5, 4, 10, 1]))
     assert found == {
         "slices": 5,
         "evaluated": 3,
@@ -187,8 +187,8 @@ def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rows = [f"A,{z},test,{int(z in (4, 7))},{int(1 <= z <= 6)},1" for z in range(9)]
     header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted"
     (tmp_path / "slices.csv").write_text("\n".join([header, *rows, ""]))
-    output = tmp_path / "coverage.json"
-    coverage.coverage(str(tmp_path), output=str(output), cache_dir=str(tmp_path / "cache"))
+    output = tmp_path / "brain_coverage.json"
+    brain_coverage.coverage(str(tmp_path), output=str(output), cache_dir=str(tmp_path / "cache"))
     record = json.loads(output.read_text())
     share = record.pop("share_of_brain_not_assessed")
     assert record == {

@@ -1,9 +1,9 @@
 """What neither the evaluation nor the product looks at: slices, brain and lesion, by the masks of a split's patients.
 
-    python benchmarks/coverage.py --dataset_dir DIR [--split test] [--output FILE]
+    python benchmarks/brain_coverage.py --dataset_dir DIR [--split test] [--output FILE]
 
 The evaluation takes the slices that the data set labels, the product those in which HD-BET finds at least half of the largest
-slice's brain. Where the two differ is counted here. No network but HD-BET runs. Writes coverage.json.
+slice's brain. Where the two differ is counted here. No network but HD-BET runs. Writes brain_coverage.json.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def counted(evaluated: np.ndarray, assessed: np.ndarray, brain: np.ndarray, lesi
 def coverage(
     dataset_dir: str,
     split: str = "test",
-    output: str = str(ROOT / "benchmarks" / "coverage.json"),
+    output: str = str(ROOT / "benchmarks" / "brain_coverage.json"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
 ) -> None:
     """Write `output`; see the module."""
