@@ -42,6 +42,7 @@ from scripts import DISEASED  # noqa: E402
 from scripts.bundle import autocast, declared, fastest_precision, weights_digest  # noqa: E402
 from scripts.data import SliceDataset, brain_mr, fingerprint  # noqa: E402
 from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings  # noqa: E402
+from scripts.geometry import slice_numbers  # noqa: E402
 from scripts.guidance import ClassifierGuidance  # noqa: E402
 from scripts.inferer import CPU_BATCH, learned_map, with_neighbours  # noqa: E402
 from scripts.metrics import (  # noqa: E402
@@ -55,7 +56,7 @@ from scripts.metrics import (  # noqa: E402
     paired_bootstrap,
 )
 from scripts.postprocessing import combined_map, gate, slice_score  # noqa: E402
-from scripts.preprocessing import BACKGROUND, slice_numbers  # noqa: E402
+from scripts.preprocessing import BACKGROUND  # noqa: E402
 from scripts.reporting import write  # noqa: E402
 from scripts.sampler import NoiseModel, ddim_step, timestep_grid  # noqa: E402
 
