@@ -112,6 +112,8 @@ def test_a_mask_on_another_grid_is_refused(case: str, tmp_path: Path) -> None:
 
 def test_masks_that_can_not_be_read_are_named(tmp_path: Path) -> None:
     image = LoadVolumed("image")({"image": write_head(tmp_path)["image"]})["image"]
+    with pytest.raises(ValueError, match="a mask is one file"):
+        load_mask(["a.nii.gz", "b.nii.gz"], image)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nothing.nii.gz: no such file"):
         load_mask(tmp_path / "nothing.nii.gz", image)
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")

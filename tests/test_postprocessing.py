@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.bundle import declared
+from scripts.overview import draw_overview
 from scripts.postprocessing import (
     LESION,
     NOT_ASSESSED,
@@ -76,6 +77,24 @@ def test_brain_that_was_not_assessed_is_marked(tmp_path: Path) -> None:
         assert row["assessed"] == seen
         assert (row["score"] is None) == (not seen)
         assert row["p_diseased"] == (0.75 if seen else None)
+
+
+def test_the_overview_draws_a_mask_by_its_own_affine(tmp_path: Path) -> None:
+    """The same picture whatever the order of the mask's axes, another one for another mask, and no mask of another grid."""
+    d = perfect_result(write_head(tmp_path, "oblique"))
+    image, affine = np.asarray(d["input_image"][0]), d["input_image"].affine.numpy()
+    masks = {"plain": nib.Nifti1Image((image == 170).astype(np.uint8), affine)}
+    masks["reordered"] = masks["plain"].as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    masks["brain"] = nib.Nifti1Image((image > 0).astype(np.uint8), affine)
+    pictures = {}
+    for name, mask in masks.items():
+        nib.save(mask, tmp_path / "mask.nii.gz")
+        draw_overview(d, str(tmp_path / "mask.nii.gz"), "flair", tmp_path / f"{name}.png", num_slices=1)
+        pictures[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert pictures["plain"] == pictures["reordered"] != pictures["brain"]
+    nib.save(nib.Nifti1Image(masks["plain"].dataobj, np.eye(4)), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match="mask.nii.gz: lies on another grid than .*flair.nii.gz"):
+        draw_overview(d, str(tmp_path / "mask.nii.gz"), "flair", tmp_path / "wrong.png")
 
 
 def test_anomaly_map_known_numbers() -> None:

@@ -222,6 +222,19 @@ def test_brain_mask_on_another_grid(tmp_path: Path) -> None:
     assert "another grid" in str(error.value.__cause__)
 
 
+@pytest.mark.parametrize("spacing", [None, [1.7, 1.9, 6.0]])
+def test_a_brain_mask_in_another_order_of_the_axes(spacing: Any, tmp_path: Path) -> None:
+    """As its program wrote it, with the wrong voxel sizes of the image's header too: the same input of the networks."""
+    item = write_head(tmp_path, "oblique") | ({"spacing": spacing} if spacing else {})
+    expected = declared("preprocessing")(item)
+    mask = nib.load(item["brain"]).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    nib.save(mask, tmp_path / "other.nii.gz")
+    d = declared("preprocessing")({**item, "brain": str(tmp_path / "other.nii.gz")})
+    for key in ("image", "brain", "input_brain"):
+        np.testing.assert_array_equal(d[key], expected[key])
+        np.testing.assert_array_equal(d[key].affine, expected[key].affine)
+
+
 def test_negative_median_and_tiny_brain_are_refused() -> None:
     image = MetaTensor(torch.full((1, 40, 40, 2), -5.0), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
     brain = MetaTensor(torch.ones(1, 40, 40, 2), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})

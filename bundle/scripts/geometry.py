@@ -112,6 +112,8 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
     Raises:
         ValueError: the file is missing, unreadable, not one volume, or lies on another grid.
     """
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{path!r}: a mask is one file.")
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file.")
     try:
