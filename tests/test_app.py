@@ -501,9 +501,9 @@ def test_a_bundle_by_its_address(tmp_path: Path) -> None:
 
 def test_other_machines_are_refused_unless_asked_for() -> None:
     app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("hello"))])
-    for host, remote, status in (("10.0.0.7", False, 403), ("10.0.0.7", True, 200), ("127.0.0.1", False, 200)):
-        guarded = Guard(app, remote=remote, max_bytes=100)
-        assert TestClient(guarded, client=(host, 1)).get("/").status_code == status
+    for client, host, status in (("10.0.0.7", None, 403), ("10.0.0.7", "10.0.0.1", 200), ("127.0.0.1", None, 200)):
+        guarded = Guard(app, host=host, max_bytes=100)
+        assert TestClient(guarded, "http://127.0.0.1", client=(client, 1)).get("/").status_code == status
 
 
 def test_the_stock_task_serves_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

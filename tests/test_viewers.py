@@ -25,6 +25,7 @@ import pydicom
 import pytest
 import requests
 from dicomweb_client import DICOMwebClient
+from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.client import MONAILabelClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -32,6 +33,7 @@ from playwright.sync_api import Page, sync_playwright
 import serve
 from lib.dicom import NOT_ASSESSED, series_from_nifti
 from serve import (
+    LOGIN,
     SAMPLE,
     ServeError,
     answers,
@@ -86,7 +88,7 @@ class Site:
 
     @property
     def dicomweb(self) -> DICOMwebClient:
-        return DICOMwebClient(f"http://127.0.0.1:{self.port}/dicom-web")
+        return DICOMwebClient(f"http://127.0.0.1:{self.port}/dicom-web", create_session_from_user_pass(*LOGIN.values()))
 
     def post(self, path: str, **kwargs: Any) -> requests.Response:
         return requests.post(f"{self.server}/{path}", timeout=300, **kwargs)
@@ -147,7 +149,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with ExitStack() as archive:
         dicomweb = archive.enter_context(orthanc(folder / "orthanc", port))
         upload([*sample, *healthy], port)
-        with label_server(dicomweb, folder / "server", free_port()) as server:
+        with label_server(dicomweb, folder / "server", free_port(), env=LOGIN) as server:
             yield Site(folder, port, server, study, series_uid(sample), series_uid(healthy), archive)
 
 
