@@ -40,7 +40,7 @@ class AnomalyDetection(MONAILabelApp):
         studies: a folder, or the URL of a DICOMweb server.
         conf: from ``--conf KEY VALUE``: ``bundle`` (a folder, by default the repository's), or ``bundle_url`` and
             ``bundle_sha256``; ``device``; ``store_results`` ("false": predicted masks and maps are not sent to the DICOM
-            server); ``max_upload_mb``, ``allowed_hosts`` and ``dicomweb_timeout``, see `lib.server.prepare`.
+            server); ``max_upload_mb``, ``allowed_hosts``, ``allowed_origins``, ``dicomweb_timeout``, see `lib.server.prepare`.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -40,7 +41,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 from monailabel.endpoints import infer as stock_infer
-from monailabel.endpoints.infer import ResultType, run_inference
+from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.exception import (
@@ -160,9 +161,12 @@ class Guard:
         """Whether this Host header, ``NAME[:PORT]``, names this server."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return bool(host) and name in self.hosts
+            return name in self.hosts
         # no page can take an address in place of a name, so any does where the server listens on all of them
         return address.is_loopback or name in self.hosts or self.every_address
 
@@ -183,7 +187,7 @@ class Guard:
         if not self._is_own(headers.get("host", "")):
             return 400, "This server doesn't answer to that name; see --conf allowed_hosts."
         if self._is_foreign(scope, headers):
-            return 403, "Pages of other sites may not use this server; see MONAI_LABEL_CORS_ORIGINS."
+            return 403, "Pages of other sites may not use this server; see --conf allowed_origins."
         if ".." in re.split(r"[/\\]", scope["path"]):
             return 400, "The path of a request holds no '..'."
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
@@ -246,6 +250,16 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
+def _kept(file: UploadFile, background_tasks: BackgroundTasks) -> str:
+    """An upload as a temporary file, which goes with the answer."""
+    suffixes = re.sub(r"[^\w.]", "", "".join(Path(file.filename or "upload.nii.gz").suffixes))
+    handle, path = tempfile.mkstemp(suffix=suffixes[-20:])
+    background_tasks.add_task(remove_file, path)
+    with open(handle, "wb") as copy:
+        shutil.copyfileobj(file.file, copy)
+    return path
+
+
 async def infer(
     request: Request,
     background_tasks: BackgroundTasks,
@@ -270,10 +284,19 @@ async def infer(
         )
 
     def run() -> Any:
-        if output != ResultType.dicom_seg:
-            return run_inference(background_tasks, model, image, session_id, params, file, None, output)
+        # MONAI Label's `run_inference` also asks the DICOM server for all studies, whatever it runs on
         instance = app_instance()
-        result = instance.infer({**options, "model": model, "image": image, "result_extension": ".nii.gz"})
+        asked = {"model": model, "image": image, **options}
+        if file:
+            asked["image"] = _kept(file, background_tasks)
+        elif session_id:
+            found = instance.sessions().get_session(session_id) if instance.sessions() else None
+            if found is None:
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"There is no session {session_id!r}.")
+            asked["image"] = found.image
+        if output != ResultType.dicom_seg:
+            return send_response(instance.datastore(), instance.infer(asked), output, background_tasks)
+        result = instance.infer({**asked, "result_extension": ".nii.gz"})
         background_tasks.add_task(remove_file, result["file"])
         path = instance.dicom_segmentation(image, result)
         background_tasks.add_task(remove_file, path)
@@ -363,6 +386,10 @@ def _told(result: Any) -> Any:
     return result
 
 
+def _names(conf: dict[str, str], key: str) -> list[str]:
+    return [name.strip().rstrip("/") for name in conf.get(key, "").split(",") if name.strip()]
+
+
 def _started_for() -> str | None:
     """The address that the command line names; MONAI Label listens on every one unless told otherwise."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -375,8 +402,8 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
 
     Args:
         app: the application.
-        instance: its ``conf`` may hold ``max_upload_mb``, the largest request, by default 512; ``allowed_hosts``, names with
-            commas between them, see `Guard`; ``dicomweb_timeout``, see `dicomweb_seconds`.
+        instance: its ``conf`` may hold ``max_upload_mb``, the largest request, by default 512; ``allowed_hosts`` and
+            ``allowed_origins``, each with commas between them, see `Guard`; ``dicomweb_timeout``, see `dicomweb_seconds`.
     """
     if getattr(app.state, "prepared", False):
         return
@@ -387,13 +414,15 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
             _folders.append(folder.rstrip("/"))
     _folders.sort(key=len, reverse=True)
 
-    # pydantic adds a slash, which no browser sends
-    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
+    # MONAI Label's own setting stops `start_server`, which can't print it; pydantic adds a slash to it, which no browser sends
+    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS] + _names(
+        conf, "allowed_origins"
+    )
     guard = Middleware(
         Guard,
         host=_started_for(),
         max_bytes=int(float(conf.get("max_upload_mb", 512)) * 2**20),
-        allowed_hosts=[name.strip() for name in conf.get("allowed_hosts", "").split(",") if name.strip()],
+        allowed_hosts=_names(conf, "allowed_hosts"),
         origins=origins,
     )
     # MONAI Label's own allows every origin unless some are configured
