@@ -624,12 +624,12 @@ def test_what_nobody_waits_for_is_not_computed(server: Server) -> None:
         time.sleep(0.1)
 
 
-def test_a_run_ends_at_the_next_batch(tmp_path: Path) -> None:
+def test_a_run_ends_at_the_next_batch_or_with_the_memory(tmp_path: Path) -> None:
     bundle = Bundle(write_small_bundle(tmp_path), "cpu")
     image = write_head(tmp_path)["image"]
     bundle.load()
-    calls: list[int] = []
-    bundle._loaded[FULL]["network"].register_forward_hook(lambda *_: calls.append(1))
+    network, calls = bundle._loaded[FULL]["network"], []
+    counts = network.register_forward_hook(lambda *_: calls.append(1))
 
     def run() -> None:
         abandoned.set(lambda: len(calls) >= 2)
@@ -638,24 +638,18 @@ def test_a_run_ends_at_the_next_batch(tmp_path: Path) -> None:
 
     contextvars.copy_context().run(run)
     assert len(calls) == 2
-    assert bundle([image], bundle.options())["pred"].shape == (1, *GRIDS["plain"][0])
-
-
-def test_a_lack_of_memory_forgets_what_was_kept(tmp_path: Path) -> None:
-    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
-    image = write_head(tmp_path)["image"]
-    bundle([image], bundle.options())
-    assert bundle._studies
+    counts.remove()
 
     def fails(*_: Any) -> None:
         raise MemoryError
 
-    hook = bundle._loaded[FULL]["network"].register_forward_pre_hook(fails)
+    hook = network.register_forward_pre_hook(fails)
+    assert bundle._inputs
     with pytest.raises(MONAILabelException) as lack:
-        bundle([image], {**bundle.options(), "noise_level": 123})
-    assert lack.value.error == MONAILabelError.SERVER_ERROR and not bundle._studies
+        bundle([image], bundle.options())
+    assert lack.value.error == MONAILabelError.SERVER_ERROR and not bundle._inputs
     hook.remove()
-    assert bundle([image], {**bundle.options(), "noise_level": 123})["slices"]
+    assert bundle([image], bundle.options())["pred"].shape == (1, *GRIDS["plain"][0])
 
 
 @pytest.mark.parametrize("harm", ["../evil.py", "/tmp/evil.py", "..\\evil.py", "link", "large"])
