@@ -267,10 +267,15 @@ class Bundle:
                     self._inputs.clear()
                     self._studies.clear()
                     logger.exception("out of memory")
+                    other = (
+                        "a machine with more memory"
+                        if self.device.type == "cpu"
+                        else "the processor: --conf device cpu"
+                    )
                     raise MONAILabelException(
                         MONAILabelError.SERVER_ERROR,
                         f"The memory of this server's {self.device.type} was not enough for this volume. Nothing was stored. "
-                        "Try again when less runs beside it, or start the server on another device (--conf device cpu).",
+                        f"Try again when less runs beside it, or start the server on {other}.",
                     ) from error
                 message = reason(error)
                 for path in paths:  # the client knows names, not where this server keeps files

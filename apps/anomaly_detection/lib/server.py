@@ -52,12 +52,13 @@ from monailabel.interfaces.exception import (
 )
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import remove_file
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lib.bundle import Abandoned, abandoned
+from lib.bundle import Abandoned, abandoned, out_of_memory
 from lib.proxy import dicom_proxy
 from lib.studies import plain
 
@@ -114,7 +115,7 @@ def without_paths(text: str) -> str:
 
 
 async def answer(request: Request, error: Exception) -> Response:
-    """The HTTP answer to an exception: 404 and 400 for the client's, 503 for another server's, 500 for our own."""
+    """The HTTP answer to an exception: 404 and 400 for the client's, 503 for what may be better later, 500 for our own."""
     if isinstance(error, StarletteHTTPException):
         if isinstance(error.detail, str):
             error.detail = without_paths(error.detail)
@@ -123,6 +124,8 @@ async def answer(request: Request, error: Exception) -> Response:
         logger.info("%s %s: %s", request.method, request.url.path, error.msg)
         known = isinstance(error, (ImageNotFoundException, LabelNotFoundException))
         return JSONResponse({"detail": without_paths(error.msg)}, 404 if known else STATUS.get(error.error, 500))
+    if out_of_memory(error):
+        return JSONResponse({"detail": "The server's memory was not enough. Try again when it has less to do."}, 503)
     message = f"The server failed ({type(error).__name__}: {error}). Nothing was stored; its log says more."
     return JSONResponse({"detail": without_paths(message)}, 500)
 
@@ -174,7 +177,7 @@ class Guard:
         """Whether a page of another site sends this."""
         origin = headers.get("origin")
         if origin is not None:
-            return origin not in self.origins and urlsplit(origin).netloc != headers.get("host")
+            return origin not in self.origins and origin.partition("://")[2] != headers.get("host")
         if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
             return False
         opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
@@ -360,6 +363,8 @@ def _in_thread(
             if kwargs.get("background_tasks"):
                 await kwargs["background_tasks"]()
             raise
+        if endpoint is datastore.api_download_dataset:
+            result.background = BackgroundTask(remove_file, result.path)
         return _told(result) if choice else result
 
     return run
