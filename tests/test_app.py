@@ -10,7 +10,6 @@ import runpy
 import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -86,7 +85,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     nib.save(nib.Nifti1Image(np.ones((40, 40, 4, 2), np.float32), np.eye(4)), studies / "two_channels.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((40, 40, 0), np.float32), np.eye(4)), studies / "no_slice.nii.gz")
     conf = {"bundle": str(write_small_bundle(folder)), "max_upload_mb": "16"}
-    with label_server(str(studies), folder, free_port(), conf) as url:
+    (folder / "tmp").mkdir()
+    with label_server(str(studies), folder, free_port(), conf, {"TMPDIR": str(folder / "tmp")}) as url:
         yield Server(url, studies)
 
 
@@ -223,12 +223,12 @@ def test_paths_in_names_of_other_endpoints(server: Server) -> None:
     assert answer.status_code == 400 and "params is not JSON" in answer.json()["detail"]
 
 
-def temporary_files() -> set[str]:
-    return {p.name for p in Path(tempfile.gettempdir()).glob("tmp*")}
+def temporary_files(server: Server) -> set[str]:
+    return {p.name for p in (server.studies.parent / "tmp").glob("tmp*")}
 
 
 def test_uploads_are_processed_and_removed(server: Server, tmp_path: Path) -> None:
-    before = temporary_files()
+    before = temporary_files(server)
     file, params = server.client.infer("lesion_mask", "", SLICER, file=str(server.studies / "flipped.nii.gz"))
     assert nrrd.read(file)[0].shape == GRIDS["flipped"][0]
     with pytest.raises(MONAILabelClientException, match="be read as an image"):
@@ -237,7 +237,7 @@ def test_uploads_are_processed_and_removed(server: Server, tmp_path: Path) -> No
     file, _ = server.client.infer("lesion_mask", "", SLICER, session_id=session)
     assert nrrd.read(file)[0].shape == GRIDS["plain"][0]
     server.delete(f"/session/{session}")
-    assert temporary_files() <= before
+    assert temporary_files(server) <= before
 
 
 def test_too_large_an_upload_is_refused_but_read_to_its_end(server: Server) -> None:
