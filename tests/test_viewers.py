@@ -311,6 +311,21 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
         requests.get(f"http://127.0.0.1:{port}/info/", timeout=10)
 
 
+def test_orthanc_answers_the_label_server_alone(site: Site) -> None:
+    for method, path in (
+        ("GET", "system"),
+        ("GET", "dicom-web/studies"),
+        ("POST", "tools/shutdown"),
+        ("DELETE", "patients/x"),
+    ):
+        assert requests.request(method, f"http://127.0.0.1:{site.port}/{path}", timeout=10).status_code == 401
+    found = site.get("proxy/dicom/qido/studies?PatientID=HEALTHY&includefield=PatientName").json()
+    assert [study["00100020"]["Value"] for study in found] == [["HEALTHY"]]
+    assert site.get("proxy/dicom/qido/studies?PatientID=NOBODY").json() == []
+    config = site.folder / "orthanc" / "orthanc.json"
+    assert config.stat().st_mode & 0o77 == 0 and LOGIN["MONAI_LABEL_DICOMWEB_PASSWORD"] in config.read_text()
+
+
 def test_ohif_draws_the_mask_and_the_graded_map_where_they_are(site: Site, page: Page) -> None:
     page.goto(ohif_url(site.server, site.study))
     page.get_by_text("Confirm and Hide").click()
