@@ -115,7 +115,7 @@ class VolumeDataset(IterableDataset):
                 self.report.failed(item, error)
                 continue
             self.report.begin(item, time.perf_counter() - start)
-            yield {k: data[k] for k in ("image", "brain", "input_image")}
+            yield {k: data[k] for k in ("image", "input_brain", "input_image")}
 
 
 class Report:
