@@ -19,6 +19,7 @@ from monai.data import MetaTensor
 from scripts.bundle import bundle_root, declared, load_weights, weights_digest
 from scripts.inference import description, save_nifti
 from scripts.inferer import CounterfactualInferer
+from scripts.postprocessing import NOT_ASSESSED
 from synthetic import GRIDS, write_head
 
 TINY: dict[str, Any] = {
@@ -118,6 +119,26 @@ def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[s
     assert [int(r["slice"]) for r in slices] == [s["slice"] for s in volumes["plain"]["slices"]]
 
 
+def test_brain_beyond_the_networks_field_is_counted_as_not_assessed(tmp_path: Path, weights: dict[str, str]) -> None:
+    """A head of 1.6 times the size: what lies beside the field is 2 in the mask, NaN in the map, and in the summary."""
+    item = write_head(tmp_path)
+    for path in (item["image"], item["brain"]):
+        volume = nib.load(path)
+        nib.save(nib.Nifti1Image(volume.dataobj, np.diag([4.0, 4.0, 5.0, 1.0]), volume.header), path)
+    brain = np.asarray(nib.load(item["brain"]).dataobj) > 0
+    assert run(weights, input=datalist(tmp_path, [item]), output_dir=str(tmp_path / "out")) == 0
+    mask, a = (
+        np.asarray(nib.load(tmp_path / "out" / "flair" / f"{n}.nii.gz").dataobj) for n in ("pred", "anomaly_map")
+    )
+    np.testing.assert_array_equal(np.isnan(a), mask == NOT_ASSESSED)
+    # the field has 173 mm, that is 43 of 64 columns of 4 mm; the brain has 54 in the middle slices
+    columns = np.flatnonzero((brain & (mask != NOT_ASSESSED)).any(axis=(1, 2)))
+    assert (columns[0], columns[-1]) == (11, 53) and brain[5:11].any()
+    assert (mask[:11][brain[:11]] == NOT_ASSESSED).all() and (mask[54:][brain[54:]] == NOT_ASSESSED).all()
+    [volume] = json.loads((tmp_path / "out" / "summary.json").read_text())["volumes"]
+    assert volume["not_assessed_ml"] == pytest.approx((mask == NOT_ASSESSED).sum() * 4 * 4 * 5 / 1000)
+
+
 def test_same_input_same_output_bit_for_bit(tmp_path: Path, weights: dict[str, str]) -> None:
     source = datalist(tmp_path, [write_head(tmp_path)])
     for name in ("a", "b"):
@@ -157,9 +178,13 @@ def test_weights_that_do_not_fit(tmp_path: Path, weights: dict[str, str]) -> Non
         ("noise_level", 0, "noise_level must be above 0 and below 1000, got 0"),
         ("num_inference_steps", 501, "num_inference_steps must be from 1 to the noise_level, 500, got 501"),
         ("threshold", 0, "threshold must be above 0"),
+        ("threshold", 99, "threshold must be above 0 and at most 2, got 99"),
+        ("threshold", "0.3", "threshold must be a number, above 0 and at most 2, got '0.3'"),
+        ("guidance_scale", 1e30, "guidance_scale must be from 0 to 1000, got 1e+30"),
+        ("guidance_scale", float("nan"), "guidance_scale must be from 0 to 1000, got nan"),
     ],
 )
-def test_options_out_of_range(option: str, value: int, message: str, tmp_path: Path, weights: dict[str, str]) -> None:
+def test_options_out_of_range(option: str, value: Any, message: str, tmp_path: Path, weights: dict[str, str]) -> None:
     overrides = {"displayable_configs#noise_level": 500, f"displayable_configs#{option}": value}
     with pytest.raises(RuntimeError) as error:
         run(weights, input=write_head(tmp_path)["image"], output_dir=str(tmp_path / "out"), **overrides)

@@ -25,7 +25,8 @@ from monai.transforms import Compose
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
-from .preprocessing import assessed_slices, slice_numbers
+from .geometry import slice_numbers
+from .preprocessing import assessed_slices
 
 logger = logging.getLogger(__name__)
 

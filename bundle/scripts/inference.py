@@ -74,7 +74,7 @@ class VolumeDataset(IterableDataset):
                 continue
             warnings = [*item.get("warnings", []), *data.get("warnings", [])]
             self.report.begin(item, time.perf_counter() - start, warnings)
-            yield {k: data[k] for k in ("image", "brain", "input_image")}
+            yield {k: data[k] for k in ("image", "input_brain", "input_image")}
 
 
 class Report:
