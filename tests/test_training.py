@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -671,8 +670,8 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
         (tmp_path / config / "run.json").write_text(json.dumps({"settings": teacher}))
     manifest = models / "weights.json"
     manifest.write_text(json.dumps({"student": digests, "threshold": {"values": [0.3], **digests}}))
-    report = partial(Report, str(tmp_path / "out"), {"threshold": 0.3}, manifest=str(manifest))
-    assert not_together(manifest, digests, 0.3) == report({}).warnings == []
+    report = Report([], str(tmp_path / "out"), {"threshold": 0.3}, {}, {}, manifest=str(manifest))
+    assert not_together(manifest, digests, 0.3) == report.warnings == []
     with pytest.raises(SystemExit, match="model.pt: no weights there"):
         publishing(bundle, "train", tmp_path / "nowhere")
     publishing(bundle, "train", tmp_path / "train")
@@ -884,12 +883,19 @@ def test_a_compiled_training_writes_the_same_kind_of_weights(tmp_path: Path) -> 
     network.load_state_dict(torch.load(tmp_path / "run" / "model.pt", weights_only=True))
 
 
-def test_classifier_trains_and_is_validated_at_several_noise_levels(tmp_path: Path) -> None:
-    output = one_epoch("train_classifier", tmp_path)
+def test_classifier_is_validated_at_several_noise_levels(tmp_path: Path) -> None:
+    """One that calls every slice diseased, and learns nothing: right in 7 of the 11 slices, and it ranks none above another."""
+    network = ConfigParser({"network_def": TINY_NETS["train_classifier"]}).get_parsed_content("network_def")
+    state = {name: torch.zeros_like(values) for name, values in network.state_dict().items()}
+    state[[name for name in state if name.endswith("bias")][-1]][1] = 1.0
+    torch.save(state, tmp_path / "given.pt")
+    output = one_epoch("train_classifier", tmp_path, initial_weights=str(tmp_path / "given.pt"), learning_rate=0.0)
     for level in (0, 250, 500, 750):
-        auroc = float(re.findall(rf"val_auroc_t{level}: ([\d.]+)", output)[0])
-        accuracy = float(re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output)[0])
-        assert 0 <= auroc <= 1 and 0 <= accuracy <= 1
+        assert re.findall(rf"val_auroc_t{level}: ([\d.]+)", output) == ["0.5000"]
+        assert re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output) == ["0.6364"]
+    assert float(re.findall(r"val_loss: ([\d.]+)", output)[0]) == pytest.approx(
+        (7 * math.log(1 + math.exp(-1)) + 4 * math.log(1 + math.e)) / 11, abs=1e-3
+    )
     assert re.search(r"waiting for data: [\d.]+ % of the time", output)
     assert (tmp_path / "run" / "model.pt").exists()
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
@@ -908,6 +914,6 @@ def test_a_student_learns_from_the_diffusion_model(tmp_path: Path) -> None:
     small = {"teacher#inferer": {"_target_": "scripts.bundle.declared", "name": "inferer", **teacher}}
     output = one_epoch("train_student", tmp_path, max_minutes=60, **small)
     assert re.search(r"lesion is what is above 0\.\d+ in the maps", output)
-    assert float(re.findall(r"val_loss: ([\d.]+)", output)[0]) > 0
+    assert re.search(r"val_loss: \d", output)
     student = declared("student_def", **{"student_def#features": [4] * 6})
     student.load_state_dict(torch.load(tmp_path / "run" / "model.pt", weights_only=True))

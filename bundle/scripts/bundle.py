@@ -10,6 +10,7 @@ import shutil
 import sysconfig
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def bundle_root() -> str:
     return str(Path(__file__).resolve().parent.parent)
 
 
-def version() -> str:
-    """Of this bundle."""
+def bundle_version() -> str:
+    """The version that ``configs/metadata.json`` states."""
     return str(json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text("utf-8"))["version"])
 
 
@@ -212,3 +213,27 @@ def _load(network: torch.nn.Module, path: str) -> None:
             f"{path}: its weights don't fit the {type(network).__name__} that the config declares "
             f"({len(lines) - 1} differences, the first: {lines[min(1, len(lines) - 1)].strip()})."
         ) from error
+
+
+def check_number(
+    name: str, value: Any, lowest: float, highest: float, allowed: str | None = None, whole: bool = False
+) -> None:
+    """Refuse an option that is no number, NaN, infinite or out of its range.
+
+    Args:
+        name: of the option.
+        value: what was given.
+        lowest: allowed.
+        highest: allowed.
+        allowed: the range in words; by default these two.
+        whole: only whole numbers.
+
+    Raises:
+        ValueError: it names the option, what is allowed and what was given.
+    """
+    allowed = allowed or f"from {lowest:g} to {highest:g}"
+    kind: Any = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, {allowed}, got {value!r}.")
+    if not lowest <= value <= highest:  # NaN is neither
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")

@@ -34,8 +34,9 @@ from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from . import preprocessing as _preprocessing
-from .bundle import default_device, fastest_precision, version
-from .preprocessing import assessed_slices, slice_numbers
+from .bundle import bundle_version, default_device, fastest_precision
+from .geometry import slice_numbers
+from .preprocessing import assessed_slices
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def fingerprint(items: Any, preprocessing: Compose) -> str:
             the precision that the brain extraction takes on this machine.
     """
     code = hashlib.sha256(Path(_preprocessing.__file__).read_bytes()).hexdigest()
-    made_by = [version(), monai.__version__, code, fastest_precision(default_device())]
+    made_by = [bundle_version(), monai.__version__, code, fastest_precision(default_device())]
     return json_digest([_identified(items), settings_of(getattr(preprocessing, "transforms", preprocessing)), made_by])
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import DISEASED
-from .bundle import version, weights_digest
+from .bundle import bundle_version, weights_digest
 from .data import SliceDataset, augmented, exclusive, settings_of
 from .inferer import CPU_BATCH, CounterfactualInferer
 from .postprocessing import anomaly_map
@@ -80,7 +80,7 @@ class PseudoLabels(Dataset):
         self.teacher = {"network": weights_digest(network), "classifier": weights_digest(inferer.classifier)}
         device = next(network.parameters()).device
         settings = (polarity, median_size, inferer.settings, "filled", *self.teacher.values())
-        state = repr((slices.digest, *settings, settings_of(inferer.alphas_cumprod), version(), device.type))
+        state = repr((slices.digest, *settings, settings_of(inferer.alphas_cumprod), bundle_version(), device.type))
         self.digest = hashlib.sha256(state.encode()).hexdigest()[:16]
         path = Path(cache_dir) / f"maps-{self.digest}.f16"
         shape = (1, *slices[0]["image"].shape[1:])

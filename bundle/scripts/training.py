@@ -26,7 +26,7 @@ from monai.engines.utils import IterationEvents, PrepareBatch
 from monai.inferers import DiffusionInferer, SimpleInferer
 from monai.utils import convert_to_tensor
 
-from .bundle import MANIFEST, autocast, load_weights, read_manifest, replace_weights, version, weights_digest
+from .bundle import MANIFEST, autocast, bundle_version, load_weights, read_manifest, replace_weights, weights_digest
 from .data import json_digest, settings_of
 from .reporting import write
 
@@ -249,7 +249,7 @@ class ResumableCheckpoint:
         self._log.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log)
         self._catch_signals(engine)
-        versions = {"bundle": version(), "monai": monai.__version__, "torch": torch.__version__}
+        versions = {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__}
         write(self.folder / RUN, json.dumps({"settings": self.settings, "versions": versions}, indent=2).encode())
         self._saved_at = time.monotonic()
         if self.path.is_file():

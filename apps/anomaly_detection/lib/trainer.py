@@ -93,8 +93,8 @@ def mask_labels(image: str, mask: str) -> list[int]:
     Raises:
         ValueError: a file can't be read, the mask lies on another grid, or holds other values than 0, 1 and 2.
     """
+    from scripts.geometry import slice_numbers
     from scripts.postprocessing import LESION, NOT_ASSESSED
-    from scripts.preprocessing import slice_numbers
 
     volume, marks = axial_volume(image), axial_volume(mask)
     if marks.shape != (1, *volume.shape[1:]) or not np.allclose(marks.affine, volume.affine, atol=1e-3):
