@@ -279,6 +279,47 @@ def test_a_series_that_cannot_be_used_is_named(
         read_series(paths[0].parent)
 
 
+def move(paths: list[Path], offsets: Any) -> None:
+    """Shift slices, by mm along rows, columns and normal: ``(slices, 3)``."""
+    for path, offset in zip(paths, offsets, strict=True):
+        dataset = pydicom.dcmread(path)
+        row, column = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
+        shift = np.asarray(offset) @ np.stack([row, column, np.cross(row, column)])
+        place = np.array(dataset.ImagePositionPatient, float) + shift
+        change(path, "ImagePositionPatient", [f"{v:.4f}" for v in place])
+
+
+# slices of the oblique series lie 4.7 mm apart, its pixels measure 1.1 by 0.9 mm
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p[1].unlink(), r"d/FLAIR: 1 missing image\(s\) between instance numbers 1 and 3\. Only evenly"),
+        (lambda p: [p[1].unlink(), p[2].unlink()], r"uneven spacing, from 4\.70 to 14\.10 mm"),
+        (lambda p: move(p, [(0, 0, z) for z in (0, 0, 0, 2, 4)]), r"uneven spacing, from 4\.70 to 6\.70 mm"),
+        (lambda p: move(p, [(0, 4.7 * k * np.tan(np.deg2rad(15)), 0) for k in range(5)]), r"tilt of 15\.0 degrees"),
+        (
+            lambda p: move(p, [(0, 0, 0), (0, 0, 0), (3, 0, 0), (0, 0, 0), (0, 0, 0)]),
+            r"shifted sideways by up to 3\.0 mm",
+        ),
+        (lambda p: move(p, [(0, 0, 0), (0, 0, 0.3), (0, 0, 0), (0, 0, 0), (0, 0, 0)]), r"uneven spacing"),
+    ],
+    ids=["one missing", "two missing", "varying", "tilt", "one shifted", "over the tolerance"],
+)
+def test_slices_that_are_not_evenly_stacked_are_refused(
+    spoil: Callable[[list[Path]], Any], message: str, tmp_path: Path
+) -> None:
+    paths = write_series(tmp_path / "d")
+    spoil(paths)
+    with pytest.raises(ValueError, match=message):
+        read_series(paths[0].parent)
+
+
+def test_positions_that_are_rounded_are_even(tmp_path: Path) -> None:
+    paths = write_series(tmp_path)
+    move(paths, [(0, 0.02, 0), (0.03, 0, 0.1), (0, 0, 0), (0, 0.01, -0.1), (0.02, 0, 0)])
+    assert len(read_series(paths[0].parent)) == 5
+
+
 def test_a_single_slice_without_any_thickness_is_named(tmp_path: Path) -> None:
     (path,) = write_series(tmp_path, "one slice")
     drop(path, "SliceThickness", "SpacingBetweenSlices")

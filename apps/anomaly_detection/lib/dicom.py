@@ -194,7 +194,8 @@ def read_series(folder: str | Path) -> list[pydicom.Dataset]:
 
     Raises:
         ValueError: no file, a file that isn't DICOM or is broken, not a single-frame image, several series, slices of
-            several shapes or orientations, two slices at one position. The message names the file.
+            several shapes or orientations, two slices at one position, slices that are not evenly spaced along their
+            normal (a missing image, a gantry tilt). The message names the file or what was found.
 
     Source: PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation).
     """
@@ -219,6 +220,7 @@ def read_series(folder: str | Path) -> list[pydicom.Dataset]:
     if len(gaps) and gaps.min() < 1e-3:
         a, b = series[int(gaps.argmin())], series[int(gaps.argmin()) + 1]
         raise ValueError(f"{b.filename}: lies at the position of {Path(a.filename).name}; give one volume a series.")
+    _check_even(series)
     for dataset in series:
         for keyword in _TYPE_2:
             if keyword not in dataset:
@@ -229,6 +231,20 @@ def read_series(folder: str | Path) -> list[pydicom.Dataset]:
                 raise ValueError(f"{dataset.filename}: is a single slice without Slice Thickness; set it.")
             dataset.SliceThickness = _ds(distance)
     return series
+
+
+def check_on_series(series: Sequence[pydicom.Dataset], shape: Sequence[int], affine: NDArray[np.floating]) -> None:
+    """See to it that what is found in a volume can be written for a series.
+
+    Args:
+        series: as `read_series` gives it.
+        shape: of the volume, ``(X, Y, Z)``.
+        affine: ``(4, 4)`` from its indices to mm, RAS as in NIfTI.
+
+    Raises:
+        ValueError: the volume doesn't lie on the series' grid, within `TOLERANCE` of a voxel.
+    """
+    _on_series(series, np.empty(tuple(shape), dtype=bool), affine)
 
 
 def segmentation(
@@ -470,6 +486,49 @@ def _position(dataset: pydicom.Dataset) -> NDArray[np.float64]:
     return np.array(dataset.ImagePositionPatient, dtype=np.float64)
 
 
+def _check_even(series: Sequence[pydicom.Dataset]) -> None:
+    """See to it that sorted slices lie one step apart along their normal.
+
+    Raises:
+        ValueError: one is off by more than `TOLERANCE` of a step or of a pixel; the message says what is wrong.
+    """
+    if len(series) < 2:
+        return
+    first = series[0]
+    row, column = _orientation(first)
+    axes = np.stack([row, column, np.cross(row, column)])
+    # mm along rows, columns and the normal, from the first slice
+    offsets = np.stack([_position(d) - _position(first) for d in series]) @ axes.T
+    heights, number = offsets[:, 2], np.arange(len(series))
+    step = heights[-1] / (len(series) - 1)
+    pixel = np.array([float(first.PixelSpacing[1]), float(first.PixelSpacing[0])])
+    wrong = []
+    if (np.abs(offsets[:, :2]) > TOLERANCE * pixel).any():
+        shift = offsets[-1, :2] / heights[-1]
+        straight = (np.abs(offsets[:, :2] - heights[:, None] * shift) <= TOLERANCE * pixel).all()
+        wrong.append(
+            f"a gantry tilt of {np.degrees(np.arctan(np.linalg.norm(shift))):.1f} degrees"
+            if straight
+            else f"slices shifted sideways by up to {np.linalg.norm(offsets[:, :2], axis=1).max():.1f} mm"
+        )
+    if (np.abs(heights - number * step) > TOLERANCE * step).any():
+        gaps = np.diff(heights)
+        steps = gaps / np.median(gaps)
+        if (np.abs(steps - np.rint(steps)) < 2 * TOLERANCE).all() and np.rint(steps).max() > 1:
+            wrong += [
+                f"{round(steps[k]) - 1} missing image(s) between instance numbers "
+                f"{series[k].get('InstanceNumber')} and {series[k + 1].get('InstanceNumber')}"
+                for k in np.flatnonzero(np.rint(steps) > 1)
+            ]
+        else:
+            wrong.append(f"uneven spacing, from {gaps.min():.2f} to {gaps.max():.2f} mm")
+    if wrong:
+        raise ValueError(
+            f"{Path(first.filename).parent}: {'; '.join(wrong)}. Only evenly spaced slices, perpendicular to the axis "
+            "they are stacked along, can be worked on; fetch what is missing or resample the series first."
+        )
+
+
 def _on_series(
     series: Sequence[pydicom.Dataset], array: NDArray[np.generic], affine: NDArray[np.floating]
 ) -> NDArray[np.generic]:
@@ -520,6 +579,7 @@ __all__ = [
     "AUTOMATIC_LABEL",
     "NOT_ASSESSED",
     "REVIEWED_LABEL",
+    "check_on_series",
     "parametric_map",
     "read_series",
     "segmentation",

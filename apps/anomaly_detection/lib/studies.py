@@ -32,7 +32,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 from pydicom.dataset import Dataset
 from retrying import RetryError
 
-from lib.dicom import AUTOMATIC_LABEL, parametric_map, read_series, segmentation, store
+from lib.dicom import AUTOMATIC_LABEL, check_on_series, parametric_map, read_series, segmentation, store
 
 logger = logging.getLogger(__name__)
 
@@ -890,13 +890,7 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
                     MONAILabelError.SERVER_ERROR,
                     f"{image_id}: {len(instances)} of {expected} instances came from {self._client.base_url}; try again.",
                 )
-            try:
-                read_series(fetched)
-                nifti = dicom_to_nifti(str(fetched))
-            except Exception as error:
-                raise MONAILabelException(
-                    MONAILabelError.INVALID_INPUT, f"Series {image_id} can't be read as a volume: {error}"
-                ) from error
+            nifti = self._volume_of(image_id, fetched)
             try:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(fetched, folder)
@@ -906,6 +900,26 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
             finally:
                 os.unlink(nifti)
         return str(path.resolve())
+
+    def _volume_of(self, image_id: str, folder: Path) -> str:
+        """The path of a new NIfTI of fetched images, on whose grid objects can be written for them.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, they are no volume; the message says why.
+        """
+        nifti = None
+        try:
+            series = read_series(folder)
+            nifti = dicom_to_nifti(str(folder))
+            check_on_series(series, *grid_of(nifti))
+        except Exception as error:
+            if nifti:
+                os.unlink(nifti)
+            message = str(error).replace(f"{folder}{os.sep}", "").removeprefix(f"{folder}: ")
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"Series {image_id} can't be read as a volume: {message}"
+            ) from error
+        return str(nifti)
 
     def _sequences(self, image_id: str) -> dict[str, str]:
         from scripts.sequences import sequence_of
