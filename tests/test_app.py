@@ -465,7 +465,7 @@ class Archive:
                 found.append(series.to_json_dict())
         return found
 
-    def retrieve_series(self, study: str, uid: str) -> list[Dataset]:
+    def retrieve_series(self, study: str, uid: str, media_types: Any) -> list[Dataset]:
         # what is there is no image
         instance = Dataset()
         instance.SOPInstanceUID, instance.SOPClassUID = f"{uid}.1", "1.2.840.10008.5.1.4.1.1.4"

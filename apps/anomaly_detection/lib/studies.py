@@ -59,6 +59,8 @@ OTHER_FORMATS = (
     ".png",
     ".tif",
 )
+_FINAL_OF = "final-of-"
+"""Begins the tag of a reader's label of a series that had other images then."""
 STAMP = "stamp"
 """Key in a label's info: size and time of change (ns) of the file that was found to be whole."""
 
@@ -212,6 +214,11 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
             f"or their affines differ; save it on the image's grid."
         )
     return result.astype(np.uint8)
+
+
+def _instances(folder: Path) -> set[str]:
+    """The SOPInstanceUIDs of the images in a folder; none where it is not there."""
+    return {path.name.removesuffix(".dcm") for path in folder.glob("*.dcm")}
 
 
 def _as_json(value: Any) -> str:
@@ -863,10 +870,8 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
 
     def get_image_uri(self, image_id: str) -> str:
         plain(image_id, "image id")
-        known = self._datastore.objects.get(image_id)
-        folder = Path(self._datastore.image_path()) / image_id
         path = Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
-        if known and path.is_file() and folder.is_dir():
+        if self._is_fetched(image_id) and self._is_complete(image_id):
             return str(path.resolve())
         series = self._one_series(image_id)
         modality, wanted = str(series.get("Modality", "")), self._search_filter.get("Modality")
@@ -880,7 +885,10 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
             fetched = Path(partial) / "series"
             fetched.mkdir()
             with self._answering():
-                instances = self._client.retrieve_series(str(series.StudyInstanceUID), image_id)
+                # as they are stored: not every server can decompress
+                instances = self._client.retrieve_series(
+                    str(series.StudyInstanceUID), image_id, media_types=(("application/dicom", "*"),)
+                )
             for instance in instances:
                 instance.save_as(fetched / f"{plain(str(instance.SOPInstanceUID), 'SOPInstanceUID')}.dcm")
             if not instances and not expected:
@@ -892,14 +900,85 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
                 )
             nifti = self._volume_of(image_id, fetched)
             try:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(fetched, folder)
                 info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}
                 info |= {k: str(series.get(k, "")) for k in ("StudyInstanceUID", "SeriesDescription", "RetrieveURL")}
-                self.add_image(image_id, nifti, {**info, "SeriesInstanceUID": image_id})
+                self._take_in(image_id, fetched, nifti, {**info, "SeriesInstanceUID": image_id})
             finally:
                 os.unlink(nifti)
         return str(path.resolve())
+
+    def _folder_of(self, image_id: str) -> Path:
+        """Where the images of a series are, each named by its SOPInstanceUID."""
+        return Path(self._datastore.image_path()) / image_id
+
+    def _is_fetched(self, image_id: str) -> bool:
+        folder = self._folder_of(image_id)
+        return (
+            image_id in self._datastore.objects and folder.is_dir() and folder.with_name(f"{image_id}.nii.gz").is_file()
+        )
+
+    def _is_complete(self, image_id: str) -> bool:
+        """Whether a series that was fetched has the same images on the server; while that can't be told, it is used."""
+        study = self._datastore.objects[image_id].image.info.get("StudyInstanceUID")
+        try:
+            with self._answering():
+                rows = self._client.search_for_instances(study, image_id, fields=["SOPInstanceUID"])
+        except MONAILabelException as error:
+            logger.warning(
+                "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
+            )
+            return True
+        there = {str(Dataset.from_json(row).SOPInstanceUID) for row in rows}
+        return there == _instances(self._folder_of(image_id))
+
+    @_exclusive
+    def _take_in(self, image_id: str, fetched: Path, nifti: str, info: Mapping[str, Any]) -> None:
+        """Put fetched images in the place of those of before.
+
+        If they are not the same, results of those go, and a reader's label is kept under a tag that says of what it is.
+
+        Args:
+            image_id: of the series.
+            fetched: folder of the images; it is moved.
+            nifti: the volume that they make.
+            info: on the series.
+        """
+        folder = self._folder_of(image_id)
+        known = self._datastore.objects.get(image_id) or ImageLabelModel(image=DataModel(info={}))
+        before = _instances(folder)
+        changed = bool(before or known.labels) and before != _instances(fetched)
+        name = f"{image_id}.nii.gz"
+        writers = {folder.with_name(name): lambda part: shutil.copyfile(nifti, part)}
+        kept, gone = dict(known.labels), {}
+        old_info = dict(known.image.info)
+        if changed:
+            for key in (SCORE, "p_diseased", "stored", "dice"):
+                old_info.pop(key, None)
+            gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(_FINAL_OF)}
+            kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
+            if FINAL in gone:
+                tag, label = f"{_FINAL_OF}{len(before)}-images", gone[FINAL]
+                source = self._place(image_id, FINAL, name)
+                writers[self._place(image_id, tag, name)] = lambda part: shutil.copyfile(source, part)
+                kept[tag] = label
+            logger.warning(
+                "%s: has other images than before (%d then, %d now) and was fetched again. Results of before are gone%s.",
+                image_id,
+                len(before),
+                len(_instances(fetched)),
+                f"; the reader's label is kept under the tag {tag!r}" if FINAL in gone else "",
+            )
+
+        def change(parts: Mapping[Path, Path]) -> None:
+            image = DataModel(info={**old_info, **info, "ts": int(time.time()), "name": name}, ext=".nii.gz")
+            self._datastore.objects[image_id] = ImageLabelModel(image=image, labels=kept)
+
+        self._replace(writers, change)
+        for tag, label in gone.items():
+            (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
+        # last: while the folder holds other images than the server, all this is done again
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(fetched, folder)
 
     def _volume_of(self, image_id: str, folder: Path) -> str:
         """The path of a new NIfTI of fetched images, on whose grid objects can be written for them.
@@ -907,7 +986,7 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         Raises:
             MONAILabelException: INVALID_INPUT, they are no volume; the message says why.
         """
-        nifti = None
+        series, nifti = [], None
         try:
             series = read_series(folder)
             nifti = dicom_to_nifti(str(folder))
@@ -916,6 +995,10 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
             if nifti:
                 os.unlink(nifti)
             message = str(error).replace(f"{folder}{os.sep}", "").removeprefix(f"{folder}: ")
+            compressed = {d.file_meta.TransferSyntaxUID for d in series} if series and not nifti else set()
+            names = sorted(str(uid.name) for uid in compressed if uid.is_compressed)
+            if names:
+                message = f"its transfer syntax {', '.join(names)} can't be decoded; let the server send another one."
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT, f"Series {image_id} can't be read as a volume: {message}"
             ) from error
@@ -935,9 +1018,10 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         return found
 
     def series(self, image_id: str) -> list[Dataset]:
-        """The instances of a series, in order; it is fetched if need be."""
-        self.get_image_uri(image_id)
-        return read_series(Path(self._datastore.image_path()) / image_id)
+        """The instances of a series, in order, as `get_image_uri` fetched them before."""
+        if not self._is_fetched(image_id):
+            self.get_image_uri(image_id)
+        return read_series(self._folder_of(image_id))
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""

@@ -1,0 +1,211 @@
+"""Studies on a DICOMweb server: what is fetched, what is listed, what goes back; with a server that is stood in for."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import requests
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
+
+from lib.dicom import series_from_nifti
+from lib.studies import FINAL, SCORE, DICOMwebStudies
+
+GRID = (7, 6, 8)
+AFFINE = np.diag([-2.0, -3.0, 5.0, 1.0])
+
+
+def make_series(folder: Path, description: str = "AX FLAIR", **keywords: Any) -> list[Dataset]:
+    folder.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(0).integers(0, 1000, GRID, dtype=np.int16)
+    nib.save(nib.Nifti1Image(array, AFFINE), folder / "volume.nii.gz")
+    keywords = {"patient_id": "P", "patient_name": "A^B", **keywords}
+    paths = series_from_nifti(folder / "volume.nii.gz", folder / "dicom", series_description=description, **keywords)
+    return [pydicom.dcmread(path) for path in paths]
+
+
+class Archive:
+    """A DICOMweb server that answers with what it holds, and counts what it is asked."""
+
+    base_url = "http://archive.example/dicom-web"
+
+    def __init__(self, *instances: Dataset) -> None:
+        self.instances = list(instances)
+        self.asked: Counter[str] = Counter()
+        self.away = False
+
+    def _ask(self, what: str) -> None:
+        self.asked[what] += 1
+        if self.away:
+            raise requests.ConnectionError("nobody listens")
+
+    def search_for_series(self, search_filters: dict[str, str], fields: list[str]) -> list[dict[str, Any]]:
+        self._ask("series")
+        rows = {}
+        for instance in self.instances:
+            row = Dataset()
+            for key in ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "ProtocolName"):
+                setattr(row, key, instance.get(key, ""))
+            row.NumberOfSeriesRelatedInstances = sum(
+                i.SeriesInstanceUID == row.SeriesInstanceUID for i in self.instances
+            )
+            if all(str(row[key].value) == value for key, value in search_filters.items()):
+                rows[row.SeriesInstanceUID] = row.to_json_dict()
+        return list(rows.values())
+
+    def search_for_instances(self, study: str, series: str, fields: list[str]) -> list[dict[str, Any]]:
+        self._ask("instances")
+        found = []
+        for instance in self.instances:
+            if (instance.StudyInstanceUID, instance.SeriesInstanceUID) == (study, series):
+                row = Dataset()
+                row.SOPInstanceUID = instance.SOPInstanceUID
+                found.append(row.to_json_dict())
+        return found
+
+    def retrieve_series(self, study: str, series: str, media_types: Any) -> list[Dataset]:
+        self._ask("retrieve")
+        assert media_types == (("application/dicom", "*"),)
+        return [i for i in self.instances if i.SeriesInstanceUID == series]
+
+    def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
+        self._ask("metadata")
+        return [i.to_json_dict() for i in self.instances if i.SeriesInstanceUID == series]
+
+    def store_instances(self, datasets: list[Dataset]) -> Dataset:
+        self._ask("store")
+        self.instances += datasets
+        answer = Dataset()
+        answer.ReferencedSOPSequence = [Dataset() for _ in datasets]
+        for item, dataset in zip(answer.ReferencedSOPSequence, datasets, strict=True):
+            item.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+        return answer
+
+
+def studies_on(archive: Archive, folder: Path) -> DICOMwebStudies:
+    studies = DICOMwebStudies(client=archive, search_filter={"Modality": "MR"}, cache_path=str(folder))
+    studies.sequence, studies.version = "FLAIR", "1"
+    return studies
+
+
+def write_mask(path: Path, image: str, value: int = 1) -> str:
+    source = nib.load(image)
+    mask = np.zeros(source.shape, np.uint8)
+    mask[2:4, 1:3, 1] = value
+    nib.save(nib.Nifti1Image(mask, source.affine), path)
+    return str(path)
+
+
+# -- what is fetched
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> tuple[Archive, DICOMwebStudies, str, list[Dataset]]:
+    """A series of eight images of which four have arrived and were worked on and read."""
+    images = make_series(tmp_path / "series")
+    archive = Archive(*images[4:])
+    studies = studies_on(archive, tmp_path / "cache")
+    uid = str(images[0].SeriesInstanceUID)
+    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+    assert nib.load(studies.get_image_uri(uid)).shape == (7, 6, 4)
+    studies.save_label(uid, mask, FINAL, {})
+    made_with = {"options": {}, "weights": "w", "version": "1"}
+    params = {"score": 0.5, "p_diseased": 0.9, **made_with}
+    studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, params)
+    studies.update_image_info(uid, {"dice": 0.5, "image_label": 1})
+    return archive, studies, uid, images
+
+
+def test_a_series_that_was_fetched_while_it_arrived_is_fetched_whole_later(half: Any, tmp_path: Path) -> None:
+    archive, studies, uid, images = half
+    archive.instances += images[:4]
+    image = nib.load(studies.get_image_uri(uid))
+    assert image.shape == GRID
+    # the first slices have come, so that the volume begins elsewhere
+    np.testing.assert_allclose(image.affine, AFFINE)
+    assert len(studies.series(uid)) == 8
+    # what was made of four images is not shown on eight
+    info = studies.get_image_info(uid)
+    assert not {SCORE, "p_diseased", "stored", "dice"} & set(info) and info["image_label"] == 1
+    assert not [p for tag in (FINAL, "original", "anomaly_map") for p in (tmp_path / "cache").rglob(f"{tag}/*.nii.gz")]
+    assert not studies.get_label_uri(uid, "original")
+    # but what a reader drew is kept
+    kept = studies.get_label_uri(uid, "final-of-4-images")
+    assert nib.load(kept).shape == (7, 6, 4) and np.asarray(nib.load(kept).dataobj).sum() == 4
+    # and stays when one more comes
+    archive.instances.remove(images[0])
+    assert nib.load(studies.get_image_uri(uid)).shape == (7, 6, 7)
+    assert studies.get_label_uri(uid, "final-of-4-images") == kept and Path(kept).is_file()
+
+
+def test_a_series_that_is_the_same_is_not_fetched_again(half: Any) -> None:
+    archive, studies, uid, _ = half
+    before = archive.asked["retrieve"]
+    studies.get_image_uri(uid)
+    assert archive.asked["retrieve"] == before
+    assert studies.get_image_info(uid)[SCORE] == 0.5 and studies.get_label_uri(uid, FINAL)
+
+
+def test_a_series_that_can_no_longer_be_fetched_whole_stays_as_it_was(half: Any) -> None:
+    archive, studies, uid, images = half
+    archive.instances += images[:3]  # one is still on its way
+    with pytest.raises(MONAILabelException, match=r"1 missing image\(s\) between instance numbers 3 and 5"):
+        studies.get_image_uri(uid)
+    assert len(studies.series(uid)) == 4 and studies.get_image_info(uid)[SCORE] == 0.5
+    assert studies.get_label_uri(uid, FINAL)
+    archive.instances.clear()
+    with pytest.raises(ImageNotFoundException):
+        studies.get_image_uri(uid)
+    assert len(studies.series(uid)) == 4
+
+
+def test_while_the_server_is_away_what_was_fetched_is_used(half: Any, caplog: pytest.LogCaptureFixture) -> None:
+    archive, studies, uid, _ = half
+    archive.away = True
+    assert nib.load(studies.get_image_uri(uid)).shape == (7, 6, 4)
+    assert "whether more images have come can't be told" in caplog.text
+
+
+def test_a_volume_off_the_images_grid_is_refused_and_not_kept(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    studies = studies_on(Archive(*images[:3], *images[4:]), tmp_path / "cache")
+    with pytest.raises(MONAILabelException) as refusal:
+        studies.get_image_uri(str(images[0].SeriesInstanceUID))
+    message = refusal.value.msg
+    assert "between instance numbers 3 and 5" in message and str(tmp_path) not in message and ".fetch" not in message
+    assert not list((tmp_path / "cache").rglob("*.dcm")) and not list((tmp_path / "cache").rglob("*.nii.gz"))
+
+
+def jpeg2000(dataset: Dataset, stream: bytes | None = None) -> Dataset:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(dataset.pixel_array).save(buffer, "JPEG2000", irreversible=False, no_jp2=True)
+    dataset.PixelData = encapsulate([stream or buffer.getvalue()])
+    dataset["PixelData"].is_undefined_length, dataset["PixelData"].VR = True, "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    return dataset
+
+
+def test_jpeg_2000_is_decoded(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    archive = Archive(*[jpeg2000(i) for i in images])
+    path = studies_on(archive, tmp_path / "cache").get_image_uri(str(images[0].SeriesInstanceUID))
+    expected = np.asarray(nib.load(tmp_path / "series" / "volume.nii.gz").dataobj)
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), expected)
+
+
+def test_what_cannot_be_decoded_is_refused_by_its_transfer_syntax(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    archive = Archive(*[jpeg2000(i, b"no image at all") for i in images])
+    with pytest.raises(MONAILabelException, match="transfer syntax JPEG 2000 .*Lossless Only.* can't be decoded"):
+        studies_on(archive, tmp_path / "cache").get_image_uri(str(images[0].SeriesInstanceUID))
