@@ -215,6 +215,25 @@ def test_bad_requests(
     assert server.client.info()["models"]
 
 
+def test_an_image_named_as_another_sequence_runs_only_if_that_is_asked_for(server: Server) -> None:
+    other = server.studies / "sub-1_T1w.nii.gz"
+    shutil.copy(server.studies / "plain.nii.gz", other)
+    try:
+        answer = server.post("/infer/lesion_mask", params={"image": "sub-1_T1w", "output": "json"})
+        assert answer.status_code == 400
+        assert "sub-1_T1w is named as T1, the model takes FLAIR." in answer.json()["detail"]
+        assert '"allow_any_image": true' in answer.json()["detail"]
+        _, params = server.client.infer("lesion_mask", "sub-1_T1w", {**SLICER, "allow_any_image": True})
+        warning = "The series is named as T1, the model takes FLAIR."
+        assert warning in params["warnings"] and warning in params["result"]["warnings"]
+        with pytest.raises(MONAILabelClientException, match="allow_any_image must be true or false, got 'yes'"):
+            server.client.infer("lesion_mask", "sub-1_T1w", {**SLICER, "allow_any_image": "yes"})
+        _, params = server.client.infer("lesion_mask", "plain", SLICER)
+        assert not [w for w in params["warnings"] if "named" in w]
+    finally:
+        other.unlink()
+
+
 def test_paths_in_names_of_other_endpoints(server: Server) -> None:
     data = {"file": ("x.nii.gz", b"x")}
     assert server.put("/datastore/image", params={"image": "../evil"}, files=data).status_code == 400

@@ -209,3 +209,83 @@ def test_what_cannot_be_decoded_is_refused_by_its_transfer_syntax(tmp_path: Path
     archive = Archive(*[jpeg2000(i, b"no image at all") for i in images])
     with pytest.raises(MONAILabelException, match="transfer syntax JPEG 2000 .*Lossless Only.* can't be decoded"):
         studies_on(archive, tmp_path / "cache").get_image_uri(str(images[0].SeriesInstanceUID))
+
+
+# -- what is listed
+
+
+def segmentation_series(image: Dataset, *types: str, uid: str) -> Dataset:
+    """What matters of a Segmentation that some software stored for a series."""
+    seg = Dataset()
+    seg.StudyInstanceUID, seg.SeriesInstanceUID, seg.SOPInstanceUID, seg.Modality = (
+        image.StudyInstanceUID,
+        uid,
+        uid,
+        "SEG",
+    )
+    seg.ReferencedSeriesSequence, seg.SegmentSequence = [Dataset()], [Dataset() for _ in types]
+    seg.ReferencedSeriesSequence[0].SeriesInstanceUID = image.SeriesInstanceUID
+    for segment, kind in zip(seg.SegmentSequence, types, strict=True):
+        segment.SegmentAlgorithmType = kind
+    return seg
+
+
+@pytest.mark.parametrize(
+    ("types", "read"),
+    [
+        (["AUTOMATIC"], False),
+        (["AUTOMATIC", "AUTOMATIC"], False),
+        (["MANUAL"], True),
+        (["SEMIAUTOMATIC"], True),
+        (["AUTOMATIC", "SEMIAUTOMATIC"], True),
+        ([], False),
+    ],
+)
+def test_only_a_readers_segmentation_makes_a_study_read(types: list[str], read: bool, tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    studies = studies_on(Archive(*images, segmentation_series(images[0], *types, uid="1.2.9")), tmp_path / "cache")
+    uid = str(images[0].SeriesInstanceUID)
+    assert (studies.get_labeled_images(), studies.get_unlabeled_images()) == (([uid], []) if read else ([], [uid]))
+
+
+def test_each_segmentation_is_asked_for_once_also_after_a_restart(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    uid = str(images[0].SeriesInstanceUID)
+    archive = Archive(*images, *[segmentation_series(images[0], "AUTOMATIC", uid=f"1.2.9.{n}") for n in range(50)])
+    studies = studies_on(archive, tmp_path / "cache")
+    for _ in range(3):
+        assert studies.get_unlabeled_images() == [uid]
+    assert archive.asked == {"series": 6, "metadata": 50}
+    again = studies_on(archive, tmp_path / "cache")
+    assert again.get_unlabeled_images() == [uid] and archive.asked["metadata"] == 50
+    archive.instances.append(segmentation_series(images[0], "MANUAL", uid="1.2.9.99"))
+    assert again.get_labeled_images() == [uid] and archive.asked["metadata"] == 51
+    # a second one in the series of the first
+    archive.instances.append(segmentation_series(images[0], "MANUAL", uid="1.2.9.0"))
+    assert again.get_labeled_images() == [uid] and archive.asked["metadata"] == 52
+    (kept,) = (tmp_path / "cache").rglob("segmentations.json")
+    kept.write_text('{"half')
+    assert again.get_labeled_images() == [uid] and archive.asked["metadata"] == 52 + 51
+
+
+def test_only_series_that_are_named_as_the_models_sequence_or_as_nothing_are_work(tmp_path: Path) -> None:
+    names = {
+        "t2_tirm_tra_dark-fluid": "FLAIR",
+        "AX FLAIR": "FLAIR",
+        "Head": None,
+        "localizer": "localizer",
+        "t1_mprage_sag": "T1",
+        "Ax T1 FLAIR": "T1",
+        "ep2d_diff_ADC": "DWI",
+    }
+    series = {name: make_series(tmp_path / str(n), name)[0] for n, name in enumerate(names)}
+    # one whose description is empty
+    by_protocol = make_series(tmp_path / "protocol", "x")[0]
+    by_protocol.SeriesDescription, by_protocol.ProtocolName = "", "t2_tse_tra"
+    studies = studies_on(Archive(*series.values(), by_protocol), tmp_path / "cache")
+    wanted = {str(series[name].SeriesInstanceUID) for name in ("t2_tirm_tra_dark-fluid", "AX FLAIR", "Head")}
+    assert set(studies.list_images()) == wanted
+    assert studies.named(str(series["t1_mprage_sag"].SeriesInstanceUID)) == "T1"
+    assert studies.named(str(series["Head"].SeriesInstanceUID)) is None
+    assert studies.named(str(by_protocol.SeriesInstanceUID)) == "T2"
+    assert all((studies.named(str(series[n].SeriesInstanceUID)) == "FLAIR") is (s == "FLAIR") for n, s in names.items())

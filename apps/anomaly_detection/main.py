@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle, proceed
-from lib.infer import AnomalyInferTask, write, write_results
+from lib.infer import AnomalyInferTask, allow_any_image, warn, write, write_results
 from lib.server import dicomweb_seconds, environment_on_path, prepare
 from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies, result_tag
 from lib.trainer import FineTune
@@ -128,12 +128,14 @@ class AnomalyDetection(MONAILabelApp):
         datastore = datastore or self.datastore()
         image = str(request.get("image") or "")
         stored = not self._is_upload(image)
+        warnings = self._name_warnings(request, datastore) if stored else []
         if stored:
             ids = datastore.siblings(image, self.bundle.channels)
             request["image"] = [datastore.get_image_uri(i) for i in ids]
         with self._turn():
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
+        warn(params, warnings)
         label = file
         try:  # not in its turn: the next one need not wait for a disk or the DICOM server
             if stored and request.get("save_label"):
@@ -150,6 +152,23 @@ class AnomalyDetection(MONAILabelApp):
             os.unlink(file)
             raise
         return {"label": label, "tag": tag if label == image else ORIGINAL, "file": file, "params": params}
+
+    def _name_warnings(self, request: Mapping[str, Any], datastore: Datastore) -> list[str]:
+        """What is to be said of an image that is named as a sequence which the model doesn't take.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, the request doesn't have ``allow_any_image``.
+        """
+        named, takes = datastore.named(request["image"]), ", ".join(self.bundle.channels)
+        if named is None or named in self.bundle.channels:
+            return []
+        if not allow_any_image(request):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{request['image']} is named as {named}, the model takes {takes}. If the name is wrong, "
+                '"allow_any_image": true in params runs it all the same, with a warning.',
+            )
+        return [f"The series is named as {named}, the model takes {takes}."]
 
     def _is_done(self, request: Mapping[str, Any], datastore: Datastore) -> bool:
         """Whether what `infer` would keep is there, from the same images, options, config, weights and version."""

@@ -177,6 +177,20 @@ class AnomalyInferTask(InferTask):
         return file, params, result
 
 
+def allow_any_image(request: Mapping[str, Any]) -> bool:
+    """Whether a request wants to run what is no MR image of a head.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, the field is neither true nor false.
+    """
+    value = request.get("allow_any_image", False)
+    if not isinstance(value, bool):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"allow_any_image must be true or false, got {value!r}."
+        )
+    return value
+
+
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of a volume: its highest slice's, and the volume of what is marked."""
     assessed = [s for s in result["slices"] if s["assessed"]]
@@ -188,6 +202,12 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "not_assessed_slices": [s["slice"] for s in result["slices"] if not s["assessed"]],
         "slices": result["slices"],
     }
+
+
+def warn(params: dict[str, Any], warnings: list[str]) -> None:
+    """Put sentences that say why a result may be wrong before those that `AnomalyInferTask` gave."""
+    for place in (params, params["result"]):
+        place["warnings"] = [*warnings, *place.get("warnings", [])]
 
 
 def write(image: MetaTensor, source: str, extension: str, dtype: str) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import zipfile
 from collections import defaultdict
@@ -32,7 +33,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 from pydicom.dataset import Dataset
 from retrying import RetryError
 
-from lib.dicom import AUTOMATIC_LABEL, check_on_series, parametric_map, read_series, segmentation, store
+from lib.dicom import check_on_series, parametric_map, read_series, segmentation, store
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ MAP_TAG, COUNTERFACTUAL_TAG = "anomaly_map", "counterfactual"
 FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
 SCORE = "anomaly_score"
 """Key in an image's info: the score that orders the worklist."""
+READERS = ("MANUAL", "SEMIAUTOMATIC")
+"""Segment Algorithm Types of what a reader drew or corrected."""
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """Of images and labels, in any case: one volume with its orientation."""
@@ -214,6 +217,13 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
             f"or their affines differ; save it on the image's grid."
         )
     return result.astype(np.uint8)
+
+
+def _spoken(series: Mapping[str, Any] | Dataset) -> str | None:
+    """The sequence that a series' description speaks of, or where it is empty its protocol's name."""
+    from scripts.sequences import sequence_of  # the bundle is on the path only once it was chosen
+
+    return sequence_of(str(series.get("SeriesDescription") or series.get("ProtocolName") or ""))
 
 
 def _instances(folder: Path) -> set[str]:
@@ -472,10 +482,9 @@ class _Studies(LocalDatastore):
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         return LocalDatastore.get_label_uri(self, plain(label_id, "label"), plain(label_tag, "label tag"))
 
-    def _wanted(self, description: str) -> bool:
-        from scripts.sequences import sequence_of  # the bundle is on the path only once it was chosen
-
-        return self.sequence is None or sequence_of(description) in (None, self.sequence)
+    def named(self, image_id: str) -> str | None:
+        """The sequence that an image is named as; None if its name says nothing."""
+        raise NotImplementedError
 
     def siblings(self, image_id: str, channels: Sequence[str]) -> list[str]:
         """The images of the same study that hold `channels`, in that order; `image_id` is one of them.
@@ -687,6 +696,11 @@ class FolderStudies(_Studies):
     def _named(self, image_id: str) -> tuple[str | None, str]:
         return named_as(self._datastore.objects[image_id].image.info["name"])
 
+    def named(self, image_id: str) -> str | None:
+        if plain(image_id, "image id") not in self._datastore.objects:
+            self._look()
+        return self._named(image_id)[0] if image_id in self._datastore.objects else None
+
     def _listed(self) -> list[str]:
         if self.sequence is None:
             return list(self._datastore.objects)
@@ -806,7 +820,6 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
     """
 
     def __init__(self, *args: Any, store_results: bool = True, **kwargs: Any) -> None:
-        self._segmented: dict[str, str | None] = {}
         self._store_results = store_results
         super().__init__(*args, **kwargs)
 
@@ -823,7 +836,7 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
 
     def _series(self, **filters: Any) -> list[Dataset]:
         with self._answering():
-            fields = ["SeriesDescription", "NumberOfSeriesRelatedInstances", "SeriesNumber"]
+            fields = ["SeriesDescription", "ProtocolName", "NumberOfSeriesRelatedInstances", "SeriesNumber"]
             return [Dataset.from_json(d) for d in self._client.search_for_series(search_filters=filters, fields=fields)]
 
     def _one_series(self, image_id: str) -> Dataset:
@@ -843,22 +856,47 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
 
     def list_images(self) -> list[str]:
         found = self._series(**self._search_filter)
-        return [str(s.SeriesInstanceUID) for s in found if self._wanted(str(s.get("SeriesDescription", "")))]
+        wanted = (None, self.sequence)
+        return [str(s.SeriesInstanceUID) for s in found if not self.sequence or _spoken(s) in wanted]
+
+    def named(self, image_id: str) -> str | None:
+        known = self._datastore.objects.get(plain(image_id, "image id"))
+        return _spoken(known.image.info if known else self._one_series(image_id))
 
     def _labeled(self) -> set[str]:
-        """Series with a segmentation that a reader submitted; those that the app stored itself don't count."""
+        """Series with a segmentation that a reader drew or corrected; those of an algorithm don't count."""
         labeled = {image_id for image_id, obj in self._datastore.objects.items() if FINAL in obj.labels}
-        for seg in self._series(Modality="SEG"):
-            uid = str(seg.SeriesInstanceUID)
-            if uid not in self._segmented:
-                with self._answering():
-                    meta = self._client.retrieve_series_metadata(str(seg.StudyInstanceUID), uid)
-                first = Dataset.from_json(meta[0])
-                reference = first.get("ReferencedSeriesSequence")
-                automatic = first.get("ContentLabel") == AUTOMATIC_LABEL
-                self._segmented[uid] = str(reference[0].SeriesInstanceUID) if reference and not automatic else None
-            labeled.add(self._segmented[uid] or "")
-        return labeled
+        # a search doesn't return what is in sequences, so each is looked into, once
+        path = Path(self._datastore_path) / "segmentations.json"
+        try:
+            known = dict(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            known = {}
+        now: dict[str, list[str]] = {}
+        try:
+            for seg in self._series(Modality="SEG"):
+                uid = str(seg.SeriesInstanceUID)
+                key = f"{uid} {seg.get('NumberOfSeriesRelatedInstances') or ''}"
+                now[key] = known[key] if key in known else self._read_by(str(seg.StudyInstanceUID), uid)
+        finally:
+            if now.keys() - known.keys():
+                part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+                part.write_text(json.dumps({**known, **now}))
+                os.replace(part, path)
+        return labeled.union(*now.values())
+
+    def _read_by(self, study: str, series: str) -> list[str]:
+        """The series that a series of segmentations shows to be read, by its Segment Algorithm Types (PS3.3 C.8.20.4)."""
+        with self._answering():
+            instances = [Dataset.from_json(d) for d in self._client.retrieve_series_metadata(study, series)]
+        return sorted(
+            {
+                str(reference.SeriesInstanceUID)
+                for instance in instances
+                if any(s.get("SegmentAlgorithmType") in READERS for s in instance.get("SegmentSequence", []))
+                for reference in instance.get("ReferencedSeriesSequence", [])
+            }
+        )
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         labeled = self._labeled()
@@ -901,7 +939,8 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
             nifti = self._volume_of(image_id, fetched)
             try:
                 info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}
-                info |= {k: str(series.get(k, "")) for k in ("StudyInstanceUID", "SeriesDescription", "RetrieveURL")}
+                names = ("SeriesDescription", "ProtocolName", "StudyInstanceUID", "RetrieveURL")
+                info |= {k: str(series.get(k, "")) for k in names}
                 self._take_in(image_id, fetched, nifti, {**info, "SeriesInstanceUID": image_id})
             finally:
                 os.unlink(nifti)
@@ -1005,14 +1044,12 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         return str(nifti)
 
     def _sequences(self, image_id: str) -> dict[str, str]:
-        from scripts.sequences import sequence_of
-
         mine = self._one_series(image_id)
         found: dict[str, str] = {}
         study = self._series(StudyInstanceUID=str(mine.StudyInstanceUID), Modality=str(mine.Modality))
         # the series that was asked for speaks for its own sequence, the first one for every other
         for series in [mine, *sorted(study, key=lambda s: int(s.get("SeriesNumber") or 0))]:
-            sequence = sequence_of(str(series.get("SeriesDescription", "")))
+            sequence = _spoken(series)
             if sequence:
                 found.setdefault(sequence, str(series.SeriesInstanceUID))
         return found
