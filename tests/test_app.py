@@ -41,7 +41,7 @@ from urllib3.filepost import encode_multipart_formdata
 
 import serve
 from lib.bundle import FULL, PREVIEW, Bundle, fetch_bundle, on_one_grid
-from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, heat_map, lesion_mask, write_results
+from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, changed_options, heat_map, lesion_mask, write_results
 from lib.server import Guard
 from lib.studies import DICOMwebStudies, FolderStudies
 from serve import label_server
@@ -106,8 +106,11 @@ def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) ->
         assert model["type"] == "segmentation"
         full = {"noise_level", "guidance_scale", "num_inference_steps", "threshold"}
         assert set(model["config"]) == ({"threshold"} if name == "lesion_preview" else full)
-    assert info["models"]["lesion_mask"]["labels"] == {"lesion": 1}
-    assert list(info["models"]["anomaly_heat_map"]["labels"].values()) == list(range(1, 10))
+    assert info["models"]["lesion_mask"]["labels"] == {"lesion": 1, "not assessed": 2}
+    assert list(info["models"]["anomaly_heat_map"]["labels"].values()) == list(range(1, 11))
+    legend = "level n is above n / 3 of the threshold 0.05, so that 1 begins at 0.0167, 3 is the edge of the mask, 9 is above"
+    assert f"{legend} 0.15; level 10 was not assessed" in info["models"]["anomaly_heat_map"]["description"]
+    assert "2 not assessed" in info["models"]["lesion_mask"]["description"]
     assert {"classifier", "diffusion"} == set(info["trainers"])
     assert "most_anomalous_first" in info["strategies"] and "dice" in info["scoring"]
 
@@ -116,7 +119,7 @@ def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) ->
 def test_masks_and_maps_lie_on_the_input_grid(server: Server, grid: str, tmp_path: Path) -> None:
     name = grid.replace(" ", "_")
     shape, affine = GRIDS[grid]
-    for model, top in (("lesion_mask", 1), ("anomaly_heat_map", 9)):
+    for model, top in (("lesion_mask", 2), ("anomaly_heat_map", 10)):
         file, params = server.client.infer(model, name, {**SLICER, "save_label": True, "noise_level": 400})
         array, header = nrrd.read(file)
         assert array.shape == shape and array.dtype == np.uint8 and array.max() <= top
@@ -152,7 +155,7 @@ def test_the_preview_lies_on_the_grid_and_is_no_original(server: Server, grid: s
     server.client.infer("lesion_mask", name, {**SLICER, "noise_level": 250})
     file, params = server.client.infer("lesion_preview", name, {**SLICER, "save_label": True, "threshold": 1e-6})
     array, _ = nrrd.read(file)
-    assert array.shape == GRIDS[grid][0] and set(np.unique(array)) == {0, 1}
+    assert array.shape == GRIDS[grid][0] and {0, 1} <= set(np.unique(array)) <= {0, 1, 2}
     assert params["latencies"]["pre"] < 0.05 and params["options"] == {"threshold": 1e-6}
     after = server.get(f"/datastore/image/info?image={name}").json()
     assert after.get("anomaly_score") == before.get("anomaly_score")
@@ -226,7 +229,7 @@ def test_an_image_named_as_another_sequence_runs_only_if_that_is_asked_for(serve
         _, params = server.client.infer("lesion_mask", "sub-1_T1w", {**SLICER, "allow_any_image": True})
         warning = "The series is named as T1, the model takes FLAIR."
         assert warning in params["warnings"] and warning in params["result"]["warnings"]
-        with pytest.raises(MONAILabelClientException, match="allow_any_image must be true or false, got 'yes'"):
+        with pytest.raises(MONAILabelClientException, match="allow_any_image must be true or false, got .*yes"):
             server.client.infer("lesion_mask", "sub-1_T1w", {**SLICER, "allow_any_image": "yes"})
         _, params = server.client.infer("lesion_mask", "plain", SLICER)
         assert not [w for w in params["warnings"] if "named" in w]
@@ -332,7 +335,7 @@ def test_triage_and_scoring(server: Server, tmp_path: Path) -> None:
     server.client.infer("lesion_mask", ranked[0], {"save_label": True})
     predicted = nib.load(server.client.download_label(ranked[0], "original"))
     mask = np.asarray(predicted.dataobj)
-    marked = np.argwhere(mask)
+    marked = np.argwhere(mask == 1)
     half = np.zeros_like(mask)
     half[tuple(marked[::2].T)] = 1
     path = tmp_path / "reader.nii.gz"
@@ -370,19 +373,32 @@ def test_heat_map_levels() -> None:
     pred = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2]).view(1, -1, 1, 1)
     result = {"anomaly_map": MetaTensor(a), "pred": MetaTensor(pred)}
     levels = heat_map(result, threshold).flatten().tolist()
-    assert levels == [0, 0, 1, 2, 2, 3, 9, 9, 0]
-    assert lesion_mask(result, threshold).flatten().tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 0]
+    assert levels == [0, 0, 1, 2, 2, 3, 9, 9, 10]
+    assert lesion_mask(result, threshold).flatten().tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2]
     # where the mask is, the level is at least the third
     assert [n >= 3 for n in levels] == [bool(m) for m in lesion_mask(result, threshold).flatten()]
-    assert len(HEAT_MAP_LABELS) == 9
+    assert list(HEAT_MAP_LABELS.values()) == list(range(1, 11))
+    assert HEAT_MAP_LABELS["not assessed: no result"] == 10
 
 
 def test_the_colours_of_ohif_run_from_dark_to_light() -> None:
-    luminances = []
-    for name in HEAT_MAP_LABELS:
+    def colour(name: str) -> tuple[int, ...]:
         n = 4 * len(name) + sum(map(ord, name))  # fixedRGBForLabel in OHIF's MONAI Label extension
-        luminances.append(0.3 * (2 * n % 256) + 0.59 * (3 * n % 256) + 0.11 * (5 * n % 256))
+        return tuple(k * n % 256 for k in (2, 3, 5))
+
+    *levels, not_assessed = HEAT_MAP_LABELS
+    luminances = [np.dot(colour(name), (0.3, 0.59, 0.11)) for name in levels]
     assert luminances == sorted(luminances)
+    # what was not assessed looks like no level and no lesion
+    assert colour(not_assessed) == (60, 90, 150)
+    assert colour("not assessed") == (248, 244, 236) and colour("lesion")[1] > 2 * colour("lesion")[0]
+
+
+def test_options_that_are_not_the_default_are_named_shortly() -> None:
+    defaults = {"noise_level": 400, "guidance_scale": 100.0, "num_inference_steps": 40, "threshold": 0.294}
+    assert changed_options(defaults, defaults) == ""
+    others = {"noise_level": 500, "guidance_scale": 100.0, "num_inference_steps": 20, "threshold": 0.2}
+    assert changed_options(others, defaults) == "L500 s20 t0.2"
 
 
 def test_networks_load_once_and_again_when_their_files_change(tmp_path: Path) -> None:
@@ -587,7 +603,7 @@ def test_the_slicer_script_loads_what_the_server_keeps(server: Server, monkeypat
     node = MagicMock()
     node.GetName.return_value = "plain"
     scores = script["show_anomaly"](server.url, node)
-    assert scores["label_names"] == {"lesion": 1} and 0 <= scores["p_diseased"] <= 1
+    assert scores["label_names"] == {"lesion": 1, "not assessed": 2} and 0 <= scores["p_diseased"] <= 1
     assert set(loaded) == {"plain anomaly_map", "plain counterfactual"}
     assert all(volume.shape == GRIDS["plain"][0] for volume in loaded.values())
     node.GetName.return_value = "nobody"

@@ -22,6 +22,7 @@ from dicomweb_client import DICOMwebClient
 from highdicom._iods import IOD_MODULE_MAP
 from highdicom._modules import MODULE_ATTRIBUTE_MAP
 from highdicom.seg import segread
+from skimage.color import rgb2lab
 
 from lib.dicom import (
     AUTOMATIC_LABEL,
@@ -111,7 +112,7 @@ def frames(dataset: pydicom.Dataset) -> np.ndarray:
     return dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
 
 
-def on_nifti(dataset: pydicom.Dataset, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+def on_nifti(dataset: pydicom.Dataset, shape: tuple[int, int, int], affine: np.ndarray, segment: int = 1) -> np.ndarray:
     """A multi-frame object's pixels at the NIfTI's indices, from the object's own positions alone; NaN is unfilled."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
     across, down = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
@@ -120,6 +121,9 @@ def on_nifti(dataset: pydicom.Dataset, shape: tuple[int, int, int], affine: np.n
     to_index = np.linalg.inv(affine) @ np.diag([-1, -1, 1, 1])
     j, i = np.indices((dataset.Rows, dataset.Columns))[..., None]
     for frame, item in zip(frames(dataset), dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        identification = item.get("SegmentIdentificationSequence")
+        if identification and identification[0].ReferencedSegmentNumber != segment:
+            continue
         origin = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
         index = nib.affines.apply_affine(to_index, origin + across * spacing[1] * i + down * spacing[0] * j)
         np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
@@ -381,7 +385,7 @@ def test_an_automatic_segmentation_says_what_it_is(tmp_path: Path) -> None:
     read = reread(dataset, tmp_path / "out")
     assert_complete(read, "segmentation")
     assert (read.Modality, read.SegmentationType) == ("SEG", "BINARY")
-    assert read.SeriesDescription == "Anomaly (AI, score 0.314), not for clinical use"
+    assert read.SeriesDescription == "AI 0.314 Anomaly of FLAIR, not for clinical use"
     assert read.ContentLabel == AUTOMATIC_LABEL == "ANOMALY_AI"
     (segment,) = segread(tmp_path / "out" / "object.dcm").SegmentSequence
     assert segment.SegmentLabel == "Anomaly" and segment.SegmentAlgorithmType == "AUTOMATIC"
@@ -403,7 +407,7 @@ def test_a_readers_segmentation_names_no_algorithm(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
     dataset = segmentation(series, blob(SHAPE), OBLIQUE, label="Anomaly", version="1", algorithm=False)
     read = reread(dataset, tmp_path / "out")
-    assert (read.SeriesDescription, read.ContentLabel) == ("Anomaly (reviewed)", "ANOMALY")
+    assert (read.SeriesDescription, read.ContentLabel) == ("Anomaly of FLAIR (reviewed)", "ANOMALY")
     (segment,) = read.SegmentSequence
     assert segment.SegmentAlgorithmType == "MANUAL"
     assert "SegmentAlgorithmName" not in segment and "SegmentationAlgorithmIdentificationSequence" not in segment
@@ -450,7 +454,7 @@ def test_a_mask_without_a_marked_pixel_is_an_object_like_others(name: str, tmp_p
     series = read_series(write_series(tmp_path, name)[0].parent)
     dataset = segmentation(series, np.zeros(shape, bool), affine, label="Anomaly", score=0.0, version="1")
     read = reread(dataset, tmp_path / "out")
-    assert read.NumberOfFrames == shape[2] and read.SeriesDescription.startswith("Anomaly (AI, score 0.000)")
+    assert read.NumberOfFrames == shape[2] and read.SeriesDescription.startswith("AI 0.000 Anomaly of FLAIR")
     np.testing.assert_array_equal(on_nifti(read, shape, affine), 0)
 
 
@@ -506,10 +510,69 @@ def test_the_rounding_of_a_header_is_not_another_grid(tmp_path: Path) -> None:
 
 def test_labels_and_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
-    with pytest.raises(ValueError, match=r"other values than 0 and 1: \[0, 2\]"):
-        segmentation(series, blob(SHAPE) * np.uint8(2), OBLIQUE, label="Anomaly", version="1")
-    with pytest.raises(ValueError, match="longer than DICOM's 64 characters"):
-        segmentation(series, blob(SHAPE), OBLIQUE, label="A" * 40, score=0.5, version="1")
+    with pytest.raises(ValueError, match=r"other values than 0, 1, 2: \[3\]"):
+        segmentation(series, blob(SHAPE) * np.uint8(3), OBLIQUE, label="Anomaly", version="1")
+    with pytest.raises(ValueError, match=r"other values than 0, 1: \[2\]"):
+        segmentation(series, blob(SHAPE) * np.uint8(2), OBLIQUE, label="Anomaly", version="1", algorithm=False)
+
+
+def test_what_was_not_assessed_is_a_segment_of_its_own(tmp_path: Path) -> None:
+    mask = blob(SHAPE).astype(np.uint8)
+    mask[0, 0, 3:] = 2
+    series = read_series(write_series(tmp_path)[0].parent)
+    read = reread(segmentation(series, mask, OBLIQUE, label="anomaly", score=0.5, version="1"), tmp_path / "out")
+    lesion, other = read.SegmentSequence
+    assert (lesion.SegmentLabel, other.SegmentLabel) == ("anomaly", "not assessed")
+    assert lesion.SegmentAlgorithmType == other.SegmentAlgorithmType == "AUTOMATIC"
+    category, kind = other.SegmentedPropertyCategoryCodeSequence[0], other.SegmentedPropertyTypeCodeSequence[0]
+    assert code(category) == ("309825002", "SCT", "Spatial and Relational Concept")
+    assert code(kind) == ("NOT_ASSESSED", "99DAB", "Not assessed by the algorithm")
+    for number in (1, 2):
+        np.testing.assert_array_equal(on_nifti(read, SHAPE, OBLIQUE, number), mask == number)
+    # colours as DICOM encodes them: 0 to 100 and -128 to 127 are 0 to 65535
+    for item, rgb in ((lesion, (68, 230, 42)), (other, (211, 211, 211))):
+        lab = np.array(item.RecommendedDisplayCIELabValue) / 65535 * (100, 255, 255) - (0, 128, 128)
+        np.testing.assert_allclose(lab, rgb2lab(np.array(rgb) / 255), atol=0.1)
+    assert read.SeriesDate == read.ContentDate != "" and read.SeriesTime == read.ContentTime != ""
+
+
+LONG = "AX T2 FLAIR propeller fat-saturated post contrast repeated 2"
+
+
+@pytest.mark.parametrize(
+    ("source", "score", "warnings", "options", "mask", "anomaly_map"),
+    [
+        ("AX T2 FLAIR", 0.0977, [], "", "AI 0.098 anomaly of AX T2 FLAIR, not for clinical use", None),
+        ("", 0.0977, [], "", "AI 0.098 anomaly, not for clinical use", "AI 0.098 map, not for clinical use"),
+        ("FLAIR", None, [], "", "AI no score anomaly of FLAIR, not for clinical use", None),
+        ("FLAIR", 0.5, ["Bright."], "", "AI 0.500 CHECK anomaly of FLAIR, not for clinical use", None),
+        ("FLAIR", 0.5, [], "L500 s20 t0.2", None, "AI 0.500 map of FLAIR (L500 s20 t0.2, research)"),
+        (LONG, 0.5, [], "", "AI 0.500 anomaly of AX T2 FLAI...epeated 2, not for clinical use", None),
+        (
+            LONG,
+            None,
+            ["Bright."],
+            "L500 g99.5 s20",
+            "AI no score CHECK anomaly of AX T2 FL...eated 2 (L500 g99.5 s20)",
+            None,
+        ),
+        ("FLAIR", None, ["Bright."], "o" * 40, f"AI no score CHECK anomaly ({'o' * 37}", None),
+    ],
+)
+def test_descriptions_begin_with_the_score_and_name_the_source(
+    source: str, score: float | None, warnings: list[str], options: str, mask: str, anomaly_map: str, tmp_path: Path
+) -> None:
+    series = read_series(write_series(tmp_path)[0].parent)
+    for dataset in series:
+        dataset.SeriesDescription = source
+    said: Any = {"version": "1", "score": score, "warnings": warnings, "options": options}
+    seg = segmentation(series, blob(SHAPE), OBLIQUE, label="anomaly", **said)
+    pm = parametric_map(series, np.zeros(SHAPE), OBLIQUE, **said)
+    assert len(seg.SeriesDescription) <= 64 and len(pm.SeriesDescription) <= 64
+    assert mask is None or seg.SeriesDescription == seg.ContentDescription == mask
+    assert anomaly_map is None or pm.SeriesDescription == anomaly_map
+    assert seg.SegmentSequence[0].get("SegmentDescription", "") == " ".join(warnings)
+    assert all(warning in pm.ContentDescription for warning in warnings)
 
 
 # -- a map as a parametric map
@@ -536,11 +599,11 @@ def test_a_map_says_what_it_is_and_stays_out_of_the_list_of_mr_series(tmp_path: 
     read = reread(parametric_map(series, values, OBLIQUE, version="1.2.0", score=0.25), tmp_path / "out")
     assert_complete(read, "parametric-map")
     assert read.SOPClassUID.name == "Parametric Map Storage" and read.Modality == "OT"
-    assert read.SeriesDescription == "Anomaly map (AI), not for clinical use"
+    assert read.SeriesDescription == "AI 0.250 map of FLAIR, not for clinical use"
     assert list(read.ImageType) == ["DERIVED", "PRIMARY", "VOLUME", "QUANTITY"]
     assert (read.ContentLabel, read.ContentDescription, read.SoftwareVersions) == (
         "ANOMALY_AI",
-        "Score 0.250",
+        "Score 0.250.",
         "1.2.0",
     )
     shared = read.SharedFunctionalGroupsSequence[0]
@@ -560,7 +623,7 @@ def test_a_map_says_what_it_is_and_stays_out_of_the_list_of_mr_series(tmp_path: 
 def test_a_map_where_nothing_was_assessed_is_all_padding(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
     read = reread(parametric_map(series, np.full(SHAPE, np.nan), OBLIQUE, version="1", score=None), tmp_path / "out")
-    assert (frames(read) == -1).all() and read.ContentDescription == "Nothing was assessed"
+    assert (frames(read) == -1).all() and read.ContentDescription == "Nothing was assessed."
 
 
 @pytest.mark.parametrize("value", [-0.1, np.inf])
@@ -655,7 +718,7 @@ def test_a_servers_reason_is_given(mask: pydicom.Dataset) -> None:
     with server(202, body) as (client, _), pytest.raises(RuntimeError) as error:
         store(client, mask)
     for part in (
-        "'Anomaly (AI), not for clinical use' was not stored",
+        "'AI no score Anomaly of FLAIR, not for clinical use' was not stored",
         "0x0122",
         "Segmentation Storage",
         "store again",

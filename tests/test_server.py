@@ -787,7 +787,7 @@ def test_ohif_behind_a_proxy_that_asks_for_a_password(server: Server) -> None:
         run: dict[str, Any] = {"headers": headers, "files": volume(server, 6), "timeout": 60}
         assert requests.post(f"{url}/infer/lesion_mask", **run).status_code == 401
         answer = requests.post(f"{url}/infer/lesion_mask?output=json", auth=("reader", "pass:word"), **run)
-        assert answer.status_code == 200 and answer.json()["label_names"] == {"lesion": 1}
+        assert answer.status_code == 200 and answer.json()["label_names"] == {"lesion": 1, "not assessed": 2}
         # a page of another site makes the browser send that password as well
         run["headers"] = {**headers, "Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
         answer = requests.post(f"{url}/infer/lesion_mask", auth=("reader", "pass:word"), **run)

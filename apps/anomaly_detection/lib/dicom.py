@@ -13,6 +13,7 @@ import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
 from highdicom import AlgorithmIdentificationSequence
+from highdicom.color import CIELabColor
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
@@ -43,8 +44,16 @@ _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 _NO_UNITS = Code("1", "UCUM", "no units")
 _SIGNAL_CHANGE = Code("113059", "DCM", "Signal change")
 
+_CONCEPT = Code("309825002", "SCT", "Spatial and Relational Concept")
+# private: no standard code says that software did not look at a region
+_NOT_ASSESSED = Code("NOT_ASSESSED", "99DAB", "Not assessed by the algorithm")
+# of sRGB (68, 230, 42) and (211, 211, 211)
+_GREEN, _GREY = CIELabColor(80.7, -72.4, 71.6), CIELabColor(84.6, 0.0, 0.0)
+
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_LONG_STRING = 64
+_LONG_STRING, _SHORT_TEXT = 64, 1024
+# of characters, that the name of the source has at least
+_ROOM = 9
 # behind a scanner's own series in a viewer's list
 _NUMBERS = {"map": 901, AUTOMATIC_LABEL: 902, REVIEWED_LABEL: 903}
 # what PS3.3 lets be empty but not absent, and what archives nevertheless drop
@@ -256,63 +265,78 @@ def segmentation(
     version: str,
     score: float | None = None,
     algorithm: bool = True,
+    warnings: Sequence[str] = (),
+    options: str = "",
 ) -> Segmentation:
-    """A mask as a binary DICOM Segmentation with one segment, in a series of its own in the images' study.
+    """A mask as a binary DICOM Segmentation, in a series of its own in the images' study.
+
+    Its first segment is what is marked; where an algorithm did not assess everything, a second one says what.
 
     Every slice has a frame, also those without a marked pixel: readers that take the extent of the frames for that of
     the volume then get the images' grid, and a mask without any marked pixel is an object like others.
 
     Args:
         series: as `read_series` gives it.
-        mask: ``(X, Y, Z)``, 0 or 1, on the series' grid, its axes in any order and direction.
+        mask: ``(X, Y, Z)``, 1 marked, 2 not assessed (not in a reader's), else 0; on the series' grid, its axes in any
+            order and direction.
         affine: ``(4, 4)`` from the mask's indices to mm, right, anterior, superior (RAS) as in NIfTI.
-        label: what is marked, such as "Anomaly"; also the start of the series' description.
+        label: what is marked, such as "anomaly"; also in the series' description.
         version: of the software.
         score: of the volume, 0 or more, for the series' description; None where nothing was assessed.
         algorithm: whether an algorithm made the mask (Content Label `AUTOMATIC_LABEL`) or a reader drew or submitted it
             (`REVIEWED_LABEL`).
+        warnings: sentences that say why the mask may be wrong; the series' description then begins with CHECK.
+        options: other ones than the default, short, for the series' description.
 
     Returns:
         the object, referring to every instance of the series.
 
     Raises:
-        ValueError: other values than 0 and 1, a mask that doesn't lie on the series' grid, a label that is too long.
+        ValueError: other values, a mask that doesn't lie on the series' grid.
 
     Source: PS3.3 A.51 (Segmentation IOD), C.8.20.2 (Segmentation Image), 10.16 (Algorithm Identification).
     """
-    if not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"the mask holds other values than 0 and 1: {np.unique(mask)[:5].tolist()}.")
+    allowed = (0, 1, 2) if algorithm else (0, 1)
+    if not np.isin(mask, allowed).all():
+        given = np.setdiff1d(mask, allowed)[:5].tolist()
+        raise ValueError(f"the mask holds other values than {', '.join(map(str, allowed))}: {given}.")
     content_label = AUTOMATIC_LABEL if algorithm else REVIEWED_LABEL
     if algorithm:
-        by = "AI" if score is None else f"AI, score {score:.3f}"
-        description = f"{label} ({by}), not for clinical use"
+        description = _description(label, series, score, warnings, options)
     else:
-        description = f"{label} (reviewed)"
-    if len(description) > _LONG_STRING:
-        raise ValueError(f"'{description}' is longer than DICOM's {_LONG_STRING} characters; shorten the label.")
+        description = _shortened(label, _source(series), " (reviewed)")
     identification = AlgorithmIdentificationSequence(ALGORITHM, _ARTIFICIAL_INTELLIGENCE, version)
-    segment = SegmentDescription(
-        segment_number=1,
-        segment_label=label,
-        segmented_property_category=_ABNORMAL,
-        segmented_property_type=_LESION,
-        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC if algorithm else SegmentAlgorithmTypeValues.MANUAL,
-        algorithm_identification=identification if algorithm else None,
-        anatomic_regions=[_BRAIN],
-    )
+
+    def segment(number: int, name: str, category: Code, kind: Code, colour: CIELabColor) -> SegmentDescription:
+        item = SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=category,
+            segmented_property_type=kind,
+            algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC if algorithm else SegmentAlgorithmTypeValues.MANUAL,
+            algorithm_identification=identification if algorithm else None,
+            anatomic_regions=[_BRAIN],
+        )
+        item.RecommendedDisplayCIELabValue = list(colour.value)
+        return item
+
+    segments = [segment(1, label, _ABNORMAL, _LESION, _GREEN)]
+    if (np.asarray(mask) == 2).any():
+        segments.append(segment(2, "not assessed", _CONCEPT, _NOT_ASSESSED, _GREY))
     dataset = Segmentation(
         source_images=series,
         pixel_array=_on_series(series, np.asarray(mask), affine).astype(np.uint8),
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[segment],
+        segment_descriptions=segments,
         content_label=content_label,
         content_description=description,
         omit_empty_frames=False,
         series_description=description,
         **_new_series(_NUMBERS[content_label], version),
     )
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    return dataset
+    if warnings:
+        dataset.SegmentSequence[0].SegmentDescription = " ".join(warnings)[:_SHORT_TEXT]
+    return _dated(dataset)
 
 
 def parametric_map(
@@ -322,6 +346,8 @@ def parametric_map(
     *,
     version: str,
     score: float | None,
+    warnings: Sequence[str] = (),
+    options: str = "",
 ) -> ParametricMap:
     """An anomaly map as a DICOM Parametric Map in 32-bit floats, in a series of its own in the images' study.
 
@@ -336,7 +362,9 @@ def parametric_map(
             its axes in any order and direction.
         affine: ``(4, 4)`` from the map's indices to mm, RAS as in NIfTI.
         version: of the software.
-        score: of the volume, 0 or more, for the content's description; None where nothing was assessed.
+        score: of the volume, 0 or more, for the descriptions; None where nothing was assessed.
+        warnings: sentences that say why the map may be wrong; the series' description then begins with CHECK.
+        options: other ones than the default, short, for the series' description.
 
     Returns:
         the object, referring to every instance of the series.
@@ -369,8 +397,10 @@ def parametric_map(
         window_center=0.5,
         window_width=1.0,
         content_label=AUTOMATIC_LABEL,
-        content_description="Nothing was assessed" if score is None else f"Score {score:.3f}",
-        series_description="Anomaly map (AI), not for clinical use",
+        content_description=" ".join(["Nothing was assessed." if score is None else f"Score {score:.3f}.", *warnings])[
+            :_LONG_STRING
+        ],
+        series_description=_description("map", series, score, warnings, options),
         **_new_series(_NUMBERS["map"], version),
     )
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -381,8 +411,7 @@ def parametric_map(
     shared.FrameAnatomySequence = [anatomy]
     shared.FrameVOILUTSequence[0].VOILUTFunction = "LINEAR_EXACT"
     dataset.FloatPixelPaddingValue = dataset.FloatPixelPaddingRangeLimit = NOT_ASSESSED
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    return dataset
+    return _dated(dataset)
 
 
 def store(client: DICOMwebClient, dataset: pydicom.Dataset) -> None:
@@ -419,6 +448,40 @@ def store(client: DICOMwebClient, dataset: pydicom.Dataset) -> None:
             f"{what}: the server answered without confirming it. Is the address that of a DICOMweb store service? Look "
             "into the server's log; then store again."
         )
+
+
+def _source(series: Sequence[pydicom.Dataset]) -> str:
+    """What a reader knows a series by."""
+    return str(series[0].get("SeriesDescription") or series[0].get("ProtocolName") or "").strip()
+
+
+def _shortened(begin: str, source: str, end: str) -> str:
+    """A series description: what is of which series. The middle of the source's name is left out where it is too long."""
+    room = _LONG_STRING - len(f"{begin} of {end}")
+    if not source or room < _ROOM:
+        return f"{begin}{end}"[:_LONG_STRING]
+    if len(source) > room:
+        tail = (room - 3) // 2
+        source = f"{source[: room - 3 - tail]}...{source[len(source) - tail :]}"
+    return f"{begin} of {source}{end}"
+
+
+def _description(
+    what: str, series: Sequence[pydicom.Dataset], score: float | None, warnings: Sequence[str], options: str
+) -> str:
+    """The score first: lists of series show little more."""
+    begin = f"AI {'no score' if score is None else f'{score:.3f}'}{' CHECK' if warnings else ''} {what}"
+    end = f" ({options}, research)" if options else ", not for clinical use"
+    if len(f"{begin} of {end}") > _LONG_STRING - _ROOM:
+        end = f" ({options})" if options else ""
+    return _shortened(begin, _source(series), end)
+
+
+def _dated(dataset: Any) -> Any:
+    """The same, with what highdicom leaves out or sets otherwise."""
+    dataset.SeriesDate, dataset.SeriesTime = dataset.ContentDate, dataset.ContentTime
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    return dataset
 
 
 def _uid(*sources: str) -> str:

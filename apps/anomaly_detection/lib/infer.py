@@ -22,10 +22,11 @@ from lib.studies import COUNTERFACTUAL_TAG, MAP_TAG
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd")
 DTYPES = ("uint8", "uint16", "int16", "float32")
-LESION = 1
+LESION, NOT_ASSESSED = 1, 2
 
-# OHIF colours a segment by a sum over the letters of its name: this one is bright green
-MASK_LABELS = {"lesion": LESION}
+# OHIF colours a segment by a sum over the letters of its name: these are bright green and nearly white
+MASK_LABELS = {"lesion": LESION, "not assessed": NOT_ASSESSED}
+LEVELS = 9
 # and these run from dark violet over blue and green to pale yellow
 HEAT_MAP_LABELS = {
     f"anomaly {level} {word}": level
@@ -34,16 +35,19 @@ HEAT_MAP_LABELS = {
         start=1,
     )
 }
+# and this one is slate blue
+HEAT_MAP_LABELS["not assessed: no result"] = LEVELS + 1
 LEVELS_BELOW_THRESHOLD = 3
+SHORT_OPTIONS = {"noise_level": "L", "guidance_scale": "g", "num_inference_steps": "s", "threshold": "t"}
 
 
 def lesion_mask(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
-    """1 where the bundle marks a lesion, 0 elsewhere, also in brain that was not assessed: uint8 ``(X, Y, Z)``."""
-    return (result["pred"][0] == LESION).to(torch.uint8)
+    """1 where the bundle marks a lesion, 2 in brain that was not assessed, 0 elsewhere: uint8 ``(X, Y, Z)``."""
+    return result["pred"][0].to(torch.uint8)
 
 
 def heat_map(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
-    """The anomaly map in nine levels: uint8 ``(X, Y, Z)``, 0 is below the first.
+    """The anomaly map in nine levels: uint8 ``(X, Y, Z)``, 0 is below the first, 10 was not assessed.
 
     Three levels make one threshold, the one that was chosen on validation, whatever the request's: two studies compare.
 
@@ -53,7 +57,8 @@ def heat_map(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
     """
     a = result["anomaly_map"][0].nan_to_num(nan=0.0)
     # level n holds what is above its edge, as the mask does
-    return (torch.ceil(a / (threshold / LEVELS_BELOW_THRESHOLD)) - 1).clamp(0, len(HEAT_MAP_LABELS)).to(torch.uint8)
+    levels = (torch.ceil(a / (threshold / LEVELS_BELOW_THRESHOLD)) - 1).clamp(0, LEVELS)
+    return torch.where(result["pred"][0] == NOT_ASSESSED, LEVELS + 1, levels).to(torch.uint8)
 
 
 class AnomalyInferTask(InferTask):
@@ -79,9 +84,15 @@ class AnomalyInferTask(InferTask):
         self.bundle = bundle
         self.mode = mode
         self.view, labels = self.VIEWS[view]
-        what = {"mask": "Lesion mask", "heat_map": "Anomaly heat map in nine levels"}[view]
+        threshold = bundle.options(mode)["threshold"]
+        what = {
+            "mask": "Lesion mask: 1 lesion, 2 not assessed (brain that the model did not look at, no statement on it)",
+            "heat_map": f"Anomaly heat map in nine levels: level n is above n / {LEVELS_BELOW_THRESHOLD} of the threshold "
+            f"{threshold:g}, so that 1 begins at {threshold / LEVELS_BELOW_THRESHOLD:.3g}, 3 is the edge of the mask, "
+            f"9 is above {LEVELS / LEVELS_BELOW_THRESHOLD * threshold:.3g}; level 10 was not assessed",
+        }[view]
         if mode == PREVIEW:
-            what += " in a second, by a network that learned it from counterfactuals, without one"
+            what += "; in a second, by a network that learned it from counterfactuals, without one"
         super().__init__(
             InferType.SEGMENTATION,
             dict(labels),
@@ -162,6 +173,7 @@ class AnomalyInferTask(InferTask):
             "result": {k: v for k, v in scores.items() if k != "slices"},
             "label_names": self.labels,
             "options": options,
+            "changed_options": changed_options(options, self.bundle.options(self.mode)),
             "version": self.bundle.version,
             "weights": self.bundle.weights,
             "warning": "Research software, not for clinical use.",
@@ -175,6 +187,11 @@ class AnomalyInferTask(InferTask):
             },
         }
         return file, params, result
+
+
+def changed_options(options: Mapping[str, float], defaults: Mapping[str, float]) -> str:
+    """Those that are not the default, short as in "L500 s20": noise (L)evel, (g)uidance, (s)teps, (t)hreshold."""
+    return " ".join(f"{SHORT_OPTIONS.get(k, k)}{v:.4g}" for k, v in options.items() if v != defaults[k])
 
 
 def allow_any_image(request: Mapping[str, Any]) -> bool:

@@ -247,10 +247,24 @@ def _sync(path: Path) -> None:
 
 
 def predicted(series: Sequence[Dataset], mask: str, params: Mapping[str, Any]) -> Segmentation:
-    """The mask in a file, as a model gave it for a series, as a DICOM Segmentation."""
+    """The mask in a file, as a model gave it for a series, as a DICOM Segmentation.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it is no mask of lesions, or the series has other images by now.
+    """
     array, affine = read_volume(mask)
-    score, version = params["score"], params["version"]
-    return segmentation(series, array == 1, affine, label="anomaly", score=score, version=version)
+    try:
+        return segmentation(series, array.astype(np.uint8), affine, label="anomaly", **_said_of(params))
+    except ValueError as error:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"No Segmentation can be made of this result: {error}"
+        ) from error
+
+
+def _said_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the descriptions of a result's DICOM objects are made of."""
+    kept = {name: params[name] for name in ("score", "version")}
+    return {**kept, "warnings": params.get("warnings", ()), "options": params.get("changed_options", "")}
 
 
 def _exclusive(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -1097,7 +1111,7 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         series = self.series(image_id)
         pair = [
             predicted(series, labels, params),
-            parametric_map(series, a, affine, score=params["score"], version=params["version"]),
+            parametric_map(series, a, affine, **_said_of(params)),
         ]
         with self._answering():
             for dataset in pair:
