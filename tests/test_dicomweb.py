@@ -42,6 +42,7 @@ class Archive:
         self.instances = list(instances)
         self.asked: Counter[str] = Counter()
         self.away = False
+        self.refuses: str | None = None
 
     def _ask(self, what: str) -> None:
         self.asked[what] += 1
@@ -83,6 +84,8 @@ class Archive:
 
     def store_instances(self, datasets: list[Dataset]) -> Dataset:
         self._ask("store")
+        if datasets[0].Modality == self.refuses:
+            raise requests.ConnectionError("went away")
         self.instances += datasets
         answer = Dataset()
         answer.ReferencedSOPSequence = [Dataset() for _ in datasets]
@@ -289,3 +292,71 @@ def test_only_series_that_are_named_as_the_models_sequence_or_as_nothing_are_wor
     assert studies.named(str(series["Head"].SeriesInstanceUID)) is None
     assert studies.named(str(by_protocol.SeriesInstanceUID)) == "T2"
     assert all((studies.named(str(series[n].SeriesInstanceUID)) == "FLAIR") is (s == "FLAIR") for n, s in names.items())
+
+
+# -- what goes back
+
+
+PARAMS: dict[str, Any] = {
+    "score": 0.5,
+    "p_diseased": 0.9,
+    "options": {"threshold": 0.3},
+    "weights": "w",
+    "version": "1",
+}
+
+
+def test_results_are_stored_once_for_each_setting_and_say_it(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    studies = studies_on(archive, tmp_path / "cache")
+    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+    changed = {**PARAMS, "options": {"threshold": 0.2}, "changed_options": "t0.2", "warnings": ["It is bright."]}
+    for params in (PARAMS, PARAMS, changed, changed):
+        studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, params)
+    assert [i.SeriesDescription for i in archive.instances[8:]] == [
+        "AI 0.500 anomaly of AX FLAIR, not for clinical use",
+        "AI 0.500 map of AX FLAIR, not for clinical use",
+        "AI 0.500 CHECK anomaly of AX FLAIR (t0.2, research)",
+        "AI 0.500 CHECK map of AX FLAIR (t0.2, research)",
+    ]
+    assert archive.instances[10].SegmentSequence[0].SegmentDescription == "It is bright."
+    # they are no work and no reading
+    assert studies.list_images() == studies.get_unlabeled_images() == [uid]
+
+
+def test_a_result_that_the_server_did_not_take_is_not_kept_and_sent_when_it_does(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    studies = studies_on(archive, tmp_path / "cache")
+    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+    for refused in ("SEG", "OT"):
+        archive.refuses = refused
+        with pytest.raises(MONAILabelException, match="went away"):
+            studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, PARAMS)
+        assert SCORE not in studies.get_image_info(uid) and not studies.get_label_uri(uid, "original")
+    archive.refuses = None
+    studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, PARAMS)
+    assert [i.Modality for i in archive.instances[8:]] == ["SEG", "OT"]
+    assert studies.get_image_info(uid)[SCORE] == 0.5 and studies.get_label_uri(uid, "original")
+
+
+def test_a_readers_label_has_the_lesion_alone_and_one_that_does_not_fit_is_sent_nowhere(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    studies = studies_on(archive, tmp_path / "cache")
+    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+    array = np.array(nib.load(mask).dataobj)
+    array[0, 0, 2:] = 2
+    nib.save(nib.Nifti1Image(array[:, :, :5], AFFINE), tmp_path / "short.nii.gz")
+    (tmp_path / "short.bin").write_bytes(bytes(7 * 6 * 5))
+    for name in ("short.nii.gz", "short.bin"):
+        with pytest.raises(MONAILabelException, match="The label 'final' of .* Nothing was stored"):
+            studies.save_label(uid, str(tmp_path / name), FINAL, {})
+    assert not archive.asked["store"]
+    nib.save(nib.Nifti1Image(array, nib.load(mask).affine), tmp_path / "both.nii.gz")
+    studies.save_label(uid, str(tmp_path / "both.nii.gz"), FINAL, {})
+    (segment,) = archive.instances[-1].SegmentSequence
+    assert (segment.SegmentLabel, segment.SegmentAlgorithmType) == ("anomaly", "MANUAL")
+    assert archive.instances[-1].pixel_array.sum() == (array == 1).sum() == 4
+    assert studies.get_labeled_images() == [uid]

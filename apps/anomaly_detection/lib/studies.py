@@ -1078,17 +1078,28 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
         image = self.get_image_uri(image_id)
-        converted = binary_to_image(image, label_filename) if label_filename.endswith(".bin") else None
+        converted = None
         try:
+            if label_filename.endswith(".bin"):
+                converted = binary_to_image(image, label_filename)
+            file = converted or label_filename
+            self._writer(
+                image_id, plain(label_tag, "label tag"), file
+            )  # refuses what is not fit before anything is sent
             if label_tag == FINAL:
-                mask, affine = read_volume(converted or label_filename)
+                mask, affine = read_volume(file)
                 seg = segmentation(
                     self.series(image_id), mask == 1, affine, label="anomaly", version=self.version, algorithm=False
                 )
                 with self._answering():
                     store(self._client, seg)
                 label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
-            return _Studies.save_label(self, image_id, converted or label_filename, label_tag, label_info)
+            return _Studies.save_label(self, image_id, file, label_tag, label_info)
+        except ValueError as error:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"The label {label_tag!r} of {image_id} does not fit its images ({error}). Nothing was stored.",
+            ) from error
         finally:
             if converted:
                 os.unlink(converted)
@@ -1100,24 +1111,28 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
     def save_results(
         self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
     ) -> None:
-        """As for a folder; a mask and its map also go to the DICOM server, once for every setting that made them."""
+        """As for a folder; a mask and its map go to the DICOM server first, once for every setting that made them.
+
+        Of two that are sent the second may fail; then the next time only that one is sent.
+        """
+        if self._store_results and tag == ORIGINAL:
+            self._send(image_id, labels, results[MAP_TAG], params)
+        super().save_results(image_id, tag, labels, results, params)
+
+    def _send(self, image_id: str, mask: str, anomaly_map: Path, params: Mapping[str, Any]) -> None:
+        made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
         known = self._datastore.objects.get(image_id)
         stored = dict(known.image.info.get("stored", {})) if known else {}
-        super().save_results(image_id, tag, labels, results, params)
-        made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
-        if not self._store_results or tag != ORIGINAL or made_with in stored:
+        sent = list(stored.get(made_with, []))
+        if len(sent) == 2:
             return
-        a, affine = read_volume(results[MAP_TAG])
         series = self.series(image_id)
-        pair = [
-            predicted(series, labels, params),
-            parametric_map(series, a, affine, **_said_of(params)),
-        ]
-        with self._answering():
-            for dataset in pair:
+        pair = [predicted(series, mask, params), parametric_map(series, *read_volume(anomaly_map), **_said_of(params))]
+        for dataset in pair[len(sent) :]:
+            with self._answering():
                 store(self._client, dataset)
-        stored[made_with] = [str(dataset.SeriesInstanceUID) for dataset in pair]
-        self.update_image_info(image_id, {"stored": stored})
+            sent.append(str(dataset.SeriesInstanceUID))
+            self.update_image_info(image_id, {"stored": {**stored, made_with: sent}})
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         return LocalDatastore.datalist(self, full_path)
