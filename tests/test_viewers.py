@@ -475,7 +475,8 @@ def test_ohifs_basic_viewer_draws_the_parametric_map(site: Site, triage: Triage,
     array, affine = site.label(site.glioma, "anomaly_map")
     voxel = np.array(np.unravel_index(np.nanargmax(array), array.shape))
     peak = nib.affines.apply_affine(affine, voxel) * TO_LPS
-    viewer.wait_for_function(f"!!{VIEWPORT}.jumpToWorld")
+    # for a moment there is no viewport
+    viewer.wait_for_function("!!cornerstone.getRenderingEngines()[0]?.getViewports()[0]?.jumpToWorld")
     viewer.evaluate(f"p => {VIEWPORT}.jumpToWorld(p)", peak.tolist())
     picture = canvas(viewer)
     viewer.screenshot(path=ARTIFACTS / "ohif_parametric_map.png")

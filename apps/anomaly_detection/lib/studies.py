@@ -62,10 +62,10 @@ OTHER_FORMATS = (
     ".png",
     ".tif",
 )
-_FINAL_OF = "final-of-"
-"""Begins the tag of a reader's label of a series that had other images then."""
 STAMP = "stamp"
 """Key in a label's info: size and time of change (ns) of the file that was found to be whole."""
+_FINAL_OF = "final-of-"
+"""Begins the tag of a reader's label of a series that had other images then."""
 
 
 def plain(name: str, what: str) -> str:
@@ -830,7 +830,8 @@ class FolderStudies(_Studies):
 class DICOMwebStudies(_Studies, DICOMWebDatastore):
     """Studies on a DICOMweb server: every series of the search filter is an image, its SeriesInstanceUID the id.
 
-    Series are fetched whole or not at all. Predicted masks and maps go back to the server, in series of their own.
+    Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
+    back to the server, in series of their own.
     """
 
     def __init__(self, *args: Any, store_results: bool = True, **kwargs: Any) -> None:
