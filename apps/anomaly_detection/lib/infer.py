@@ -189,11 +189,6 @@ class AnomalyInferTask(InferTask):
         return file, params, result
 
 
-def changed_options(options: Mapping[str, float], defaults: Mapping[str, float]) -> str:
-    """Those that are not the default, short as in "L500 s20": noise (L)evel, (g)uidance, (s)teps, (t)hreshold."""
-    return " ".join(f"{SHORT_OPTIONS.get(k, k)}{v:.4g}" for k, v in options.items() if v != defaults[k])
-
-
 def allow_any_image(request: Mapping[str, Any]) -> bool:
     """Whether a request wants to run what is no MR image of a head.
 
@@ -219,6 +214,11 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "not_assessed_slices": [s["slice"] for s in result["slices"] if not s["assessed"]],
         "slices": result["slices"],
     }
+
+
+def changed_options(options: Mapping[str, float], defaults: Mapping[str, float]) -> str:
+    """Those that are not the default, short as in "L500 s20": noise (L)evel, (g)uidance, (s)teps, (t)hreshold."""
+    return " ".join(f"{SHORT_OPTIONS.get(k, k)}{v:.4g}" for k, v in options.items() if v != defaults[k])
 
 
 def warn(params: dict[str, Any], warnings: list[str]) -> None:
