@@ -372,6 +372,17 @@ def test_ohif_draws_the_mask_and_the_graded_map_where_they_are(site: Site, page:
     distances = [np.abs(a - b).max() for i, a in enumerate(colours) for b in colours[:i]]
     assert min(distances) > 10
 
+    # what was not assessed is slate blue, in a slice where there is most of it
+    most = int((levels == 10).sum((0, 1)).argmax())
+    centre = nib.affines.apply_affine(affine, np.append(np.argwhere(levels[..., most] == 10).mean(0), most))
+    page.evaluate(f"p => {VIEWPORT}.jumpToWorld(p)", (centre * TO_LPS).tolist())
+    picture, shown = canvas(page), on_canvas(page, levels, affine)
+    page.screenshot(path=ARTIFACTS / "ohif_not_assessed.png")
+    assert (shown == 10).sum() > 1000
+    assert overlap(drawn(picture), shown > 0) > 0.98
+    red, blue = np.median(chroma(picture)[shown == 10], 0)  # red less green, green less blue
+    assert red < -3 and blue < -3
+
 
 def test_the_most_anomalous_study_is_read_first(site: Site, triage: Triage) -> None:
     assert triage.batch["status"] == "DONE"
