@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from scripts.bundle import bundle_root, declared, load_weights, weights_digest
+from scripts.command import message_of
 from scripts.inference import description, save_nifti
 from scripts.inferer import CounterfactualInferer
 from scripts.postprocessing import NOT_ASSESSED
@@ -159,6 +162,27 @@ def test_a_failed_write_leaves_nothing_behind(
     assert run(weights, input=datalist(tmp_path, [write_head(tmp_path)]), output_dir=str(out)) == 1
     assert visible(out) == ["flair", "summary.csv", "summary.json"] and visible(out / "flair") == ["result.json"]
     assert "disk full" in summary(out)["flair"]["error"]
+
+
+def test_a_full_disk_ends_the_run_and_costs_no_result(
+    tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    items = [write_head(tmp_path, name=name) for name in "abc"]
+    assert run(weights, input=datalist(tmp_path, items[1:2]), output_dir=str(out)) == 0
+    original = Path.write_text
+
+    def full(self: Path, *args: Any, **kwargs: Any) -> int:
+        if self.name == "result.json" and (out / "a").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(RuntimeError) as error:
+        run(weights, input=datalist(tmp_path, items), output_dir=str(out), overwrite=True)
+    assert message_of(error.value) == "b: [Errno 28] No space left on device. Make room; the same command goes on."
+    assert visible(out) == ["a", "b", "summary.csv", "summary.json"]
+    assert {n: v["status"] for n, v in summary(out).items()} == {"a": "ok", "b": "ok"}
 
 
 def test_weights_that_do_not_fit(tmp_path: Path, weights: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sys
 import time
@@ -164,10 +165,16 @@ class Report:
         self._current = {"item": item, "seconds": {"preprocessing": seconds}, "warnings": [*warnings]}
 
     def failed(self, item: dict[str, Any], error: Exception) -> None:
-        """A volume could not be processed; what lay there of older results is replaced by a record that says so."""
+        """A volume could not be processed; what lay there of older results is replaced by a record that says so.
+
+        Raises:
+            ValueError: the disk is full, which is no fault of the volume's and would be that of all others.
+        """
         self._current = {}
         cause = cause_of(error)
         reason = str(cause) or type(cause).__name__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{item['name']}: {reason}. Make room; the same command goes on.") from error
         if not isinstance(cause, (ValueError, OSError)):  # a fault of the program's
             tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
         tqdm.write(f"FAILED {item['name']}: {reason}")
