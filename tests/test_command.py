@@ -112,6 +112,13 @@ def test_truth_as_monai_hands_it_on() -> None:
         is_true(0, "x")  # type: ignore[arg-type]
 
 
+def test_a_missing_package_is_named() -> None:
+    """As of ``--tracking mlflow`` without mlflow."""
+    error = RuntimeError("Failed to instantiate component 'MLFlowHandler'.\n set '_mode_=debug'.")
+    error.__cause__ = ImportError("Please install mlflow.\n\nFor details see MONAI.\n\nOriginal traceback:\n  File")
+    assert message_of(error) == "Failed to instantiate component 'MLFlowHandler': Please install mlflow."
+
+
 def test_faults_of_the_program_keep_their_traceback() -> None:
     def raised(error: Exception, wrapper: str | None = None) -> BaseException:
         try:

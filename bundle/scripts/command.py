@@ -139,7 +139,8 @@ def message_of(error: BaseException) -> str | None:
     be made with.
     """
     cause = cause_of(error)
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    # of several paragraphs, the others are MONAI's advice and the traceback of a missing package
+    text = " ".join(str(cause).strip().split("\n\n")[0].split()) or type(cause).__name__
     if isinstance(cause, OSError):
         return text
     trace = cause.__traceback__
@@ -150,7 +151,7 @@ def message_of(error: BaseException) -> str | None:
         return str(cause)
     wrapper = error
     while isinstance(wrapper, RuntimeError) and wrapper.__cause__ is not None:
-        if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError, RuntimeError)):
+        if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError, RuntimeError, ImportError)):
             return f"{str(wrapper).splitlines()[0].rstrip('.')}: {text}"
         wrapper = wrapper.__cause__
     return None
