@@ -354,6 +354,30 @@ def test_the_proxy_passes_the_query_and_keeps_the_password(server: Server) -> No
     assert LOGIN["MONAI_LABEL_DICOMWEB_PASSWORD"] not in server.said()
 
 
+@pytest.mark.parametrize(
+    ("line", "headers", "body"),
+    [
+        ("GET /proxy/dicom/studies?a=b#c", b"", b""),
+        ("GET /proxy/dicom/studies", b"Accept: \xfc\r\n", b""),
+        ("GET /proxy/dicom/studies", b"Content-Length: 5\r\n", b"hello"),
+        (
+            "POST /proxy/dicom/studies",
+            b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+            b"2\r\n\r\n\r\n0\r\n\r\n",
+        ),
+    ],
+)
+def test_requests_that_no_viewer_sends(server: Server, line: str, headers: bytes, body: bytes) -> None:
+    port = urlsplit(server.url).port or 0
+    head = f"{line} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(head + headers + b"\r\n" + body)
+        status = int(connection.recv(100).split()[1])
+    assert status == (502 if line.startswith("POST") else 200)
+    if "#" in line:
+        assert server.archive.asked[-1][1] == "/dicom-web/studies?a=b%23c"
+
+
 def guarded(**options: Any) -> TestClient:
     methods = ["GET", "POST", "PUT", "DELETE"]
     hello = Route("/{path:path}", lambda request: PlainTextResponse("hello"), methods=methods)
