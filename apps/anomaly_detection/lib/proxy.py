@@ -23,7 +23,7 @@ RETRIEVE = re.compile(
 )
 STORE = re.compile(rf"studies(?:/{_UID})?")
 """The resources of DICOM PS3.18, chapter 10; bulk data as Orthanc and others name it."""
-ASKED, BODY = ("accept", "accept-encoding"), ("content-type", "content-length")
+ASKED, BODY = (b"accept", b"accept-encoding"), (b"content-type", b"content-length")
 ANSWERED = ("content-type", "content-length", "content-encoding", "cache-control", "etag", "last-modified", "warning")
 
 
@@ -74,10 +74,10 @@ def dicom_proxy(timeout: httpx.Timeout) -> APIRouter:
             return PlainTextResponse("The studies of this server are in a folder; there is no DICOM server.", 404)
         query = request.scope["query_string"].replace(b"#", b"%23")
         url = httpx.URL(f"{server}/{target}").copy_with(query=query or None)
-        asked = {k.decode("latin-1"): v for k, v in request.headers.raw}
+        asked = dict(request.headers.raw)
         # of two lengths, the one in chunks is right
-        passed = ASKED if request.method == "GET" else (*ASKED, *BODY[: 1 if "transfer-encoding" in asked else 2])
-        headers = {"accept-encoding": b"identity"} | {k: asked[k] for k in passed if k in asked}
+        passed = ASKED if request.method == "GET" else (*ASKED, *BODY[: 1 if b"transfer-encoding" in asked else 2])
+        headers = {b"accept-encoding": b"identity"} | {k: asked[k] for k in passed if k in asked}
         content = request.stream() if request.method == "POST" else None
         try:
             answer = await client.send(
