@@ -23,6 +23,7 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from .bundle import weights_digest
+from .loading import affine_like, load_nifti
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
 
@@ -114,8 +115,9 @@ class VolumeDataset(IterableDataset):
             except Exception as error:
                 self.report.failed(item, error)
                 continue
-            self.report.begin(item, time.perf_counter() - start)
-            yield {k: data[k] for k in ("image", "brain", "input_image")}
+            # sentences don't go through the loader, which makes batches of what it is given
+            self.report.begin(item, time.perf_counter() - start, data.get("warnings", []))
+            yield {k: data[k] for k in ("image", "brain", "input_image", "bias_field") if k in data}
 
 
 class Report:
@@ -145,9 +147,11 @@ class Report:
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._networks_done)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
 
-    def begin(self, item: dict[str, Any], seconds: float) -> None:
-        """The next volume was preprocessed in so many seconds."""
-        self._current = {"item": item, "seconds": {"preprocessing": seconds}}
+    def begin(self, item: dict[str, Any], seconds: float, warnings: Sequence[str] = ()) -> None:
+        """The next volume was preprocessed in so many seconds, with these warnings."""
+        self._current = {"item": item, "seconds": {"preprocessing": seconds}, "warnings": list(warnings)}
+        for warning in warnings:
+            tqdm.write(f"WARNING {item['name']}: {warning}")
 
     def failed(self, item: Mapping[str, Any], error: Exception) -> None:
         """A volume could not be processed."""
@@ -166,7 +170,7 @@ class Report:
 
     def _write(self, engine: Engine) -> None:
         item, seconds = self._current["item"], self._current["seconds"]
-        result = {**engine.state.batch[0], **engine.state.output[0]}
+        result = {**engine.state.batch[0], **engine.state.output[0], "warnings": self._current["warnings"]}
         seconds["postprocessing"] = time.perf_counter() - self._start
         start = time.perf_counter()
         try:
@@ -183,6 +187,7 @@ class Report:
                 "name": item["name"],
                 "image": item["image"],
                 "status": "ok",
+                "warnings": result["warnings"],
                 "score": max((s["score"] for s in assessed), default=None),
                 "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
                 "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
@@ -253,6 +258,8 @@ class Report:
                     f"{v['name']}: p(diseased) {v['p_diseased']:.2f}, score {v['score']:.3f}, "
                     f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml of brain"
                 )
+            for warning in v["warnings"]:
+                print(f"  WARNING: {warning}")
             print(f"  {v['folder']}: {', '.join(v['outputs'])}, overview.png")
             print("  " + ", ".join(f"{part} {s:.1f} s" for part, s in v["seconds"].items()))
         print(f"Summary: {self.output_dir / 'summary.json'} and summary.csv. Not for clinical use.")
@@ -271,11 +278,15 @@ def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> No
     array = image.as_tensor().numpy()
     array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     first = source if isinstance(source, str) else source[0]
-    header = nib.load(first).header.copy() if first.endswith(SUFFIXES) else nib.Nifti1Header()
+    affine = image.affine.numpy()
+    header = nib.Nifti1Header()
+    if first.lower().endswith(SUFFIXES):
+        original = load_nifti(first)
+        affine, header = affine_like(affine, original), original.header.copy()
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    nib.save(nib.Nifti1Image(array, image.affine.numpy(), header), path)
+    nib.save(nib.Nifti1Image(array, affine, header), path)
 
 
 def _replace(path: Path, text: str) -> None:
