@@ -352,7 +352,7 @@ def test_warnings_reach_summary_picture_and_terminal(
     assert "WARNING" in capsys.readouterr().out
     from matplotlib.image import imread
 
-    picture = imread(tmp_path / "out" / "p" / "overview.png")[:40, :, :3]
+    picture = imread(tmp_path / "out" / "p" / "overview.png")[:90, :, :3]
     amber = np.abs(picture - np.array([1.0, 176 / 255, 0.0])).max(axis=2) < 0.05
     assert amber.sum() > 100
     # nothing is lost of the input's own intensities

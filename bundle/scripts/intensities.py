@@ -178,10 +178,8 @@ class CorrectFieldd(MapTransform):
     """Divide by the field of the coil where it shades the brain strongly, and keep it as ``bias_field``.
 
     The field comes from N4 (Tustison et al. 2010) in SimpleITK on a coarse grid within the brain. In scans as they come from
-    a scanner
-    it spans 1.0 to 1.35 (95th to 5th percentile within the brain,
-    48 volumes of TCGA-LGG and BraTS), part of it taken from large lesions, and the
-    networks were trained with it: those are left as they are.
+    a scanner it spans 1.0 to 1.35 (95th to 5th percentile within the brain, 48 volumes of TCGA-LGG and BraTS), part of it
+    taken from large lesions, and the networks were trained with it: those are left as they are.
 
     Args:
         keys: images on the networks' grid.

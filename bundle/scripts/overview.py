@@ -64,12 +64,12 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         for warning in result.get("warnings", ())
         for line in textwrap.wrap(f"WARNING: {warning}", round(13 * 2.2 * len(titles)))
     ]
-    top = 0.19 * len(warned) + 0.1 * bool(warned)
+    top = 0.3 + 0.19 * len(warned)
     size = (2.2 * len(titles), 2.2 * height / width * max(len(rows), 1) + 0.8 + top)
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - top / size[1]))
     figure = Figure(size, facecolor="black", layout=layout)
     FigureCanvasAgg(figure)
-    figure.text(0.01, 1 - 0.05 / size[1], "\n".join(warned), color=AMBER, fontsize=9, va="top", linespacing=1.3)
+    figure.text(0.01, 1 - 0.3 / size[1], "\n".join(warned), color=AMBER, fontsize=9, va="top", linespacing=1.3)
     axes = figure.subplots(max(len(rows), 1), len(titles), squeeze=False)
     low, high = np.percentile(image[head], [1, 97])
     limit = max(float(np.nanmax(a, initial=0)), 1e-3)
@@ -99,6 +99,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.015, pad=0.005)
         bar.ax.tick_params(colors="white", labelsize=6)
         bar.set_label("anomaly", color="white", fontsize=6)
-    figure.suptitle(f"{name}   (the patient's right is on the left)", color="white", fontsize=9)
+    title = f"{name}   (the patient's right is on the left)"
+    figure.text(0.5, 1 - 0.05 / size[1], title, color="white", fontsize=9, ha="center", va="top")
     figure.supxlabel("Research software, not for clinical use", color="#aaaaaa", fontsize=7)
     figure.savefig(path, dpi=110, facecolor="black")

@@ -65,8 +65,7 @@ class AnomalyInferTask(InferTask):
     `__call__` takes MONAI Label's request and returns the path of the label map and, as ``params``, the scores: ``result``
     holds ``score`` and ``p_diseased`` of the volume (its highest slice's; None if no slice was assessed), ``lesion_ml``,
     ``not_assessed_slices`` (their numbers in the file) and ``warnings`` (sentences that say why it may be wrong); at
-    the top level, where MONAI Label's own tasks have it, stands
-    the same and ``slices``.
+    the top level, where MONAI Label's own tasks have it, stands the same and ``slices``.
 
     Raises:
         MONAILabelException: INVALID_INPUT, an option or a volume can't be used; the message says why and what is allowed.
