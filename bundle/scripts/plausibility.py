@@ -149,7 +149,7 @@ class CheckSequenced(MapTransform):
     """Add a warning where the intensities within the brain are not those of the model's sequences.
 
     By five-fold cross-validation over patients of TCGA-LGG, BraTS and others it warns of 1 to 2 % of FLAIR, and
-    of 96 to 100 % of T1, T1 with contrast and T2: see ``benchmarks/sequence_check.json``.
+    of 94 to 99 % of T1, T1 with contrast and T2: see ``benchmarks/sequence_check.json``.
 
     Args:
         keys: one image with a channel a sequence, on the networks' grid.
