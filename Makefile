@@ -13,8 +13,9 @@ help: ## list the targets
 
 demo: $(READY) ## find the lesion in the sample volume, at first in a second; the results go to output/
 	$(BIN)/python -m monai.bundle run --config_file "['bundle/configs/inference.json','bundle/configs/preview.json']" \
-		--output_dir output/preview --brain_cache output/cache
-	$(BIN)/python -m monai.bundle run --config_file bundle/configs/inference.json --output_dir output --brain_cache output/cache
+		--input bundle/sample --output_dir output/preview --brain_cache output/cache
+	$(BIN)/python -m monai.bundle run --config_file bundle/configs/inference.json \
+		--input bundle/sample --output_dir output --brain_cache output/cache
 
 serve: $(READY) ## show the sample study in OHIF and 3D Slicer until Ctrl-C; without Orthanc in 3D Slicer only
 	$(BIN)/python apps/anomaly_detection/serve.py

@@ -42,6 +42,7 @@ from scripts import DISEASED  # noqa: E402
 from scripts.bundle import autocast, declared, fastest_precision, weights_digest  # noqa: E402
 from scripts.data import SliceDataset, brain_mr, fingerprint  # noqa: E402
 from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings  # noqa: E402
+from scripts.geometry import slice_numbers  # noqa: E402
 from scripts.guidance import ClassifierGuidance  # noqa: E402
 from scripts.inferer import CPU_BATCH, learned_map, with_neighbours  # noqa: E402
 from scripts.metrics import (  # noqa: E402
@@ -55,7 +56,7 @@ from scripts.metrics import (  # noqa: E402
     paired_bootstrap,
 )
 from scripts.postprocessing import combined_map, gate, slice_score  # noqa: E402
-from scripts.preprocessing import BACKGROUND, slice_numbers  # noqa: E402
+from scripts.preprocessing import BACKGROUND  # noqa: E402
 from scripts.reporting import write  # noqa: E402
 from scripts.sampler import NoiseModel, ddim_step, timestep_grid  # noqa: E402
 
@@ -85,8 +86,18 @@ def times(x: torch.Tensor, t: int) -> torch.Tensor:
     return torch.full((len(x),), t, dtype=torch.long, device=x.device)
 
 
+def reference_pairs(noise_level: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The timesteps of the reference's loop: at which the network is called, and to which that call takes the slice; -1 is x_0.
+
+    As its ``ddim_sample_loop_progressive`` has them: up from 1 to L - 1, each one further, so that it ends at L; down from
+    L - 2 to 0. The slice comes with the noise of timestep 0, so both ways begin one or two timesteps off.
+    """
+    return [(t, t + 1) for t in range(1, noise_level)], [(t, t - 1) for t in range(noise_level - 2, -1, -1)]
+
+
 def reference(eps: NoiseModel, guidance: ClassifierGuidance, alphas: torch.Tensor, noise_level: int) -> Sampler:
-    """The reference: one noise before the encoding, x_0 clipped and eps derived anew, decoding from L - 2."""
+    """The reference: one noise before the encoding, x_0 clipped and eps derived anew, timesteps of `reference_pairs`."""
+    up, down = reference_pairs(noise_level)
 
     def clipped(x: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         a = alphas[t]
@@ -95,13 +106,13 @@ def reference(eps: NoiseModel, guidance: ClassifierGuidance, alphas: torch.Tenso
 
     def sample(x: torch.Tensor) -> torch.Tensor:
         x = alphas[0].sqrt() * x + (1 - alphas[0]).sqrt() * torch.randn_like(x)
-        for t in range(noise_level - 1):
+        for t, t_next in up:
             x0, e = clipped(x, t)
-            x = alphas[t + 1].sqrt() * x0 + (1 - alphas[t + 1]).sqrt() * e
-        for t in range(noise_level - 2, -1, -1):
+            x = alphas[t_next].sqrt() * x0 + (1 - alphas[t_next]).sqrt() * e
+        for t, t_next in down:
             _, e = clipped(x, t)
             e = e - guidance.guidance_scale * (1 - alphas[t]).sqrt() * guidance.gradient(x, times(x, t))
-            a_next = alphas[t - 1] if t else torch.ones(())
+            a_next = alphas[t_next] if t_next >= 0 else torch.ones(())
             x = ddim_step(x, e, alphas[t], a_next)
         return x
 
@@ -250,7 +261,7 @@ class Algorithms:
             REFERENCE: Row(reference(eps, guided(100.0), alphas, 500), False, 1, *as_theirs),
             "MONAI tutorial, L = 200, s = 10": Row(tutorial(eps, guided(10.0), scheduler, 200), False, 1, *as_theirs),
             "DDPM, L = 500, guided, s = 10": Row(ancestral(guided(10.0), alphas, 500, 50), False, 16, *as_ours),
-            "DDPM, L = 250, unguided (as AnoDDPM)": Row(ancestral(eps, alphas, 250, 50), False, 16, *as_ours),
+            "DDPM, L = 250, unguided": Row(ancestral(eps, alphas, 250, 50), False, 16, *as_ours),
         }
 
     def counted(self, name: str, f: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -350,8 +361,9 @@ def compare(
     weights = {name: weights_digest(network) for name, network in networks.items()}
 
     def cache(*key: Any, of: tuple[str, ...] = ("model", "classifier")) -> Path:
-        # the default's settings are the config's, those of the other rows are fixed
+        # the default's settings are the config's, the reference's timesteps were others once; the other rows are fixed
         key = (*key, algorithms.default) if DEFAULT in key else key
+        key = (*key, reference_pairs(500)) if REFERENCE in key else key
         state = [*(weights[n] for n in of), data, seed, *key]
         return Path(cache_dir) / f"compare-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.pt"
 

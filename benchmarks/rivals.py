@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from monai.losses import PatchAdversarialLoss
 from monai.networks.layers import MedianFilter
 from monai.networks.nets import BasicUNet, PatchDiscriminator, VarAutoEncoder
-from monai.transforms import Compose, LoadImage
+from monai.transforms import Compose
 from monai.utils import set_determinism
 from monai.visualize import GradCAM
 from sklearn.neighbors import NearestNeighbors
@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bundle"))
 from scripts import DISEASED, HEALTHY  # noqa: E402
 from scripts.bundle import declared  # noqa: E402
 from scripts.data import augmented, labelled_slices  # noqa: E402
-from scripts.postprocessing import slice_score, to_grid  # noqa: E402
+from scripts.geometry import load_mask, to_grid  # noqa: E402
+from scripts.postprocessing import slice_score  # noqa: E402
 from scripts.preprocessing import BACKGROUND  # noqa: E402
 
 Reader = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -275,12 +276,11 @@ class ReadersMasks(Dataset):
         self.transform = transform
         self.labels: list[int] = []
         self.items: list[dict[str, Any]] = []
-        load = LoadImage(image_only=True, ensure_channel_first=True)
         for source in tqdm(datalist, "readers' masks", unit="volume"):
             volume = preprocessing({k: v for k, v in source.items() if k != "mask"})
             image = volume["image"]
-            mask = load(source["mask"]).as_tensor() > 0
-            mask = to_grid(mask, volume["input_image"].affine, image.affine, image.shape[1:]) > 0.5
+            mask = load_mask(source["mask"], volume["input_image"])
+            mask = to_grid(mask, mask.affine, image.affine, image.shape[1:]) > 0.5
             for z, label in labelled_slices(image, source["label"], min_area_fraction):
                 self.items.append({"image": image.as_tensor()[..., z], "label": mask[..., z].float()})
                 self.labels.append(label)
@@ -304,6 +304,7 @@ def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Mod
                 "min_area_fraction": "@min_area_fraction",
                 **({"transform": "@train#augmentation"} if split == "train" else {}),
             }
+        parser["checkpoint#settings"] = {}
         for step in ("initialize", "run"):
             parser.get_parsed_content(step)
-        return declared("student", **{"student#path": parser["final_path"]})
+        return declared("student", **{"student#path": f"{folder}/model.pt"})

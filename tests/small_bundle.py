@@ -17,14 +17,14 @@ BRIGHT = '''"""All that is bright is brain."""
 
 from monai.transforms import MapTransform
 
-from scripts.preprocessing import _on_grid
+from scripts.geometry import on_grid
 
 
 class BrightBraind(MapTransform):
     def __call__(self, data):
         d = dict(data)
         image = d[self.keys[0]]
-        d["brain"] = _on_grid((image.as_tensor()[:1] > 0).byte(), image.affine, image)
+        d["brain"] = on_grid((image.as_tensor()[:1] > 0).byte(), image.affine, image)
         return d
 '''
 
@@ -39,6 +39,7 @@ def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> 
     path = bundle / "configs" / "inference.json"
     config: dict[str, Any] = json.loads(path.read_text())
     config["num_channels"] = len(channels)
+    config["sequences"] = list(channels)
     for name, values in TINY.items():
         node = config
         *parents, last = name.split("#")

@@ -10,7 +10,6 @@ import runpy
 import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -86,8 +85,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     nib.save(nib.Nifti1Image(np.ones((40, 40, 4, 2), np.float32), np.eye(4)), studies / "two_channels.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((40, 40, 0), np.float32), np.eye(4)), studies / "no_slice.nii.gz")
     conf = {"bundle": str(write_small_bundle(folder)), "max_upload_mb": "16"}
-    with label_server(str(studies), folder, free_port(), conf) as url:
+    (folder / "tmp").mkdir()
+    before = changes(serve.APP)
+    with label_server(str(studies), folder, free_port(), conf, {"TMPDIR": str(folder / "tmp")}) as url:
         yield Server(url, studies)
+    # it may be read-only
+    assert changes(serve.APP) == before
+
+
+def changes(folder: Path) -> dict[Path, int]:
+    """When everything in a folder was changed, but Python's caches."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
 
 
 def test_info_lists_the_models_with_the_options_of_the_bundle(server: Server) -> None:
@@ -177,10 +185,16 @@ BAD = [
     ("lesion_mask", "plain", {"noise_level": "much"}, 400, "noise_level must be a whole number, got 'much'"),
     ("lesion_mask", "plain", {"num_inference_steps": 0}, 400, "num_inference_steps must be from 1"),
     ("lesion_mask", "plain", {"threshold": 0}, 400, "threshold must be above 0"),
+    ("lesion_mask", "plain", {"threshold": 99}, 400, "threshold must be above 0 and at most 2, got 99.0"),
+    ("lesion_mask", "plain", {"threshold": "nan"}, 400, "threshold must be above 0 and at most 2, got nan"),
+    ("lesion_mask", "plain", {"guidance_scale": 1e30}, 400, "guidance_scale must be from 0 to 1000, got 1e+30"),
+    ("lesion_mask", "plain", {"guidance_scale": "-inf"}, 400, "guidance_scale must be from 0 to 1000, got -inf"),
+    ("lesion_preview", "plain", {"threshold": "inf"}, 400, "threshold must be above 0 and at most 2, got inf"),
     ("lesion_mask", "plain", {"guidance_scale": None}, 400, "guidance_scale must be a number, got None"),
     ("lesion_mask", "plain", {"result_extension": "/../../x.nrrd"}, 400, "result_extension must be one of .nii.gz"),
     ("lesion_mask", "plain", {"result_dtype": "object"}, 400, "result_dtype must be one of uint8"),
     ("lesion_mask", "plain", {"save_label": True, "label_tag": "../.."}, 400, "label tag '../..' is not allowed"),
+    ("lesion_mask", "plain", {"save_label": True, "label_tag": "final"}, 400, "'final' is the label of a reader"),
     ("lesion_mask", "text", {}, 400, "text.nii.gz: can't be read as an image"),
     ("lesion_mask", "cut", {}, 400, "cut.nii.gz: can't be read as an image"),
     ("lesion_mask", "two_channels", {}, 400, "two_channels.nii.gz: has 2 channel(s), the model takes 1"),
@@ -211,6 +225,12 @@ def test_paths_in_names_of_other_endpoints(server: Server) -> None:
     assert server.get("/datastore/image", params={"image": "nobody"}).status_code == 404
     assert server.put("/datastore/label", params={"image": "nobody"}, files=label).status_code == 404
     assert not list(server.studies.parent.glob("evil*"))
+    before = {p: p.read_bytes() for p in server.studies.rglob("*") if p.is_file()}
+    for name, content in (("x.exe", b"MZ"), ("x.nii.gz", b""), ("x.nii.gz", b"no image")):
+        bad = {"label": (name, content)}
+        answer = server.put("/datastore/label", params={"image": "plain", "tag": "final"}, files=bad)
+        assert answer.status_code == 400 and "The label 'final' of plain" in answer.json()["detail"]
+    assert {p: p.read_bytes() for p in server.studies.rglob("*") if p.is_file()} == before
     archive = {"files": ("x.zip", b"x")}
     answer = server.put("/session/", params={"uncompress": "true"}, files=archive)
     assert answer.status_code == 400 and "Archives are not unpacked" in answer.json()["detail"]
@@ -218,12 +238,12 @@ def test_paths_in_names_of_other_endpoints(server: Server) -> None:
     assert answer.status_code == 400 and "params is not JSON" in answer.json()["detail"]
 
 
-def temporary_files() -> set[str]:
-    return {p.name for p in Path(tempfile.gettempdir()).glob("tmp*")}
+def temporary_files(server: Server) -> set[str]:
+    return {p.name for p in (server.studies.parent / "tmp").glob("tmp*")}
 
 
 def test_uploads_are_processed_and_removed(server: Server, tmp_path: Path) -> None:
-    before = temporary_files()
+    before = temporary_files(server)
     file, params = server.client.infer("lesion_mask", "", SLICER, file=str(server.studies / "flipped.nii.gz"))
     assert nrrd.read(file)[0].shape == GRIDS["flipped"][0]
     with pytest.raises(MONAILabelClientException, match="be read as an image"):
@@ -232,7 +252,7 @@ def test_uploads_are_processed_and_removed(server: Server, tmp_path: Path) -> No
     file, _ = server.client.infer("lesion_mask", "", SLICER, session_id=session)
     assert nrrd.read(file)[0].shape == GRIDS["plain"][0]
     server.delete(f"/session/{session}")
-    assert temporary_files() <= before
+    assert temporary_files(server) <= before
 
 
 def test_too_large_an_upload_is_refused_but_read_to_its_end(server: Server) -> None:
@@ -284,6 +304,10 @@ def test_triage_and_scoring(server: Server, tmp_path: Path) -> None:
     ranked = sorted(scores, key=lambda name: -scores[name])
     first = server.client.next_sample("most_anomalous_first", {})
     assert first["id"] == ranked[0] and first["score"] == scores[ranked[0]]
+    # which OHIF asks for, whatever it is called
+    assert server.client.next_sample("random", {})["id"] == ranked[0]
+    strategies = server.client.info()["strategies"]
+    assert strategies["random"]["description"].startswith("Most anomalous first")
 
     # half of the predicted mask, submitted by a reader
     server.client.infer("lesion_mask", ranked[0], {"save_label": True})
@@ -317,7 +341,7 @@ def test_fine_tuning_over_http(server: Server, tmp_path: Path) -> None:
     assert status["status"] == "DONE", details
     report = server.client.info()["train_stats"]["classifier"]
     assert report["patients"]["train"] >= 1 and report["patients"]["validation"] >= 1 and report["iterations"] > 0
-    assert isinstance(report["published"], bool)
+    assert report["published"] == (report["after"]["val_loss"] <= report["before"]["val_loss"])
     assert server.client.infer("lesion_mask", "plain", SLICER)[1]["weights"]
 
 
@@ -370,11 +394,15 @@ def test_a_bundle_without_a_student_has_no_preview(tmp_path: Path) -> None:
     assert bundle([write_head(tmp_path)["image"]], bundle.options())["anomaly_map"].shape == (1, *GRIDS["plain"][0])
 
 
-def test_an_nrrd_image_gives_nifti_on_its_grid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".NII.GZ"])
+def test_an_image_of_another_format_gives_nifti_on_its_grid(ending: str, tmp_path: Path) -> None:
     bundle = Bundle(write_small_bundle(tmp_path), "cpu")
     source = write_head(tmp_path, "flipped")["image"]
-    path = str(tmp_path / "image.nrrd")
-    SimpleITK.WriteImage(SimpleITK.ReadImage(source), path)
+    path = str(tmp_path / f"image{ending}")
+    if ending == ".NII.GZ":
+        shutil.copy(source, path)
+    else:
+        SimpleITK.WriteImage(SimpleITK.ReadImage(source), path)
     file, _, result = AnomalyInferTask(bundle, "mask").run({"image": path})
     for written in (file, *write_results(result, path, tmp_path).values()):
         image = nib.load(written)
@@ -496,9 +524,9 @@ def test_a_bundle_by_its_address(tmp_path: Path) -> None:
 
 def test_other_machines_are_refused_unless_asked_for() -> None:
     app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("hello"))])
-    for host, remote, status in (("10.0.0.7", False, 403), ("10.0.0.7", True, 200), ("127.0.0.1", False, 200)):
-        guarded = Guard(app, remote=remote, max_bytes=100)
-        assert TestClient(guarded, client=(host, 1)).get("/").status_code == status
+    for client, host, status in (("10.0.0.7", None, 403), ("10.0.0.7", "10.0.0.1", 200), ("127.0.0.1", None, 200)):
+        guarded = Guard(app, host=host, max_bytes=100)
+        assert TestClient(guarded, "http://127.0.0.1", client=(client, 1)).get("/").status_code == status
 
 
 def test_the_stock_task_serves_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

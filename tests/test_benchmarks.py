@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,33 +16,81 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.guidance import ClassifierGuidance
 from scripts.metrics import SliceCase
-from synthetic import write_head
+from scripts.preprocessing import ExtractBraind
+from synthetic import head, write_head
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import brain_coverage
 import compare
 import paper_network
 import rivals
 import sweep
 
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = {
+    "pixel AP": "pixel_ap",
+    "pooled Dice, threshold of validation": "dice_threshold",
+    "pooled Dice, threshold without masks": "dice_labels",
+    "... threshold without masks": "dice_labels",
+    "... oracle": "dice_oracle",
+    "image AUROC": "image_auroc",
+    "false pixels a healthy slice": "healthy_area",
+    "seconds a slice": "seconds",
+}
+"""The columns of the tables in the READMEs, by their keys in compare.json."""
+
 
 def test_the_reference_takes_998_calls_and_499_gradients_and_heals() -> None:
-    calls = {"network": 0, "gradient": 0}
+    calls: dict[str, list[int]] = {"network": [], "gradient": []}
     model = noise_model()
 
     def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        calls["network"] += 1
+        calls["network"].append(int(t[0]))
         return model(x, t)
 
     class Counted(ClassifierGuidance):
         def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            calls["gradient"] += 1
+            calls["gradient"].append(int(t[0]))
             return super().gradient(x, t)
 
     guidance = Counted(eps, NoisedClassifier(), alphas_cumprod(), 1.0)
     healthy = compare.reference(eps, guidance, alphas_cumprod(), 500)(images(DISEASED, 4))
-    assert calls == {"network": 998, "gradient": 499}
+    up, down = list(range(1, 500)), list(range(498, -1, -1))
+    assert calls == {"network": up + down, "gradient": down}
+    assert len(up) == len(down) == 499
     assert distance(healthy, HEALTHY).abs().max() < 0.2
+
+
+def test_the_reference_pairs_timesteps_as_its_code_does() -> None:
+    """Up t to t + 1 for 1, ..., L - 1; down t to t - 1 for L - 2, ..., 0, where -1 is x_0.
+
+    Where the noise is 0, a step scales by the square root of alpha-bar's ratio, so what the network is given tells every pair.
+    """
+    level, alphas = 20, alphas_cumprod().double()
+    seen: list[tuple[int, float]] = []
+
+    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((int(t[0]), float(x.norm())))
+        return torch.zeros_like(x)
+
+    class NoGradient(ClassifierGuidance):
+        def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    torch.manual_seed(0)
+    x = 0.1 * torch.rand(1, 1, 4, 4, dtype=torch.float64)  # so small that nothing is clipped
+    y = compare.reference(eps, NoGradient(eps, NoisedClassifier(), alphas, 1.0), alphas, level)(x)
+    pairs = [(t, t + 1) for t in range(1, 20)] + [(t, t - 1) for t in range(18, -1, -1)]
+    assert [t for t, _ in seen] == [t for t, _ in pairs]
+    torch.manual_seed(0)
+    torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    noised = alphas[0].sqrt() * x + (1 - alphas[0]).sqrt() * torch.randn_like(x)
+    assert seen[0][1] == pytest.approx(float(noised.norm()))
+    norms = [n for _, n in seen] + [float(y.norm())]
+    of = [*alphas.tolist(), 1.0]  # -1 is the last
+    for (t, t_next), before, after in zip(pairs, norms[:-1], norms[1:], strict=True):
+        assert after / before == pytest.approx((of[t_next] / of[t]) ** 0.5, rel=1e-9), (t, t_next)
 
 
 @pytest.mark.parametrize("guided", [True, False])
@@ -109,6 +158,54 @@ def test_readers_masks_lie_on_the_lesions(grid: str, tmp_path: Path) -> None:
     assert y.any() and 2 * (bright & (y > 0)).sum() / (bright.sum() + y.sum()) > 0.9
 
 
+def test_coverage_counts_what_is_not_looked_at() -> None:
+    """Five slices of 10, 40, 100, 60 and 30 pixels of brain: at half of the largest, two are assessed."""
+    evaluated, assessed = np.array([0, 1, 1, 1, 0], bool), np.array([0, 0, 1, 1, 0], bool)
+    found = brain_coverage.counted(evaluated, assessed, np.array([10, 40, 100, 60, 30]), np.array([0, 5, 4, 10, 1]))
+    assert found == {
+        "slices": 5,
+        "evaluated": 3,
+        "evaluated_but_not_assessed": 1,
+        "with_lesion": 4,
+        "with_lesion_not_evaluated": 1,
+        "with_lesion_not_assessed": 2,
+        "share_of_brain_not_assessed": pytest.approx(80 / 240, abs=1e-3),
+        "share_of_lesion_not_assessed": pytest.approx(6 / 20),
+    }
+
+
+def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ellipsoid brain in nine slices: none in the outer two, in their neighbours a fifth of the largest slice's."""
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
+    image, _ = head((64, 80, 9))
+    lesion = np.zeros(image.shape, np.uint8)
+    lesion[30, 30:60, 4], lesion[30, 35:45, 7] = 1, 1
+    folder = tmp_path / "volumes" / "A"
+    folder.mkdir(parents=True)
+    for name, array in (("flair", image), ("seg", lesion)):
+        nib.save(nib.Nifti1Image(array, np.diag([-2.0, -2.0, 5.0, 1.0])), folder / f"{name}.nii.gz")
+    rows = [f"A,{z},test,{int(z in (4, 7))},{int(1 <= z <= 6)},1" for z in range(9)]
+    header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted"
+    (tmp_path / "slices.csv").write_text("\n".join([header, *rows, ""]))
+    output = tmp_path / "brain_coverage.json"
+    brain_coverage.coverage(str(tmp_path), output=str(output), cache_dir=str(tmp_path / "cache"))
+    record = json.loads(output.read_text())
+    share = record.pop("share_of_brain_not_assessed")
+    assert record == {
+        "split": "test",
+        "patients": 1,
+        "slices": 9,
+        "evaluated": 6,
+        "evaluated_but_not_assessed": 1,
+        "with_lesion": 2,
+        "with_lesion_not_evaluated": 1,
+        "with_lesion_not_assessed": 1,
+        "share_of_lesion_not_assessed": {"least": 0.25, "median": 0.25, "most": 0.25},
+    }
+    # areas go with 0.7 - z^2: two of 0.1375 in all of 3.15
+    assert share["least"] == share["most"] == pytest.approx(0.275 / 3.15, abs=0.01)
+
+
 def test_separability_is_the_share_of_the_variance_between_two_classes() -> None:
     """Two values in the brain: all of it. 0, 0, 1 and 3, Otsu's classes {0, 0, 1} and {3}: 3 (8/3)^2 / 16 of 1.5."""
     brain = np.ones((2, 2), bool)
@@ -125,3 +222,39 @@ def test_the_papers_network_is_the_papers() -> None:
     assert paper_network.flop("network_def") == pytest.approx(498e9, rel=1e-3)
     classifier, gradient = (paper_network.flop("classifier_def", gradient=g) for g in (False, True))
     assert gradient == pytest.approx(2 * classifier, rel=0.05)
+
+
+@pytest.mark.parametrize("file", ["README.md", "benchmarks/README.md", "bundle/docs/README.md"])
+def test_tables_hold_what_was_compared(file: str) -> None:
+    """Every cell of a row, with its interval where the table gives it, is that of one and the same row of compare.json."""
+    rows = json.loads((ROOT / "benchmarks" / "compare.json").read_text("utf-8"))["rows"]
+    header: list[str] = []
+    checked = 0
+    for line in (ROOT / file).read_text("utf-8").splitlines():
+        cells = [c.strip() for c in line.strip("|").split("|")] if line.startswith("|") else []
+        header = cells if cells[:1] == ["method"] else header if cells else []
+        if not header or not cells or cells == header or set(line) <= set("|-"):
+            continue
+        named = [r for r in rows if r["method"] == cells[0].removesuffix(" †")]
+        wanted = [
+            all(told(cell, r.get(COLUMNS[name], "")) for name, cell in zip(header[1:], cells[1:], strict=True))
+            for r in named
+        ]
+        assert any(wanted), line
+        checked += 1
+    assert checked >= 7
+
+
+def told(cell: str, value: str | float) -> bool:
+    """Whether a cell says this value, the number of false pixels with one digit, intervals or not."""
+    whole = f"{value:g}" if isinstance(value, float) else value
+    number = whole.split(" ")[0]
+    return cell in (whole, number) or (number != "" and cell == f"{float(number):.1f}")
+
+
+def test_the_rows_of_the_record_are_those_of_the_code() -> None:
+    record = json.loads((ROOT / "benchmarks" / "compare.json").read_text("utf-8"))
+    algorithms = list(compare.Algorithms().rows)
+    read = {*algorithms, *(f"{name}, the paper's map" for name in algorithms)}
+    others = {compare.BASELINE, compare.GATED, compare.INTENSITY, compare.ALONE, compare.STUDENT, compare.SUPERVISED}
+    assert {r["method"] for r in record["rows"]} == read | others | set(rivals.RIVALS)

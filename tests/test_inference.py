@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
 from scripts.bundle import bundle_root, declared, load_weights, weights_digest
-from scripts.inference import find_inputs
-from synthetic import write_head
+from scripts.inference import description, save_nifti
+from scripts.inferer import CounterfactualInferer
+from scripts.postprocessing import NOT_ASSESSED
+from synthetic import GRIDS, write_head
 
 TINY: dict[str, Any] = {
     "network_def#channels": [8, 8],
@@ -48,12 +52,24 @@ def run(weights: dict[str, str], **overrides: Any) -> int:
     """Run inference.json as ``monai.bundle run`` does, with tiny networks; return the exit status."""
     parser = ConfigParser()
     parser.read_config(Path(bundle_root()) / "configs" / "inference.json")
-    parser.update({**TINY, **weights, **overrides})
+    parser.update({**TINY, "report#manifest": None, **weights, **overrides})
     try:
         parser.get_parsed_content("run")
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def summary(out: Path) -> dict[str, dict[str, Any]]:
+    """The volumes of a summary by their names."""
+    return {v["name"]: v for v in json.loads((out / "summary.json").read_text())["volumes"]}
+
+
+def visible(folder: Path) -> list[str]:
+    """What lies in a folder; hidden is a lock alone."""
+    names = sorted(p.name for p in folder.iterdir())
+    assert {name for name in names if name.startswith(".")} <= {".summary.lock"}
+    return [name for name in names if not name.startswith(".")]
 
 
 def datalist(folder: Path, items: list[dict[str, Any]]) -> str:
@@ -72,7 +88,7 @@ def test_a_bundle_without_a_student_reads_the_counterfactual_alone(tmp_path: Pat
     values = [np.asarray(nib.load(f / "anomaly_map.nii.gz").dataobj) for f in (alone, both)]
     assert not np.array_equal(*values, equal_nan=True)
     np.testing.assert_array_equal(*(np.asarray(nib.load(f / "counterfactual.nii.gz").dataobj) for f in (alone, both)))
-    used = [json.loads((f.parent / "summary.json").read_text())["weights"] for f in (alone, both)]
+    used = [summary(f.parent)["flair"]["weights"] for f in (alone, both)]
     assert used[1] == {n: weights_digest(declared(n, **TINY, **weights)) for n in ("network", "classifier", "student")}
     assert used[0] == {name: digest for name, digest in used[1].items() if name != "student"}
 
@@ -83,14 +99,11 @@ def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[s
     out = tmp_path / "out"
     status = run(weights, input=datalist(tmp_path, [good[0], bad, good[1]]), output_dir=str(out))
     assert status == 1
-    summary = json.loads((out / "summary.json").read_text())
-    assert [(v["name"], v["status"]) for v in summary["volumes"]] == [
-        ("plain", "ok"),
-        ("bad", "failed"),
-        ("oblique", "ok"),
-    ]
-    assert "nothing.nii.gz: no such file" in summary["volumes"][1]["error"]
-    assert sorted(p.name for p in out.iterdir()) == ["oblique", "plain", "summary.csv", "summary.json"]
+    volumes = summary(out)
+    assert {name: v["status"] for name, v in volumes.items()} == {"bad": "failed", "oblique": "ok", "plain": "ok"}
+    assert "nothing.nii.gz: no such file" in volumes["bad"]["error"]
+    assert visible(out) == ["bad", "oblique", "plain", "summary.csv", "summary.json"]
+    assert visible(out / "bad") == ["result.json"]
     for item in good:
         source = nib.load(item["image"])
         for name, dtype in (("anomaly_map", np.float32), ("counterfactual", np.float32), ("pred", np.uint8)):
@@ -101,9 +114,29 @@ def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[s
         assert (out / item["name"] / "overview.png").stat().st_size > 10_000
     with (out / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [r["name"] for r in rows if r["slice"] == "volume"] == ["plain", "bad", "oblique"]
+    assert [r["name"] for r in rows if r["slice"] == "volume"] == ["bad", "oblique", "plain"]
     slices = [r for r in rows if r["name"] == "plain" and r["slice"] != "volume"]
-    assert [int(r["slice"]) for r in slices] == [s["slice"] for s in summary["volumes"][0]["slices"]]
+    assert [int(r["slice"]) for r in slices] == [s["slice"] for s in volumes["plain"]["slices"]]
+
+
+def test_brain_beyond_the_networks_field_is_counted_as_not_assessed(tmp_path: Path, weights: dict[str, str]) -> None:
+    """A head of 1.6 times the size: what lies beside the field is 2 in the mask, NaN in the map, and in the summary."""
+    item = write_head(tmp_path)
+    for path in (item["image"], item["brain"]):
+        volume = nib.load(path)
+        nib.save(nib.Nifti1Image(volume.dataobj, np.diag([4.0, 4.0, 5.0, 1.0]), volume.header), path)
+    brain = np.asarray(nib.load(item["brain"]).dataobj) > 0
+    assert run(weights, input=datalist(tmp_path, [item]), output_dir=str(tmp_path / "out")) == 0
+    mask, a = (
+        np.asarray(nib.load(tmp_path / "out" / "flair" / f"{n}.nii.gz").dataobj) for n in ("pred", "anomaly_map")
+    )
+    np.testing.assert_array_equal(np.isnan(a), mask == NOT_ASSESSED)
+    # the field has 173 mm, that is 43 of 64 columns of 4 mm; the brain has 54 in the middle slices
+    columns = np.flatnonzero((brain & (mask != NOT_ASSESSED)).any(axis=(1, 2)))
+    assert (columns[0], columns[-1]) == (11, 53) and brain[5:11].any()
+    assert (mask[:11][brain[:11]] == NOT_ASSESSED).all() and (mask[54:][brain[54:]] == NOT_ASSESSED).all()
+    [volume] = json.loads((tmp_path / "out" / "summary.json").read_text())["volumes"]
+    assert volume["not_assessed_ml"] == pytest.approx((mask == NOT_ASSESSED).sum() * 4 * 4 * 5 / 1000)
 
 
 def test_same_input_same_output_bit_for_bit(tmp_path: Path, weights: dict[str, str]) -> None:
@@ -124,34 +157,8 @@ def test_a_failed_write_leaves_nothing_behind(
     monkeypatch.setattr("scripts.inference.draw_overview", no_picture)
     out = tmp_path / "out"
     assert run(weights, input=datalist(tmp_path, [write_head(tmp_path)]), output_dir=str(out)) == 1
-    assert sorted(p.name for p in out.iterdir()) == ["summary.csv", "summary.json"]
-    assert "disk full" in (out / "summary.json").read_text()
-
-
-def test_inputs_from_file_folder_and_datalist(tmp_path: Path) -> None:
-    for path in ("a/flair.nii.gz", "b/flair.nii", "a-flair.nii"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).touch()
-    assert find_inputs(str(tmp_path / "b" / "flair.nii")) == [
-        {"image": str(tmp_path / "b" / "flair.nii"), "name": "flair"}
-    ]
-    assert sorted(i["name"] for i in find_inputs(str(tmp_path))) == ["a-flair", "a-flair-2", "b-flair"]
-    path = datalist(tmp_path, [{"image": ["a/flair.nii.gz", "b/flair.nii"], "subject": "../../escape"}])
-    [item] = find_inputs(path)
-    assert item["image"] == [str(tmp_path / "a" / "flair.nii.gz"), str(tmp_path / "b" / "flair.nii")]
-    assert item["name"] == "escape"
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]'])
-def test_malformed_datalist(content: str, tmp_path: Path) -> None:
-    (tmp_path / "d.json").write_text(content)
-    with pytest.raises(ValueError, match="d.json"):
-        find_inputs(str(tmp_path / "d.json"))
-
-
-def test_folder_without_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no NIfTI file"):
-        find_inputs(str(tmp_path))
+    assert visible(out) == ["flair", "summary.csv", "summary.json"] and visible(out / "flair") == ["result.json"]
+    assert "disk full" in summary(out)["flair"]["error"]
 
 
 def test_weights_that_do_not_fit(tmp_path: Path, weights: dict[str, str]) -> None:
@@ -171,9 +178,13 @@ def test_weights_that_do_not_fit(tmp_path: Path, weights: dict[str, str]) -> Non
         ("noise_level", 0, "noise_level must be above 0 and below 1000, got 0"),
         ("num_inference_steps", 501, "num_inference_steps must be from 1 to the noise_level, 500, got 501"),
         ("threshold", 0, "threshold must be above 0"),
+        ("threshold", 99, "threshold must be above 0 and at most 2, got 99"),
+        ("threshold", "0.3", "threshold must be a number, above 0 and at most 2, got '0.3'"),
+        ("guidance_scale", 1e30, "guidance_scale must be from 0 to 1000, got 1e+30"),
+        ("guidance_scale", float("nan"), "guidance_scale must be from 0 to 1000, got nan"),
     ],
 )
-def test_options_out_of_range(option: str, value: int, message: str, tmp_path: Path, weights: dict[str, str]) -> None:
+def test_options_out_of_range(option: str, value: Any, message: str, tmp_path: Path, weights: dict[str, str]) -> None:
     overrides = {"displayable_configs#noise_level": 500, f"displayable_configs#{option}": value}
     with pytest.raises(RuntimeError) as error:
         run(weights, input=write_head(tmp_path)["image"], output_dir=str(tmp_path / "out"), **overrides)
@@ -193,3 +204,134 @@ def test_the_digest_of_weights_is_theirs_alone() -> None:
     with torch.no_grad():
         layer.weight[0, 0, 0, 0] += 1e-6
     assert weights_digest(layer) != digest
+
+
+def test_a_run_in_which_all_fail_or_one_networks_call_fails(
+    tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(weights, input=datalist(tmp_path, [{"image": "none.nii"}, {"image": 5}]), output_dir=str(out)) == 1
+    volumes = summary(out)
+    assert "none.nii: no such file" in volumes["none"]["error"]
+    assert (
+        volumes["item-1"]["error"].startswith("datalist.json, item 1: 'image' must be a path")
+        and not volumes["none"]["warnings"]
+    )
+
+    items = [write_head(tmp_path, name=name) for name in "abc"]
+    original = CounterfactualInferer.__call__
+    calls: list[int] = []
+
+    def out_of_memory(self: CounterfactualInferer, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CounterfactualInferer, "__call__", out_of_memory)
+    assert run(weights, input=datalist(tmp_path, items), output_dir=str(tmp_path / "three")) == 1
+    assert {n: v["status"] for n, v in summary(tmp_path / "three").items()} == {"a": "ok", "b": "failed", "c": "ok"}
+    assert summary(tmp_path / "three")["b"]["error"] == "out of memory"
+    assert "Traceback" in capsys.readouterr().err  # a fault of the program's shows where it happened
+    assert run(weights, input=datalist(tmp_path, items), output_dir=str(tmp_path / "three")) == 0
+    assert "2 done before" in capsys.readouterr().out and summary(tmp_path / "three")["b"]["status"] == "ok"
+
+
+def test_a_mask_to_look_at_never_makes_a_volume_fail(
+    tmp_path: Path, weights: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.nii").write_bytes(b"no mask")
+    items = [{**write_head(tmp_path, name=n), "mask": m} for n, m in (("a", "none.nii"), ("b", "broken.nii"))]
+    out = tmp_path / "out"
+    assert run(weights, input=datalist(tmp_path, items), output_dir=str(out)) == 0
+    for volume in summary(out).values():
+        assert volume["status"] == "ok"
+        assert volume["warnings"][-1] == "The known lesion mask could not be drawn beside the result."
+        assert (Path(volume["folder"]) / "overview.png").stat().st_size > 10_000
+    assert "  WARNING: The known lesion mask could not be drawn" in capsys.readouterr().out
+
+
+def test_a_name_of_another_sequence_is_refused_or_warned_of(tmp_path: Path, weights: dict[str, str]) -> None:
+    item = write_head(tmp_path, name="sub-01_T1w")
+    options = {"input": datalist(tmp_path, [item]), "output_dir": str(tmp_path / "out")}
+    assert run(weights, **options) == 1
+    assert "is named as T1, the model takes FLAIR" in summary(tmp_path / "out")["sub-01_T1w"]["error"]
+    assert run(weights, allow_any_image="true", **options) == 0
+    volume = summary(tmp_path / "out")["sub-01_T1w"]
+    assert volume["status"] == "ok" and volume["warnings"][0] == "The file is named as T1, the model takes FLAIR."
+    assert volume["warnings"][0] in (tmp_path / "out" / "summary.csv").read_text()
+
+
+def test_outputs_carry_no_patient_data(tmp_path: Path, weights: dict[str, str]) -> None:
+    """As MRIcroGL, dcm2niix and scanners write it: in the text fields and in extensions of the header."""
+    item = write_head(tmp_path)
+    image = nib.load(item["image"])
+    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        image.header[field] = b"DOE^JANE"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE"))
+    image.header["cal_max"] = 200
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 4)
+    image.header.set_xyzt_units("mm", "sec")
+    path = tmp_path / "FLAIR.NII.GZ"
+    nib.save(image, tmp_path / "x.nii.gz")
+    (tmp_path / "x.nii.gz").rename(path)
+    assert run(weights, input=datalist(tmp_path, [{**item, "image": str(path)}]), output_dir=str(tmp_path / "out")) == 0
+    outputs = sorted((tmp_path / "out" / "flair").glob("*.nii.gz"))
+    assert len(outputs) == 3
+    for output in outputs:
+        content = gzip.decompress(output.read_bytes())
+        assert b"DOE" not in content
+        result = nib.load(output)
+        assert len(result.header.extensions) == 0 and result.header["cal_max"] == 0
+        assert (int(result.header["qform_code"]), int(result.header["sform_code"])) == (1, 4)
+        assert result.header.get_xyzt_units() == ("mm", "sec")
+        np.testing.assert_array_equal(result.affine, image.affine)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("unit", [("mm", 1.0), ("micron", 0.001), ("meter", 1000.0)])
+def test_results_lie_on_the_grid_of_the_file_in_its_own_unit(
+    kind: Any, unit: tuple[str, float], tmp_path: Path
+) -> None:
+    name, mm = unit
+    shape, affine = GRIDS["oblique"]
+    own = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ affine
+    image = kind(np.zeros(shape, np.float32), own)
+    image.header.set_xyzt_units(name)
+    nib.save(image, tmp_path / "a.nii.gz")
+    own = nib.load(tmp_path / "a.nii.gz").affine
+    image = MetaTensor(torch.zeros(1, *shape), affine=np.diag([mm, mm, mm, 1]) @ own)
+    save_nifti(image, str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
+    result = nib.load(tmp_path / "b.nii.gz")
+    # of NIfTI-2's float64, NIfTI-1 keeps float32
+    np.testing.assert_allclose(result.affine, own, rtol=0 if kind is nib.Nifti1Image else 1e-6, atol=0)
+    assert result.header.get_xyzt_units()[0] == name
+    # a grid of its own, such as with another spacing
+    save_nifti(MetaTensor(torch.zeros(2, *shape), affine=affine * 3), str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
+    result = nib.load(tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(result.affine[:3] * mm, affine[:3] * 3, rtol=1e-6)
+    lengths = np.linalg.norm(affine[:3, :3] * 3, axis=0)
+    np.testing.assert_allclose(np.array(result.header.get_zooms()[:3]) * mm, lengths, rtol=1e-6)
+    assert result.header.get_xyzt_units()[0] == name and result.shape == (*shape, 2)
+
+
+def test_a_description_tells_what_results_depend_on(weights: dict[str, str]) -> None:
+    def told(**overrides: Any) -> Any:
+        options = {**TINY, **weights, "student": "$None", **overrides}
+        parts = {name: declared(name, **options) for name in ("inferer", "preprocessing", "postprocessing")}
+        return json.loads(json.dumps(description(parts)))
+
+    first = told()
+    assert told() == first
+    for id_, value in (
+        ("displayable_configs#guidance_scale", 3.0),
+        ("displayable_configs#threshold", 0.5),
+        ("pixel_size", 2.0),
+        ("median_size", 1),
+        ("scheduler#beta_end", 0.03),
+        ("min_area_fraction", 0.4),
+        ("target_class", 1),
+    ):
+        assert told(**{id_: value}) != first, id_
+    assert told(brain_cache="elsewhere") == told(brain_cache="here")

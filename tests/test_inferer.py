@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -137,6 +140,45 @@ def test_batch_size_is_chosen_by_the_memory() -> None:
     assert [n for n, before in zip(seen, [0, *seen], strict=False) if n != before] == [10, 5, 2]
     with pytest.raises(torch.OutOfMemoryError):
         inferer(num_inference_steps=2, batch_size=4)(x, small_device)
+
+
+def test_memory_is_freed_before_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the device is told to let go, nothing of the failed batch is held any more, nor by a pending error."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    exact = noise_model()
+
+    def small_device(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if len(x) > 3:
+            activations = x.repeat(1, 8, 1, 1)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("out of memory")
+        return exact(x, t)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(sum(ref() is not None for ref in held)))
+    inferer(num_inference_steps=2)(volume([HEALTHY, DISEASED] * 5), small_device)
+    assert len(held) == 2 and alive == [0, 0]
+
+
+BAD_NUMBERS: dict[str, tuple[list[Any], str]] = {
+    "guidance_scale": ([-1.0, 1001, 1e30, "10", True, None], "from 0 to 1000"),
+    "noise_level": ([500.5, "500", True, 1e30, None], "above 0 and below 1000"),
+    "num_inference_steps": ([7.5, "7", True, None], "from 1 to the noise_level, 500"),
+    "num_fixed_point_iterations": ([-1, 101, 1.5, "1", True], "from 0 to 100"),
+    "min_area_fraction": ([-0.1, 1.1, "0.5", True, None], "from 0 to 1"),
+    "batch_size": ([0, -1, 2.0, "16", True], "from 1 to 65536"),
+    "target_class": ([-1, 2, 0.0, "0", True], "from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(n, v) for n, (values, _) in BAD_NUMBERS.items() for v in (*values, math.nan, math.inf, -math.inf)],
+)
+def test_refuses_what_is_no_number_of_its_range(name: str, value: Any) -> None:
+    """Before a volume is read: the option, its range and what was got."""
+    with pytest.raises(ValueError, match=rf"^{name} must be .*{BAD_NUMBERS[name][1]}, got {re.escape(repr(value))}"):
+        inferer(**{name: value})
 
 
 @pytest.mark.parametrize("label", [HEALTHY, DISEASED])

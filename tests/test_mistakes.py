@@ -1,4 +1,4 @@
-"""The mistakes that others made with this method (shared notes, table of mistakes), each re-made here in small.
+"""The mistakes that others made with this method, each re-made here in small.
 
 Every test shows the mistake failing and our code passing the same check. Not here: what has no counterpart in our code
 (`learned_range` variances: DDIM with eta = 0 has none) and files and resuming, which the tests of training check.

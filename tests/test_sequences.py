@@ -53,6 +53,8 @@ NAMES = {
         "sub-01_FLAIR_dseg",
         "sub-01_desc-brain_mask",
         "anomaly_map",
+        "labelsTr",
+        "masks",
     ),
     None: ("patient1", "scan", "IM0001", "Unsegmented scan", "flash"),
 }

@@ -25,6 +25,7 @@ import pydicom
 import pytest
 import requests
 from dicomweb_client import DICOMwebClient
+from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.client import MONAILabelClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -32,6 +33,7 @@ from playwright.sync_api import Page, sync_playwright
 import serve
 from lib.dicom import NOT_ASSESSED, series_from_nifti
 from serve import (
+    LOGIN,
     SAMPLE,
     ServeError,
     answers,
@@ -86,7 +88,7 @@ class Site:
 
     @property
     def dicomweb(self) -> DICOMwebClient:
-        return DICOMwebClient(f"http://127.0.0.1:{self.port}/dicom-web")
+        return DICOMwebClient(f"http://127.0.0.1:{self.port}/dicom-web", create_session_from_user_pass(*LOGIN.values()))
 
     def post(self, path: str, **kwargs: Any) -> requests.Response:
         return requests.post(f"{self.server}/{path}", timeout=300, **kwargs)
@@ -147,7 +149,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with ExitStack() as archive:
         dicomweb = archive.enter_context(orthanc(folder / "orthanc", port))
         upload([*sample, *healthy], port)
-        with label_server(dicomweb, folder / "server", free_port()) as server:
+        with label_server(dicomweb, folder / "server", free_port(), env=LOGIN) as server:
             yield Site(folder, port, server, study, series_uid(sample), series_uid(healthy), archive)
 
 
@@ -296,8 +298,9 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
             line = process.stdout.readline()
             assert line, said
             said += line
-        address = next(word for word in said.split() if "/ohif/" in word)
-        assert requests.get(address, timeout=10).status_code == 200
+        addresses = [word for word in said.split() if "/ohif/" in word]
+        assert [a.split("/ohif/")[1].split("?")[0] for a in addresses] == ["monai-label", "viewer"]
+        assert all(requests.get(address, timeout=10).status_code == 200 for address in addresses)
         assert requests.get(f"http://127.0.0.1:{port}/datastore/", timeout=10).json()["total"] == 1
         process.send_signal(signal.SIGINT)
         try:
@@ -307,6 +310,21 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     assert "not for clinical use" in said
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/info/", timeout=10)
+
+
+def test_orthanc_answers_the_label_server_alone(site: Site) -> None:
+    for method, path in (
+        ("GET", "system"),
+        ("GET", "dicom-web/studies"),
+        ("POST", "tools/shutdown"),
+        ("DELETE", "patients/x"),
+    ):
+        assert requests.request(method, f"http://127.0.0.1:{site.port}/{path}", timeout=10).status_code == 401
+    found = site.get("proxy/dicom/qido/studies?PatientID=HEALTHY&includefield=PatientName").json()
+    assert [study["00100020"]["Value"] for study in found] == [["HEALTHY"]]
+    assert site.get("proxy/dicom/qido/studies?PatientID=NOBODY").json() == []
+    config = site.folder / "orthanc" / "orthanc.json"
+    assert config.stat().st_mode & 0o77 == 0 and LOGIN["MONAI_LABEL_DICOMWEB_PASSWORD"] in config.read_text()
 
 
 def test_ohif_draws_the_mask_and_the_graded_map_where_they_are(site: Site, page: Page) -> None:
@@ -437,3 +455,28 @@ def test_without_the_dicom_server_requests_say_so_and_with_it_again_they_work(si
     fetched = site.folder / "late.nii.gz"
     fetched.write_bytes(site.get(f"datastore/image?image={late}").content)
     assert volume(fetched)[0].sum() == volume(SAMPLE)[0].sum()
+
+
+def test_ohifs_basic_viewer_draws_the_parametric_map(site: Site, triage: Triage, page: Page) -> None:
+    """In colour over the lesion, by a double click on the series."""
+    description = str(site.objects("OT", site.study)[0].SeriesDescription)
+    browser = page.context.browser
+    assert browser is not None
+    viewer = browser.new_page(viewport={"width": 1400, "height": 900})  # it has confirmed nothing yet
+    viewer.goto(f"{site.server}/ohif/viewer?StudyInstanceUIDs={site.study}")
+    viewer.get_by_text("Confirm and Hide").click()
+    viewer.wait_for_function("window.cornerstone?.getRenderingEngines()[0]?.getViewports().length", timeout=60_000)
+    assert not drawn(canvas(viewer)).any()
+    viewer.get_by_text(description).first.dblclick()
+    viewer.get_by_text("PMAP").first.wait_for()
+    array, affine = site.label(site.glioma, "anomaly_map")
+    voxel = np.array(np.unravel_index(np.nanargmax(array), array.shape))
+    peak = nib.affines.apply_affine(affine, voxel) * TO_LPS
+    viewer.wait_for_function(f"!!{VIEWPORT}.jumpToWorld")
+    viewer.evaluate(f"p => {VIEWPORT}.jumpToWorld(p)", peak.tolist())
+    picture = canvas(viewer)
+    viewer.screenshot(path=ARTIFACTS / "ohif_parametric_map.png")
+    lesion = on_canvas(viewer, (np.nan_to_num(array) > 0.5 * np.nanmax(array)).astype(np.uint8), affine) == 1
+    assert lesion.sum() > 500
+    assert drawn(picture)[lesion].mean() > 0.95
+    viewer.close()

@@ -6,7 +6,8 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from monailabel.tasks.activelearning.random import Random
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
-from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle
+from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle, proceed
 from lib.infer import AnomalyInferTask, write, write_results
-from lib.server import environment_on_path, prepare
-from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies
+from lib.server import dicomweb_seconds, environment_on_path, prepare
+from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies, result_tag
 from lib.trainer import FineTune
 from lib.triage import Dice, EveryStudy, MostAnomalousFirst
 
@@ -37,7 +39,7 @@ class AnomalyDetection(MONAILabelApp):
         studies: a folder, or the URL of a DICOMweb server.
         conf: from ``--conf KEY VALUE``: ``bundle`` (a folder, by default the repository's), or ``bundle_url`` and
             ``bundle_sha256``; ``device``; ``store_results`` ("false": predicted masks and maps are not sent to the DICOM
-            server); ``max_upload_mb``.
+            server); ``max_upload_mb``, ``allowed_hosts``, ``allowed_origins``, ``dicomweb_timeout``, see `lib.server.prepare`.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -64,7 +66,7 @@ class AnomalyDetection(MONAILabelApp):
         """Start warm: networks, brain extraction and ITK are there before the first request."""
         from monailabel.app import app
 
-        prepare(app, self.conf)
+        prepare(app, self)
         self.bundle.load()
         # ITK reads its modules at the first write, which takes seconds
         os.unlink(write(MetaTensor(torch.zeros(1, 2, 2, 2)), "", ".nrrd", "uint8"))
@@ -75,10 +77,7 @@ class AnomalyDetection(MONAILabelApp):
             datastore = super().init_datastore()
         else:
             datastore = FolderStudies(
-                self.studies,
-                extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
-                auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-                read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+                self.studies, self.bundle.channels[0], auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
             )
         datastore.sequence, datastore.version = self.bundle.channels[0], self.bundle.version
         return datastore
@@ -99,13 +98,14 @@ class AnomalyDetection(MONAILabelApp):
         }
 
     def init_strategies(self) -> dict[str, Any]:
-        return {"most_anomalous_first": MostAnomalousFirst(), "random": Random()}
+        # OHIF's "Next Sample" always asks for "random"
+        return {"most_anomalous_first": MostAnomalousFirst(), "random": MostAnomalousFirst()}
 
     def init_scoring_methods(self) -> dict[str, Any]:
         return {"dice": Dice()}
 
     def init_batch_infer(self) -> EveryStudy:
-        return EveryStudy()
+        return EveryStudy(self._is_done)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a model on an image of the studies or on an upload.
@@ -124,27 +124,54 @@ class AnomalyDetection(MONAILabelApp):
                 MONAILabelError.INVALID_INPUT,
                 f"There is no model {request.get('model')!r}; there are {', '.join(self._infers)}.",
             )
+        tag = result_tag(request.get("label_tag"), request["model"], task.is_original)
         datastore = datastore or self.datastore()
         image = str(request.get("image") or "")
         stored = not self._is_upload(image)
         if stored:
             ids = datastore.siblings(image, self.bundle.channels)
             request["image"] = [datastore.get_image_uri(i) for i in ids]
-        with self._one_at_a_time:
+        with self._turn():
+            made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
-            label = file
+        label = file
+        try:  # not in its turn: the next one need not wait for a disk or the DICOM server
             if stored and request.get("save_label"):
-                tag = request.get("label_tag") or ORIGINAL
-                if tag == ORIGINAL and not task.is_original:
-                    tag = request["model"]
                 if task.mode != FULL:
                     datastore.save_label(image, file, tag, {"params": params})
-                    return {"label": image, "tag": tag, "file": file, "params": params}
-                with tempfile.TemporaryDirectory() as folder:
-                    results = write_results(result, request["image"][0], Path(folder))
-                    datastore.save_results(image, tag, file, results, params)
+                else:
+                    with tempfile.TemporaryDirectory() as folder:
+                        results = write_results(result, request["image"][0], Path(folder))
+                        datastore.save_results(image, tag, file, results, params)
+                # last of all, when it is also where it was sent to
+                datastore.mark_done(image, tag, params, made_with)
                 label = image
-        return {"label": label, "tag": ORIGINAL, "file": file, "params": params}
+        except BaseException:
+            os.unlink(file)
+            raise
+        return {"label": label, "tag": tag if label == image else ORIGINAL, "file": file, "params": params}
+
+    def _is_done(self, request: Mapping[str, Any], datastore: Datastore) -> bool:
+        """Whether what `infer` would keep is there, from the same images, options, config, weights and version."""
+        task = self._infers[request["model"]]
+        tag = result_tag(request.get("label_tag"), request["model"], task.is_original)
+        image = request["image"]
+        made_with = datastore.get_label_info(image, tag).get("made_with")
+        if not made_with or not os.path.isfile(datastore.get_label_uri(image, tag)):
+            return False
+        self.bundle.load()
+        paths = [datastore.get_image_uri(i) for i in datastore.siblings(image, self.bundle.channels)]
+        return bool(made_with == task.made_with({**request, "image": paths}))
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One study at a time; who goes away while waiting loses the turn."""
+        while not self._one_at_a_time.acquire(timeout=0.2):
+            proceed()
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
 
     def _is_upload(self, image: str) -> bool:
         """Whether the server itself put this file there for this request; any other path is refused."""
@@ -174,7 +201,11 @@ class AnomalyDetection(MONAILabelApp):
             raise MONAILabelException(MONAILabelError.INVALID_INPUT, "dicom_seg needs studies on a DICOMweb server.")
         handle, path = tempfile.mkstemp(suffix=".dcm")
         os.close(handle)
-        datastore.segmentation_of(image, result["file"], result["params"]).save_as(path)
+        try:
+            datastore.segmentation_of(image, result["file"], result["params"]).save_as(path)
+        except BaseException:
+            os.unlink(path)
+            raise
         return path
 
     def _init_dicomweb_datastore(self) -> Datastore:
@@ -183,13 +214,13 @@ class AnomalyDetection(MONAILabelApp):
         self._download_dcmqi_tools()
         client = DICOMwebClientX(
             url=self.studies,
-            session=_session(),
+            session=_session(*dicomweb_seconds(self.conf)),
             qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
             wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
             stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
         )
-        # the default tries for half a minute, also where nothing listens; a viewer would look as if it hung
-        client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=100)
+        # the default tries for half a minute, also where nothing listens, and five times where nothing answers
+        client.set_http_retry_params(retry=False)
         return DICOMwebStudies(
             client=client,
             search_filter=search,
@@ -198,8 +229,31 @@ class AnomalyDetection(MONAILabelApp):
         )
 
 
-def _session() -> Any:
-    from dicomweb_client.session_utils import create_session_from_user_pass
+class _TimeLimited(HTTPAdapter):
+    """Requests that end: each has a time limit unless it brings its own."""
+
+    def __init__(self, timeout: tuple[float, float], retries: Retry) -> None:
+        self._timeout = timeout
+        super().__init__(max_retries=retries)
+
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        return super().send(*args, **{**kwargs, "timeout": kwargs.get("timeout") or self._timeout})
+
+
+def _session(connect: float, read: float) -> Any:
+    """For requests to the DICOM server; those that it did not take are tried again, those that it does not answer are not."""
+    from dicomweb_client.session_utils import create_session, create_session_from_user_pass
 
     user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    return create_session_from_user_pass(user, password) if user and password else None
+    session = create_session_from_user_pass(user, password) if user and password else create_session()
+    retries = Retry(
+        total=2,
+        read=0,
+        status_forcelist=(429, 503, 504),
+        backoff_factor=0.1,
+        respect_retry_after_header=False,
+        raise_on_status=False,
+    )
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _TimeLimited((connect, read), retries))
+    return session

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -27,9 +29,19 @@ HOST = "127.0.0.1"
 PLUGIN = "libOrthancDicomWeb.so"
 PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/local/share/orthanc/plugins", "/usr/lib/orthanc")
 NOTICE = "Research software, not for clinical use."
+LOGIN = {
+    "MONAI_LABEL_DICOMWEB_USERNAME": "monailabel",
+    "MONAI_LABEL_DICOMWEB_PASSWORD": secrets.token_urlsafe(24),
+}
+"""What Orthanc asks for, and the label server has in its environment: web pages that a browser on this machine shows reach
+Orthanc's port, and could read, delete and shut down. New at each start."""
 
 # a proxy that the environment names can't reach this machine's own loopback
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+_servers: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+"""Those that run: their names and logs."""
 
 
 class ServeError(RuntimeError):
@@ -55,6 +67,7 @@ def running(
     log: Path,
     cwd: Path,
     env: Mapping[str, str] | None = None,
+    login: Mapping[str, str] | None = None,
     timeout: float = 180.0,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server that answers for as long as the block runs; it is ended with every process that it started.
@@ -66,6 +79,7 @@ def running(
         log: the file for what the server prints.
         cwd: the folder that it runs in.
         env: what its environment has beside this one.
+        login: as `LOGIN`, where it asks for one.
         timeout: for the start, in seconds.
 
     Raises:
@@ -92,15 +106,35 @@ def running(
         )
     try:
         end = time.monotonic() + timeout
-        while not answers(ready):
+        while not answers(ready, login):
             if process.poll() is not None or time.monotonic() > end:
-                what = "was not up in time" if process.poll() is None else f"ended with status {process.returncode}"
-                last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-                raise ServeError(f"{name} {what}. The end of its log, {log}:\n{last}")
+                raise _stopped(name, process, log)
             time.sleep(0.3)
+        _servers.append((name, process, log))
         yield process
     finally:
+        _servers[:] = [server for server in _servers if server[1] is not process]
         _end(process)
+
+
+def _stopped(name: str, process: subprocess.Popen[bytes], log: Path) -> ServeError:
+    status = process.poll()
+    what = "was not up in time" if status is None else f"ended with status {status}"
+    last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+    return ServeError(f"{name} {what}. The end of its log, {log}:\n{last}")
+
+
+def watch() -> None:
+    """Wait until one of the servers ends by itself.
+
+    Raises:
+        ServeError: always; it quotes the last lines of that server's log.
+    """
+    while True:
+        for server in _servers:
+            if server[1].poll() is not None:
+                raise _stopped(*server)
+        time.sleep(0.5)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -116,10 +150,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def answers(url: str) -> bool:
-    """Whether this URL gives 200."""
+def _request(url: str, login: Mapping[str, str] | None, data: bytes | None = None) -> urllib.request.Request:
+    request = urllib.request.Request(url, data)
+    if login:
+        pair = base64.b64encode(":".join(login.values()).encode()).decode()
+        request.add_header("Authorization", f"Basic {pair}")
+    return request
+
+
+def answers(url: str, login: Mapping[str, str] | None = None) -> bool:
+    """Whether this URL gives 200 to who logs in so, see `LOGIN`."""
     try:
-        with _open(url, timeout=10) as response:
+        with _open(_request(url, login), timeout=10) as response:
             return bool(response.status == 200)
     except OSError:
         return False
@@ -127,7 +169,7 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def orthanc(folder: str | Path, port: int) -> Iterator[str]:
-    """Orthanc with DICOMweb for this machine only, its data in a folder.
+    """Orthanc with DICOMweb for this machine and those who have `LOGIN`, its data in a folder.
 
     Args:
         folder: for the data, the configuration and the log; an existing one is opened again.
@@ -151,11 +193,14 @@ def orthanc(folder: str | Path, port: int) -> Iterator[str]:
         "HttpPort": port,
         "DicomServerEnabled": False,
         "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": {LOGIN["MONAI_LABEL_DICOMWEB_USERNAME"]: LOGIN["MONAI_LABEL_DICOMWEB_PASSWORD"]},
         "Plugins": [str(found[1])],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
     path = folder / "orthanc.json"
+    path.unlink(missing_ok=True)
+    path.touch(0o600)
     path.write_text(json.dumps(config, indent=2))
     url = f"http://{HOST}:{port}"
     with running(
@@ -164,6 +209,7 @@ def orthanc(folder: str | Path, port: int) -> Iterator[str]:
         ready=f"{url}/dicom-web/studies",
         log=folder / "orthanc.log",
         cwd=folder,
+        login=LOGIN,
     ):
         yield f"{url}/dicom-web"
 
@@ -176,20 +222,27 @@ def upload(files: Sequence[Path], port: int) -> None:
     """
     for path in files:
         try:
-            _open(f"http://{HOST}:{port}/instances", data=path.read_bytes(), timeout=60).close()
+            _open(_request(f"http://{HOST}:{port}/instances", LOGIN, path.read_bytes()), timeout=60).close()
         except OSError as error:
             raise ServeError(f"{path}: Orthanc did not take it ({error}).") from error
 
 
 @contextmanager
-def label_server(studies: str, folder: str | Path, port: int, conf: Mapping[str, str] | None = None) -> Iterator[str]:
+def label_server(
+    studies: str,
+    folder: str | Path,
+    port: int,
+    conf: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """The MONAI Label server with this app, for this machine only.
 
     Args:
         studies: a folder, or the URL of a DICOMweb service.
-        folder: for fetched series, sessions and the log.
+        folder: for all that is written: fetched series, sessions, logs. The folders of the app and the bundle are only read.
         port: of HTTP.
         conf: options of the app, see ``main.py``.
+        env: what its environment has beside this one, such as `LOGIN`.
 
     Yields:
         the server's URL.
@@ -204,19 +257,39 @@ def label_server(studies: str, folder: str | Path, port: int, conf: Mapping[str,
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
         "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST))),
         "PYTHONUNBUFFERED": "1",
+        **(env or {}),
     }
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
+    # MONAI Label writes logs and more into an app's folder; this one may be read-only
+    app = folder / "app"
+    app.mkdir(exist_ok=True)
+    for name in ("main.py", "lib"):
+        (app / name).unlink(missing_ok=True)
+        (app / name).symlink_to(APP / name)
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
     command += ["--host", HOST, "--port", str(port)]
     for key, value in (conf or {}).items():
         command += ["--conf", key, value]
     url = f"http://{HOST}:{port}"
-    with running(command, name="MONAI Label", ready=f"{url}/info/", log=folder / "server.log", cwd=folder, env=env):
+    with running(
+        command,
+        name="MONAI Label",
+        ready=f"{url}/info/",
+        log=folder / "server.log",
+        cwd=folder,
+        env=env,
+    ):
         yield url
 
 
-def ohif_url(server: str, study: str) -> str:
-    """Where a MONAI Label server shows a study, given by its StudyInstanceUID, in OHIF."""
-    return f"{server}/ohif/monai-label?StudyInstanceUIDs={study}"
+def ohif_url(server: str, study: str, mode: str = "monai-label") -> str:
+    """Where a MONAI Label server shows a study, given by its StudyInstanceUID, in OHIF.
+
+    Args:
+        server: its URL.
+        study: StudyInstanceUID.
+        mode: "monai-label", which runs models, or "viewer", which draws what is stored, Parametric Maps too.
+    """
+    return f"{server}/ohif/{mode}?StudyInstanceUIDs={study}"
 
 
 def sample_study(folder: str | Path) -> tuple[list[Path], str]:
@@ -229,6 +302,8 @@ def sample_study(folder: str | Path) -> tuple[list[Path], str]:
 
 def serve(folder: str = "output/serve", port: int = 8000, orthanc_port: int = 8043, **conf: str) -> None:
     """Serve the sample study until Ctrl-C: to OHIF and 3D Slicer; without Orthanc to 3D Slicer only.
+
+    It ends with status 1, and says why, when one of its servers ends by itself.
 
     Args:
         folder: for all that is written; what an earlier run left there is shown again.
@@ -253,11 +328,12 @@ def serve(folder: str = "output/serve", port: int = 8000, orthanc_port: int = 80
                 files, study = sample_study(root / "dicom")
                 dicomweb = stack.enter_context(orthanc(root / "orthanc", orthanc_port))
                 upload(files, orthanc_port)
-                server = stack.enter_context(label_server(dicomweb, root, port, options))
+                server = stack.enter_context(label_server(dicomweb, root, port, options, LOGIN))
                 ohif = f"{ohif_url(server, study)}\n             server, in the MONAI Label panel: {server}/"
+                ohif += f"\n             anomaly map, once a model ran: {ohif_url(server, study, 'viewer')}"
             print(f"\n  OHIF       {ohif}\n  3D Slicer  module MONAILabel, server {server}", flush=True)
             print(f"  Files      {root}\n\n{NOTICE} Ctrl-C ends it.", flush=True)
-            signal.pause()
+            watch()
     except ServeError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,17 @@ import monai
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImage, Orientation
+from monai.transforms import Compose
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+from .bundle import bundle_root, weights_digest
+from .data import fingerprint
+from .geometry import axial, axial_index, load_mask, slice_numbers, to_grid
 from .inferer import CounterfactualInferer
 from .metrics import Domain, SliceCase, baselines, best_threshold, bootstrap, metrics, paired_bootstrap
-from .postprocessing import anomaly_map, combined_map, slice_score, to_grid
-from .preprocessing import BACKGROUND, axial_index, slice_numbers
+from .postprocessing import anomaly_map, combined_map, slice_score
+from .preprocessing import BACKGROUND
 from .reporting import figure, table, write
 
 logger = logging.getLogger(__name__)
@@ -72,7 +76,6 @@ def cases_of(
     if healthy is not None:
         parts.append((image.as_tensor() - healthy)[:1])
 
-    axial = Orientation("LPS", labels=None)
     original: MetaTensor = volume["input_image"]
     affine = torch.as_tensor(original.affine)
     grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
@@ -81,8 +84,7 @@ def cases_of(
     scale = float(image.meta["intensity_scale"][0])
     normalised = np.clip(axial(original).as_tensor().numpy()[0] / scale - 1, -1, 1)
     normalised[~in_brain] = BACKGROUND
-    mask = LoadImage(image_only=True, ensure_channel_first=True)(item["mask"])
-    truth = axial(MetaTensor(mask.as_tensor(), affine=affine)).as_tensor().numpy()[0] > 0
+    truth = axial(load_mask(item["mask"], original)).as_tensor().numpy()[0]
 
     above, above_scores = baselines(normalised, in_brain)
     on_grid = {name: on_input[1 + i] for i, name in enumerate(maps)} | above
@@ -104,11 +106,29 @@ def cases_of(
     return cases
 
 
+def _packed(value: Any) -> Any:
+    """Arrays as tensors of their own, also within dictionaries, for `torch.save`."""
+    if isinstance(value, dict):
+        return {k: _packed(v) for k, v in value.items()}
+    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+
+
+def _unpacked(value: Any) -> Any:
+    """The arrays again, on the same memory."""
+    if isinstance(value, dict):
+        return {k: _unpacked(v) for k, v in value.items()}
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
 class Evaluation:
     """Choose thresholds on `validation`, report `test` once: tables, intervals, a figure and a record of it all.
 
     Writes to `output_dir`: ``test_brain`` and ``test_image`` (.csv and .md), ``validation_brain`` (.csv and .md),
     ``cases.png`` and ``results.json``.
+
+    One volume at a time is in the memory. What was found in it is written to `cache_dir`, from where the metrics read one
+    method's maps after the other, and where a run that was stopped finds it again, by the item, its files, the settings and
+    the weights. A volume that fails is named in the log and in the record, and the next one follows.
 
     Args:
         validation, test: datalists, see `cases_of`.
@@ -117,6 +137,7 @@ class Evaluation:
         polarity, median_size: the bundle's, see `postprocessing.anomaly_map`.
         settings: for the record.
         output_dir: made if it is missing.
+        cache_dir: likewise; what lies in it as ``evaluated-*.pt`` may be deleted when all is done.
     """
 
     def __init__(
@@ -131,6 +152,7 @@ class Evaluation:
         median_size: int,
         settings: Mapping[str, Any],
         output_dir: str,
+        cache_dir: str,
     ) -> None:
         self.datalists = {"validation": validation, "test": test}
         self.preprocessing = preprocessing
@@ -141,35 +163,87 @@ class Evaluation:
         self.median_size = median_size
         self.settings = dict(settings)
         self.output_dir = Path(output_dir)
-        self.network_seconds = 0.0
+        self.cache_dir = Path(cache_dir)
 
-    def _cases(self, item: Mapping[str, Any]) -> list[SliceCase]:
+    def _path(self, item: Mapping[str, Any]) -> Path:
+        """Where the results of a volume are kept: another file for everything that they depend on."""
+        names = [item[k] for k in ("image", "mask", "brain") if k in item]
+        files = [Path(p) for n in names for p in (n if isinstance(n, (list, tuple)) else [n])]
+        stats = [(f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else None for f in files]
+        networks = (self.network, self.inferer.classifier, self.inferer.student)
+        weights = [weights_digest(network) for network in networks if network is not None]
+        version = json.loads(Path(bundle_root(), "configs", "metadata.json").read_text())["version"]
+        alphas = float(self.inferer.alphas_cumprod.double().sum())
+        reading = [self.inferer.settings, alphas, self.polarity, self.median_size]
+        return (
+            self.cache_dir / f"evaluated-{fingerprint([item, stats, weights, version, reading], self.preprocessing)}.pt"
+        )
+
+    def _kept(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], float]:
+        """A volume's cases, whose arrays are read from disk where they are used, and the seconds that the networks took."""
+        path = self._path(item)
+        if not path.is_file():
+            cases, seconds = self._evaluated(item)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+            try:
+                torch.save({"cases": [_packed(vars(case)) for case in cases], "seconds": seconds}, partial)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        kept = torch.load(path, mmap=True, weights_only=True)
+        return [SliceCase(**_unpacked(case)) for case in kept["cases"]], kept["seconds"]
+
+    def _evaluated(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], float]:
         volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "brain")})
         image: MetaTensor = volume["image"]
+        depth = volume["input_brain"].shape[-1]
+        if len(item["label"]) != depth:
+            raise ValueError(f"{item['image']}: has {depth} slices, but {len(item['label'])} labels.")
         wanted = torch.tensor([[item["label"][n] >= 0 for n in slice_numbers(image)]])
         start = time.perf_counter()
         inputs = image.as_tensor()[None].to(self.device)
         pred = self.inferer(inputs, self.network, assessed=wanted.to(self.device))
-        self.network_seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
         found = {name: values[0].cpu() for name, values in pred.items()}
         slices = {name: values.movedim(-1, 0).nan_to_num() for name, values in found.items()}
         maps, scores = readings(image.as_tensor().movedim(-1, 0), slices, self.polarity, self.median_size)
-        return cases_of(item, volume, maps, scores | {"p(diseased)": found["probability"]}, found["counterfactual"])
+        scores |= {"p(diseased)": found["probability"]}
+        return cases_of(item, volume, maps, scores, found["counterfactual"]), seconds
 
     def run(self) -> None:
-        """Evaluate and write everything."""
+        """Evaluate and write everything.
+
+        Raises:
+            SystemExit: with status 1 if a volume failed, after all else was written.
+            ValueError: of a split no volume is left.
+        """
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        cases = {
-            split: [case for item in tqdm(items, desc=split, unit="volume") for case in self._cases(item)]
-            for split, items in self.datalists.items()
-        }
+        cases: dict[str, list[SliceCase]] = {split: [] for split in self.datalists}
+        failed: dict[str, str] = {}
+        seconds = 0.0
+        for split, items in self.datalists.items():
+            for item in tqdm(items, desc=split, unit="volume"):
+                try:
+                    found, spent = self._kept(item)
+                except Exception as error:
+                    # MONAI wraps what a transform raises
+                    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+                    failed[str(item["subject"])] = str(cause) or type(cause).__name__
+                    logger.error("FAILED %s: %s", item["subject"], failed[str(item["subject"])])
+                    continue
+                cases[split] += found
+                seconds += spent
+            if not cases[split]:
+                raise ValueError(f"no slice of the {split} patients could be evaluated; failed: {failed}.")
         methods = list(cases["test"][0].maps)
         ours = OURS if OURS in methods else COUNTERFACTUAL
         record: dict[str, Any] = {
             "settings": self.settings,
             "machine": {"processor": platform.processor() or platform.machine(), "device": str(self.device)},
             "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            "seconds_per_slice_in_networks": self.network_seconds / sum(len(c) for c in cases.values()),
+            "seconds_per_slice_in_networks": seconds / sum(len(c) for c in cases.values()),
+            "failed": failed,
         }
         for split, chosen in cases.items():
             diseased = [c.diseased for c in chosen]
@@ -201,3 +275,6 @@ class Evaluation:
         write(self.output_dir / "results.json", json.dumps(record, indent=2).encode())
         print((self.output_dir / "test_brain.md").read_text())
         print(f"Tables, figure and record: {self.output_dir}")
+        if failed:
+            print(f"{len(failed)} volumes failed and are left out: {', '.join(failed)}")
+            raise SystemExit(1)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from . import HEALTHY
+from . import DISEASED, HEALTHY
+from .bundle import check_number
 from .sampler import NoiseModel
+
+MAX_SCALE = 1000
+"""Ten times the paper's scale; far below, every counterfactual is black and white already."""
 
 
 class ClassifierGuidance:
@@ -18,8 +22,11 @@ class ClassifierGuidance:
         noise_model: f(x, t) -> eps.
         classifier: f(x, t) -> logits ``(N, classes)`` of noised images.
         alphas_cumprod: of the schedule, ``(T,)``.
-        guidance_scale: s.
-        target_class: the class to guide to, as in the labels.
+        guidance_scale: s, from 0 to `MAX_SCALE`.
+        target_class: the class to guide to, as in the labels, 0 or 1.
+
+    Raises:
+        ValueError: the scale or the class is out of range.
     """
 
     def __init__(
@@ -30,6 +37,8 @@ class ClassifierGuidance:
         guidance_scale: float,
         target_class: int = HEALTHY,
     ) -> None:
+        check_number("guidance_scale", guidance_scale, 0, MAX_SCALE)
+        check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
         self.noise_model = noise_model
         self.classifier = classifier
         self.alphas_cumprod = alphas_cumprod.float().clone()

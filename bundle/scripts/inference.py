@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-import shutil
+import hashlib
+import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
+from types import FunctionType, MethodType
 from typing import Any
 
 import monai
@@ -18,77 +18,25 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset, MetaTensor
+from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from .bundle import weights_digest
-from .loading import affine_like, load_nifti
+from .bundle import bundle_version, not_together, weights_digest
+from .command import cause_of, is_true
+from .geometry import affine_like, load_nifti
+from .inputs import SUFFIXES
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
+from .results import Results, digest_of, digest_of_json
 
-SUFFIXES = (".nii.gz", ".nii")
+GRID = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+"""The fields of a NIfTI header that say where its voxels lie."""
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
-
-
-def _stem(path: str) -> str:
-    for suffix in SUFFIXES:
-        if path.endswith(suffix):
-            return path[: -len(suffix)]
-    return path
-
-
-def find_inputs(path: str) -> list[dict[str, Any]]:
-    """The volumes to process, each with a ``name`` of its own for its output folder.
-
-    Args:
-        path: a NIfTI file, a folder (searched for NIfTI files, deeply), or a JSON datalist: a list of items with ``image``
-            (a path, or one a channel) and optionally ``mask``, ``brain`` and ``spacing``; its paths are relative to it.
-
-    Raises:
-        ValueError: nothing there, or the datalist is malformed.
-    """
-    source = Path(path)
-    if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.name.endswith(SUFFIXES))
-        if not files:
-            raise ValueError(f"{path}: no NIfTI file (.nii, .nii.gz) in this folder.")
-        items = [{"image": str(p), "name": _stem(p.relative_to(source).as_posix())} for p in files]
-    elif source.suffix == ".json":
-        items = _read_datalist(source)
-    else:
-        items = [{"image": path, "name": _stem(source.name)}]
-    taken: set[str] = set()
-    for item in items:
-        # one folder a volume, never outside the output folder
-        name = base = "-".join(part for part in Path(item["name"]).parts if part not in ("/", "..", ".")) or "volume"
-        n = 2
-        while name in taken:
-            name, n = f"{base}-{n}", n + 1
-        taken.add(name)
-        item["name"] = name
-    return items
-
-
-def _read_datalist(source: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(source.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: can't be read as a JSON datalist ({error}).") from error
-    if not isinstance(content, list) or not all(isinstance(i, dict) and "image" in i for i in content) or not content:
-        raise ValueError(f'{source}: a datalist is a list of items such as {{"image": "flair.nii.gz"}}.')
-    items = []
-    for entry in content:
-        item = {k: v for k, v in entry.items() if k in ("image", "mask", "brain", "spacing")}
-        for key in ("image", "mask", "brain"):
-            if isinstance(item.get(key), list):
-                item[key] = [str(source.parent / p) for p in item[key]]
-            elif key in item:
-                item[key] = str(source.parent / item[key])
-        first = entry["image"][0] if isinstance(entry["image"], list) else entry["image"]
-        item["name"] = str(entry.get("subject", _stem(str(first))))
-        items.append(item)
-    return items
 
 
 class VolumeDataset(IterableDataset):
@@ -98,47 +46,76 @@ class VolumeDataset(IterableDataset):
         items: see `find_inputs`.
         preprocessing: dictionary transforms.
         report: told of every failure.
+
+    Iterated again, it goes on where it was left, behind a volume whose networks failed.
     """
 
     def __init__(self, items: Sequence[dict[str, Any]], preprocessing: Compose, report: Report) -> None:
         super().__init__(items)
         self.items = items
+        self._rest: Iterator[dict[str, Any]] | None = None
         self.preprocessing = preprocessing
         self.report = report
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for item in tqdm(self.items, desc="volumes", unit="volume"):
+        if self._rest is None:
+            self._rest = iter(tqdm(self.items, desc="volumes", unit="volume"))
+        for item in self._rest:
+            if self.report.was_done(item):
+                continue
             start = time.perf_counter()
             try:
+                if "error" in item:
+                    raise ValueError(item["error"])
                 # a mask and the name are the report's business
-                data = self.preprocessing({k: v for k, v in item.items() if k not in ("mask", "name")})
+                data = self.preprocessing({k: v for k, v in item.items() if k in ("image", "brain", "spacing")})
             except Exception as error:
                 self.report.failed(item, error)
                 continue
+            warnings = [*item.get("warnings", []), *data.get("warnings", [])]
             # sentences don't go through the loader, which makes batches of what it is given
-            self.report.begin(item, time.perf_counter() - start, data.get("warnings", []))
-            yield {k: data[k] for k in ("image", "brain", "input_image", "bias_field") if k in data}
+            self.report.begin(item, time.perf_counter() - start, [*self.report.warnings, *warnings])
+            yield {k: data[k] for k in ("image", "input_brain", "input_image", "bias_field") if k in data}
 
 
 class Report:
-    """Writes each volume's results whole or not at all, and a summary that grows with every volume.
+    """Writes each volume's results whole or not at all, and a summary of all that lie in the output folder.
 
-    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz`` and
-    ``overview.png``; ``summary.json`` with scores, settings, weights, times and failures; ``summary.csv`` with a line a slice
-    and a volume. As a handler it follows an evaluator whose postprocessing ends with `RestoreGridd`.
+    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz``,
+    ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all volumes, of earlier runs
+    too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose postprocessing ends with
+    `RestoreGridd`.
 
     Args:
+        items: see `find_inputs`.
         output_dir: made if it is missing.
-        settings, networks: what the results depend on, for the summary; a network that is None has no part in them.
+        settings, networks: what the results depend on, for the record; a network that is None has no part in them.
+        pipeline: all else that they depend on: transforms and inferer.
+        overwrite: compute again what was computed before from the same input in the same way.
+        manifest: says which weights belong together, see `bundle.not_together`; where they don't, every volume has a warning.
     """
 
     def __init__(
-        self, output_dir: str, settings: Mapping[str, Any], networks: Mapping[str, torch.nn.Module | None]
+        self,
+        items: Sequence[dict[str, Any]],
+        output_dir: str,
+        settings: Mapping[str, Any],
+        networks: Mapping[str, torch.nn.Module | None],
+        pipeline: Mapping[str, Any],
+        manifest: str | None = None,
+        overwrite: bool | str = False,
     ) -> None:
-        self.output_dir = Path(output_dir)
-        self.settings = dict(settings)
-        self.weights = {name: weights_digest(network) for name, network in networks.items() if network is not None}
+        self.items = items
+        self.about = {
+            "settings": dict(settings),
+            "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
+            "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
+        }
+        recipe = digest_of_json([self.about, code_digest(), description(pipeline)])
+        self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
+        self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
         self.volumes: list[dict[str, Any]] = []
+        self.skipped = 0
         self._current: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -147,19 +124,59 @@ class Report:
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._networks_done)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
 
-    def begin(self, item: dict[str, Any], seconds: float, warnings: Sequence[str] = ()) -> None:
-        """The next volume was preprocessed in so many seconds, with these warnings."""
-        self._current = {"item": item, "seconds": {"preprocessing": seconds}, "warnings": list(warnings)}
-        for warning in warnings:
-            tqdm.write(f"WARNING {item['name']}: {warning}")
+    def run(self, evaluator: Evaluator) -> None:
+        """Run the evaluator on all volumes; say what was found and where it lies.
 
-    def failed(self, item: Mapping[str, Any], error: Exception) -> None:
-        """A volume could not be processed."""
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        A volume whose networks fail is a failed one, and the next one follows. Ctrl-C leaves whole results and a summary.
+
+        Raises:
+            ValueError: what is in the way in the output folder, see `Results.prepare`.
+            SystemExit: with status 1 if a volume failed, 130 after Ctrl-C.
+        """
+        self.results.prepare(self.items)
+        stopped = False
+        try:
+            # behind a run that failed, ignite's next one does nothing
+            for _ in range(2 * len(self.items)):
+                if len(self.volumes) + self.skipped == len(self.items):
+                    break
+                try:
+                    evaluator.run()
+                except Exception as error:
+                    if not self._current:
+                        raise
+                    self.failed(self._current["item"], error)
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            self.results.close()
+        self._say()
+        if stopped:
+            print("Stopped; the same command goes on with the other volumes.")
+            raise SystemExit(130)
+        if any(v["status"] == "failed" for v in self.volumes):
+            raise SystemExit(1)
+
+    def was_done(self, item: dict[str, Any]) -> bool:
+        """Whether a volume can be skipped, as its results are there, of the same input, settings, weights and version."""
+        done = self.results.done(item)
+        self.skipped += done
+        return done
+
+    def begin(self, item: dict[str, Any], seconds: float, warnings: Sequence[str]) -> None:
+        """The next volume was preprocessed in so many seconds, with such warnings."""
+        self._current = {"item": item, "seconds": {"preprocessing": seconds}, "warnings": [*warnings]}
+
+    def failed(self, item: dict[str, Any], error: Exception) -> None:
+        """A volume could not be processed; what lay there of older results is replaced by a record that says so."""
+        self._current = {}
+        cause = cause_of(error)
         reason = str(cause) or type(cause).__name__
-        self.volumes.append({"name": item["name"], "image": item["image"], "status": "failed", "error": reason})
+        if not isinstance(cause, (ValueError, OSError)):  # a fault of the program's
+            tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
         tqdm.write(f"FAILED {item['name']}: {reason}")
-        self._save_summary()
+        record = {"status": "failed", "error": reason, "warnings": [*item.get("warnings", [])], **self.about}
+        self.volumes.append(self.results.place(item, self.results.new_folder(), record))
 
     def _tick(self, engine: Engine) -> None:
         self._start = time.perf_counter()
@@ -169,84 +186,55 @@ class Report:
         self._start = time.perf_counter()
 
     def _write(self, engine: Engine) -> None:
-        item, seconds = self._current["item"], self._current["seconds"]
-        result = {**engine.state.batch[0], **engine.state.output[0], "warnings": self._current["warnings"]}
+        item, seconds, warnings = (self._current[key] for key in ("item", "seconds", "warnings"))
+        result = {**engine.state.batch[0], **engine.state.output[0], "warnings": warnings}
         seconds["postprocessing"] = time.perf_counter() - self._start
         start = time.perf_counter()
         try:
-            folder = self._write_volume(item, result)
+            folder = self.results.new_folder()
+            self._write_files(item, result, folder)
+            seconds["writing"] = time.perf_counter() - start
+            self.volumes.append(self.results.place(item, folder, self._record(result, seconds)))
         except Exception as error:
             self.failed(item, error)
-            return
-        seconds["writing"] = time.perf_counter() - start
+        self._current = {}
+
+    def _record(self, result: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
         assessed = [s for s in result["slices"] if s["assessed"]]
         pred = result["pred"]
         voxel_ml = float(abs(torch.linalg.det(pred.affine[:3, :3]))) / 1000
-        self.volumes.append(
-            {
-                "name": item["name"],
-                "image": item["image"],
-                "status": "ok",
-                "warnings": result["warnings"],
-                "score": max((s["score"] for s in assessed), default=None),
-                "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
-                "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
-                "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
-                "slices": result["slices"],
-                "seconds": {k: round(v, 2) for k, v in seconds.items()},
-                "outputs": [f"{o}.nii.gz" for o in self._outputs(result)],
-                "folder": str(folder),
-            }
-        )
-        self._save_summary()
+        return {
+            "status": "ok",
+            "score": max((s["score"] for s in assessed), default=None),
+            "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
+            "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
+            "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
+            "warnings": result["warnings"],
+            "slices": result["slices"],
+            "seconds": {k: round(v, 2) for k, v in seconds.items()},
+            "outputs": [f"{o}.nii.gz" for o in self._outputs(result)],
+            **self.about,
+        }
 
-    def _write_volume(self, item: Mapping[str, Any], result: Mapping[str, Any]) -> Path:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        folder = self.output_dir / item["name"]
-        partial = self.output_dir / f".{item['name']}.part"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    def _write_files(self, item: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> None:
+        for key in self._outputs(result):
+            save_nifti(result[key], item["image"], folder / f"{key}.nii.gz")
+        picture = folder / "overview.png"
         try:
-            for key in self._outputs(result):
-                save_nifti(result[key], item["image"], partial / f"{key}.nii.gz")
-            draw_overview(result, item.get("mask"), item["name"], partial / "overview.png")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return folder
+            draw_overview(result, item.get("mask"), item["name"], picture)
+        except Exception as error:
+            if item.get("mask") is None:
+                raise
+            # the mask is there to look at: without it the result is the same
+            tqdm.write(f"{item['mask']}: {cause_of(error)}")
+            result["warnings"].append("The known lesion mask could not be drawn beside the result.")
+            draw_overview(result, None, item["name"], picture)
 
     @staticmethod
     def _outputs(result: Mapping[str, Any]) -> list[str]:
         return [o for o in OUTPUTS if o in result]
 
-    def _save_summary(self) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        content = {
-            "warning": "Research software, not for clinical use.",
-            "settings": self.settings,
-            "weights": self.weights,
-            "versions": {"monai": monai.__version__, "torch": torch.__version__},
-            "volumes": self.volumes,
-        }
-        _replace(self.output_dir / "summary.json", json.dumps(content, indent=2))
-        columns = ["name", "slice", "status", "assessed", "score", "p_diseased", "error"]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for volume in self.volumes:
-            writer.writerow({**volume, "slice": "volume"})
-            for row in volume.get("slices", []):
-                writer.writerow({"name": volume["name"], **row})
-        _replace(self.output_dir / "summary.csv", text.getvalue())
-
-    def close(self) -> None:
-        """Say what was found and where it lies.
-
-        Raises:
-            SystemExit: with status 1 if a volume failed.
-        """
-        failures = [v for v in self.volumes if v["status"] == "failed"]
+    def _say(self) -> None:
         for v in self.volumes:
             if v["status"] == "failed":
                 print(f"{v['name']}: FAILED: {v['error']}")
@@ -260,36 +248,70 @@ class Report:
                 )
             for warning in v["warnings"]:
                 print(f"  WARNING: {warning}")
-            print(f"  {v['folder']}: {', '.join(v['outputs'])}, overview.png")
+            print(f"  {self.results.output_dir / v['name']}: {', '.join(v['outputs'])}, overview.png")
             print("  " + ", ".join(f"{part} {s:.1f} s" for part, s in v["seconds"].items()))
-        print(f"Summary: {self.output_dir / 'summary.json'} and summary.csv. Not for clinical use.")
-        if failures:
-            raise SystemExit(1)
+        if self.skipped:
+            print(f"{self.skipped} done before, skipped; --overwrite true runs them again.")
+        print(f"Summary: {self.results.output_dir / 'summary.json'} and summary.csv. Not for clinical use.")
+
+
+def description(part: Any, _known: tuple[int, ...] = ()) -> Any:
+    """What JSON can say of a component: its class, and the values that it holds, without the paths among them.
+
+    Two components that are described alike compute alike; a network is told by its weights.
+    """
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    if id(part) in _known:
+        return None
+    known = (*_known, id(part))
+    if isinstance(part, Mapping):
+        return {str(k): description(v, known) for k, v in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [description(v, known) for v in part]
+    if isinstance(part, (torch.Tensor, np.ndarray)):
+        return hashlib.sha256(torch.as_tensor(part).cpu().numpy().tobytes()).hexdigest()
+    if isinstance(part, partial):
+        return [description(part.func), description(part.args, known), description(part.keywords, known)]
+    if isinstance(part, (torch.dtype, torch.device)):
+        return str(part)
+    name = f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', type(part).__qualname__)}"
+    if isinstance(part, torch.nn.Module) and part.state_dict():
+        return [name, weights_digest(part)]
+    if isinstance(part, (type, FunctionType, MethodType, PurePath)) or not hasattr(part, "__dict__"):
+        return name
+    return {"class": name, **description(vars(part), known)}
+
+
+def code_digest() -> str:
+    """The SHA-256 of the bundle's own code, which its version alone does not tell while it is worked on."""
+    files = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".json"))
+    return digest_of_json([digest_of(path) for path in files])
 
 
 def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> None:
-    """Save ``(C, X, Y, Z)`` with the affine, codes and units of the file it came from, channels last if several.
+    """Save ``(C, X, Y, Z)`` on the grid of the file it came from, channels last if several.
+
+    Affine, codes and units are those of the file; nothing else of its header is, as the other fields and the extensions may
+    hold the patient's name.
 
     Args:
-        image: with its affine.
-        source: the path of that file, or of one file a channel; the header of a NIfTI is taken over.
+        image: with its affine in mm.
+        source: the path of that file, or of one file a channel.
         path: what to write.
     """
     array = image.as_tensor().numpy()
     array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    first = source if isinstance(source, str) else source[0]
     affine = image.affine.numpy()
+    first = source if isinstance(source, str) else source[0]
     header = nib.Nifti1Header()
+    header.set_xyzt_units("mm")
+    header.set_qform(affine, "unknown")  # the voxel sizes
+    header.set_sform(affine, "aligned")
     if first.lower().endswith(SUFFIXES):
         original = load_nifti(first)
-        affine, header = affine_like(affine, original), original.header.copy()
+        affine = affine_like(affine, original)
+        for field in GRID:
+            header[field] = original.header[field]
     header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
     nib.save(nib.Nifti1Image(array, affine, header), path)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -12,7 +12,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from . import DISEASED
-from .bundle import autocast
+from .bundle import autocast, check_number
 from .preprocessing import assessed_slices
 from .sampler import NoiseModel, decode, encode, timestep_grid
 
@@ -38,19 +38,19 @@ def with_neighbours(probability: torch.Tensor) -> torch.Tensor:
 class SliceInferer(Inferer):
     """Folds volumes into slices and takes those that are assessed through the networks in batches.
 
-    A subclass says in `slices` what it gives for slices, and in `unassessed` what stands for the others. The result is
-    deterministic.
+    A subclass says in `slices` what it gives for slices, and in `unassessed` what stands for the others. No noise
+    is drawn; that two runs give the same bits is tested on the CPU only.
 
     Args:
         classifier: f(x, t) -> logits ``(N, 2)`` of noised slices, for p(diseased).
-        min_area_fraction: slices with less of the largest slice's brain are not assessed.
-        batch_size: slices in one network call; by default `CPU_BATCH`, or on a GPU the largest that its memory holds: from
-            `GPU_BATCH` down, halved whenever memory runs out.
+        min_area_fraction: slices with less of the largest slice's brain are not assessed; from 0 to 1.
+        batch_size: slices in one network call, 1 or more; by default `CPU_BATCH`, or on a GPU the largest that its memory
+            holds: from `GPU_BATCH` down, halved whenever memory runs out.
         precision: "float32", or "bfloat16" for autocast within the networks.
         progress: show a bar.
 
     Raises:
-        ValueError: another precision.
+        ValueError: another precision, or a number out of range.
     """
 
     def __init__(
@@ -64,6 +64,9 @@ class SliceInferer(Inferer):
         super().__init__()
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
+        check_number("min_area_fraction", min_area_fraction, 0, 1)
+        if batch_size is not None:
+            check_number("batch_size", batch_size, 1, 65536, whole=True)
         self.classifier = classifier
         self.min_area_fraction = min_area_fraction
         self.batch_size = batch_size
@@ -108,14 +111,18 @@ class SliceInferer(Inferer):
         with tqdm(total=len(x), desc="slices", leave=False, disable=not self.progress) as bar:
             while done < len(x):
                 batch = x[done : done + size]
+                found = None
                 try:
-                    results.append(self.slices(batch, network))
+                    found = self.slices(batch, network)
                 except torch.OutOfMemoryError:
                     if self.batch_size or len(batch) == 1:
                         raise
-                    size = len(batch) // 2
+                if found is None:
+                    # only here, as the error holds what every frame it passed through held
                     torch.cuda.empty_cache()
+                    size = len(batch) // 2
                     continue
+                results.append(found)
                 done += len(batch)
                 bar.update(len(batch))
         return {name: torch.cat([r[name] for r in results]) for name in results[0]}
@@ -152,7 +159,7 @@ class CounterfactualInferer(SliceInferer):
         scheduler: MONAI's, for its schedule.
         noise_level: L, in timesteps; 0 < L < T.
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
-        num_fixed_point_iterations: a step of the encoding; 0 is the paper's plain DDIM.
+        num_fixed_point_iterations: a step of the encoding, from 0 to 100; 0 is the paper's plain DDIM.
         student: see `learned_map`; its map is given beside the counterfactual.
         options: see `SliceInferer`.
 
@@ -160,7 +167,7 @@ class CounterfactualInferer(SliceInferer):
     scale of 100.
 
     Raises:
-        ValueError: `noise_level` or `num_inference_steps` is out of range.
+        ValueError: a number is out of range, of `guidance` too.
     """
 
     def __init__(
@@ -175,6 +182,9 @@ class CounterfactualInferer(SliceInferer):
         **options: Any,
     ) -> None:
         super().__init__(classifier, **options)
+        check_number("num_fixed_point_iterations", num_fixed_point_iterations, 0, 100, whole=True)
+        # now, so that what it refuses is refused before a volume is read
+        guidance(lambda x, t: x)
         self.guidance = guidance
         # a copy: MONAI's add_noise casts the schedule in place to the dtype of the images it is given
         self.alphas_cumprod = scheduler.alphas_cumprod.float().clone()

@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
 
+from .command import is_true
+from .geometry import checked_spacing, load_nifti, millimetres
+
 NIFTI = (".nii.gz", ".nii")
 OTHERS = (".nrrd", ".mha", ".mhd")
 """Read by MONAI where ITK is installed."""
 MAX_EXTENT = 1000.0
 """mm of any axis: more is a header with wrong units, and would be resampled to more voxels than memory holds."""
-MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 
 
 class InvalidImageError(ValueError):
     """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
-
-
-def load_nifti(path: str) -> nib.Nifti1Image:
-    """A NIfTI file, compressed or not whatever its name says: some tools write the one under the other's name.
-
-    Raises:
-        OSError, ValueError, nibabel.filebasedimages.ImageFileError: it is none.
-    """
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    if zipped == path.lower().endswith(".gz"):
-        return nib.load(path)
-    content = Path(path).read_bytes()
-    content = gzip.decompress(content) if zipped else content
-    kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-    return kind.from_bytes(content)
-
-
-def millimetres(header: nib.Nifti1Header) -> float:
-    """How many mm one unit of a NIfTI's affine is."""
-    return MILLIMETRES[header.get_xyzt_units()[0]]
-
-
-def affine_like(affine: np.ndarray, source: nib.Nifti1Image) -> np.ndarray:
-    """An affine in mm in the units of a NIfTI; exactly that file's own where they are the same.
-
-    Args:
-        affine: ``(4, 4)``.
-        source: whose header a result takes over.
-    """
-    in_its_units = np.array(affine, dtype=np.float64)
-    in_its_units[:3] /= millimetres(source.header)
-    return source.affine if np.allclose(in_its_units, source.affine, rtol=1e-6, atol=1e-9) else in_its_units
 
 
 class LoadVolumed(MapTransform):
@@ -81,10 +48,10 @@ class LoadVolumed(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, channels: int = 1, min_size: int = 32, allow_any_image: bool = False
+        self, keys: KeysCollection, channels: int = 1, min_size: int = 32, allow_any_image: bool | str = False
     ) -> None:
         super().__init__(keys)
-        self.allow_any_image = allow_any_image
+        self.allow_any_image = is_true(allow_any_image, "allow_any_image")
         self.channels = channels
         self.min_size = min_size
         self._read = LoadImage(image_only=True, ensure_channel_first=False, dtype=np.float32)
@@ -167,9 +134,11 @@ class LoadVolumed(MapTransform):
             or abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-6 * float(lengths.max()) ** 3
         ):
             raise InvalidImageError(f"{name}: its affine is singular, so position and orientation are unknown.")
+        header = {}
         if spacing is not None:
-            affine[:3, :3] *= torch.as_tensor(spacing, dtype=torch.float64) / lengths
-            lengths = torch.as_tensor(spacing, dtype=torch.float64)
+            header["header_affine"] = affine.clone()
+            affine[:3, :3] *= checked_spacing(spacing) / lengths
+            lengths = checked_spacing(spacing)
         if sorted(volume.shape[1:])[1] < self.min_size:
             raise InvalidImageError(
                 f"{name}: is only {tuple(volume.shape[1:])} voxels, at least two axes need {self.min_size}."
@@ -188,4 +157,5 @@ class LoadVolumed(MapTransform):
                 raise InvalidImageError(
                     f"{path}: is constant ({float(finite[0]):g} everywhere), there is no image in it."
                 )
-        return MetaTensor(volume, affine=affine, meta={"filename_or_obj": name, "input_affine": affine.clone()})
+        meta = {"filename_or_obj": name, "input_affine": affine.clone(), **header}
+        return MetaTensor(volume, affine=affine, meta=meta)

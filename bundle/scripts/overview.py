@@ -13,17 +13,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, Orientation
 
+from .geometry import axial, axial_index, load_mask
 from .postprocessing import LESION
-from .preprocessing import axial_index
 
 AMBER = "#ffb000"
 
 
 def _axial(image: MetaTensor) -> np.ndarray:
     """``(X, Y, Z)`` of the first channel, left, posterior, superior: as radiologists look at it once transposed."""
-    return np.nan_to_num(Orientation("LPS", labels=None)(image[:1].float())[0].as_tensor().numpy(), posinf=0, neginf=0)
+    return np.nan_to_num(axial(image[:1].float())[0].as_tensor().numpy(), posinf=0, neginf=0)
 
 
 def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path: Path, num_slices: int = 5) -> None:
@@ -31,7 +30,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
 
     Args:
         result: of one volume, after `RestoreGridd`; its ``warnings`` stand at the top.
-        truth: path of a lesion mask on the input's grid, if there is one.
+        truth: path of a lesion mask on the input's grid, see `geometry.load_mask`, if there is one.
         name: for the title.
         path: of the PNG.
         num_slices: at most.
@@ -41,10 +40,9 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     a, pred = _axial(result["anomaly_map"]), _axial(result["pred"])
     lesion = None
     if truth is not None:
-        mask = LoadImage(image_only=True, ensure_channel_first=True)(truth)
-        lesion = _axial(MetaTensor(mask.as_tensor(), affine=result["input_image"].affine)) > 0
+        lesion = _axial(load_mask(truth, result["input_image"])) > 0
     affine = torch.as_tensor(result["input_image"].affine)
-    spacing = Orientation("LPS", labels=None)(result["input_image"][:1]).pixdim.tolist()
+    spacing = axial(result["input_image"][:1]).pixdim.tolist()
     chosen = sorted((s for s in result["slices"] if s["assessed"]), key=lambda s: -s["score"])[:num_slices]
     rows = [(axial_index(s["slice"], affine, image.shape[2]), s) for s in chosen]
     rows.sort(key=lambda row: row[0])

@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from .geometry import slice_numbers
 from .intensities import in_plane_border
-from .preprocessing import slice_numbers
 
 MODEL: dict[str, Any] = json.loads(Path(__file__).with_name("sequence_check.json").read_text())
 """A logistic regression on `sequence_features`: ``sequences``, ``mean`` and ``scale`` of the features, ``coefficients``,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import sys
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.networks.layers import MedianFilter
-from monai.transforms import MapTransform, SpatialResample
-from monai.utils import convert_to_tensor
+from monai.transforms import MapTransform
 
-from .preprocessing import BACKGROUND, slice_numbers
+from .bundle import check_number
+from .geometry import reordered, slice_numbers, to_grid
+from .preprocessing import BACKGROUND
+
+POLARITIES = ("both", "hyperintense")
 
 LESION, NOT_ASSESSED = 1, 2
 """Labels of the mask; 0 is everything that was assessed and holds no lesion, and all that is not brain."""
@@ -38,7 +42,7 @@ def anomaly_map(x: torch.Tensor, healthy: torch.Tensor, polarity: str, median_si
     Raises:
         ValueError: another polarity.
     """
-    if polarity not in ("both", "hyperintense"):
+    if polarity not in POLARITIES:
         raise ValueError(f"polarity must be 'both' or 'hyperintense', got {polarity!r}.")
     if polarity == "both":
         change = (x - healthy).abs()
@@ -106,23 +110,6 @@ def slice_score(a: torch.Tensor, brain: torch.Tensor, probability: torch.Tensor)
     return (a * brain).sum(dim=(1, 2, 3)) / brain.sum(dim=(1, 2, 3)).clamp_min(1) * probability
 
 
-def to_grid(tensor: torch.Tensor, affine: torch.Tensor, target: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resample ``(C, H, W, D)`` from the grid of one affine to that of another, trilinear, 0 outside.
-
-    Args:
-        tensor: values.
-        affine: of its grid, ``(4, 4)``.
-        target: of the new grid.
-        size: of the new grid, ``(X, Y, Z)``.
-
-    Returns:
-        float32 ``(C, X, Y, Z)`` on the CPU.
-    """
-    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False, dtype=torch.float32)
-    source = MetaTensor(convert_to_tensor(tensor).float().cpu(), affine=affine)
-    return resample(source, dst_affine=target, spatial_size=tuple(size)).as_tensor()
-
-
 class AnomalyMapd(MapTransform):
     """Add ``anomaly_map`` ``(1, H, W, D)`` and ``slices``, the scores a slice, to what the inferer gave for a volume.
 
@@ -133,12 +120,21 @@ class AnomalyMapd(MapTransform):
 
     ``slices`` is a list with, for each slice of the preprocessed volume, ``slice`` (its number in the input file),
     ``assessed``, ``score`` and ``p_diseased`` (both None where not assessed).
+
+    Raises:
+        ValueError: another polarity, a median size that is not odd or above 99; or, of a volume, the map or p(diseased) of
+            an assessed slice is NaN or infinite.
     """
 
     def __init__(
         self, keys: KeysCollection, pred_key: str = "pred", polarity: str = "hyperintense", median_size: int = 3
     ) -> None:
         super().__init__(keys)
+        if polarity not in POLARITIES:
+            raise ValueError(f"polarity must be 'both' or 'hyperintense', got {polarity!r}.")
+        check_number("median_size", median_size, 1, 99, whole=True)
+        if median_size % 2 == 0:
+            raise ValueError(f"median_size must be odd, from 1 to 99, got {median_size}.")
         self.pred_key = pred_key
         self.polarity = polarity
         self.median_size = median_size
@@ -152,6 +148,13 @@ class AnomalyMapd(MapTransform):
         a = combined_map(x, found, self.polarity, self.median_size)
         a = torch.where(assessed.view(-1, 1, 1, 1), a, 0)
         score = slice_score(a, x[:, :1] > BACKGROUND, probability)
+        broken = assessed & ~(a.isfinite().all(dim=(1, 2, 3)) & score.isfinite())
+        if bool(broken.any()):
+            name = image.meta.get("filename_or_obj", "the image")
+            raise ValueError(
+                f"{name}: the networks gave NaN or infinity in {int(broken.sum())} of {int(assessed.sum())} assessed slices; "
+                "try a smaller guidance_scale or noise_level, or precision float32."
+            )
         d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine)
         d["slices"] = [
             {
@@ -173,28 +176,33 @@ class RestoreGridd(MapTransform):
     changed, so that what did not change keeps the input's full resolution; and replaces the inferer's dictionary by the
     mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in brain that was not assessed.
 
+    Brain that was not assessed is every voxel of the brain mask that lies in no assessed slice, or beyond the field that the
+    networks see of one.
+
     Args:
         keys: the preprocessed image, with ``input_affine`` and ``intensity_scale`` in its meta.
+        threshold: on the anomaly map, above 0 and at most 2 a channel, which no map exceeds.
+        channels: of the image.
         input_key: the input volume ``(C, X, Y, Z)`` as it was loaded.
-        threshold: on the anomaly map, above 0.
         pred_key: the inferer's dictionary.
-        mask_key: the brain's coverage in [0, 1] on the networks' grid.
+        mask_key: the whole brain's mask ``(1, ...)`` on the input's grid, its axes in any order.
 
     Raises:
-        ValueError: the threshold is not positive.
+        ValueError: the threshold is out of its range; or, of a volume, the brain's mask lies on another grid.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
         threshold: float,
+        channels: int = 1,
         input_key: str = "input_image",
         pred_key: str = "pred",
-        mask_key: str = "brain",
+        mask_key: str = "input_brain",
     ) -> None:
         super().__init__(keys)
-        if not threshold > 0:
-            raise ValueError(f"threshold must be above 0, got {threshold}.")
+        highest = 2 * channels
+        check_number("threshold", threshold, sys.float_info.min, highest, f"above 0 and at most {highest}")
         self.threshold = threshold
         self.input_key = input_key
         self.pred_key = pred_key
@@ -203,20 +211,23 @@ class RestoreGridd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image, pred = d[self.keys[0]], d[self.pred_key]
-        original = d[self.input_key]
+        original, brain = d[self.input_key], d[self.mask_key]
         affine = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64)
-        brain = torch.as_tensor(d[self.mask_key]).cpu()
+        whole = reordered(brain.as_tensor().cpu(), brain.affine, affine, original.shape[1:])
+        if whole is None:
+            raise ValueError(f"{self.mask_key} must lie on the grid of {self.input_key}, in any order of the axes.")
         assessed = torch.as_tensor(pred["assessed"]).cpu()
         scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
         scale = scale * torch.as_tensor(d.get("bias_field", 1.0)).cpu()
-        changed = torch.zeros(0, *brain.shape[1:])
+        changed = torch.zeros(0, *image.shape[1:])
         if "counterfactual" in pred:
             changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
-        parts = [brain, brain * assessed, d["anomaly_map"].as_tensor().cpu(), changed]
+        looked_at = assessed.float().expand(1, *image.shape[1:])
+        parts = [looked_at, d["anomaly_map"].as_tensor().cpu(), changed]
         restored = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
-        in_brain, in_assessed, a, difference = restored.split([1, 1, 1, len(changed)])
+        in_assessed, a, difference = restored.split([1, 1, len(changed)])
 
-        unseen = (in_brain >= 0.5) & (in_assessed < 0.5)
+        unseen = (whole > 0) & (in_assessed < 0.5)
         mask = (a > self.threshold).to(torch.uint8) * LESION
         mask[unseen] = NOT_ASSESSED
         a[unseen] = torch.nan

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import threading
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, Resize, ResizeWithPadOrCrop
-from monai.transforms.utils import generate_spatial_bounding_box
+from monai.transforms import MapTransform, ResizeWithPadOrCrop
+from monai.transforms.utils import generate_spatial_bounding_box, scale_affine
 from scipy import ndimage
 
-from .bundle import autocast, default_device, fastest_precision
+from .bundle import autocast, bundle_version, check_number, default_device, fastest_precision
+from .geometry import load_mask, on_grid
 from .intensities import stripped_foreground
-from .loading import InvalidImageError, LoadVolumed
+from .loading import InvalidImageError
+
+logger = logging.getLogger(__name__)
 
 BACKGROUND = -1.0
 """The value of everything outside the brain on the networks' intensity scale [-1, 1]."""
-
-
-def _on_grid(tensor: torch.Tensor, affine: torch.Tensor, like: MetaTensor) -> MetaTensor:
-    """`tensor` on the grid of `affine`, with the meta of another image but its affine."""
-    return MetaTensor(tensor, affine=affine, meta={k: v for k, v in like.meta.items() if k != "affine"})
 
 
 @lru_cache(maxsize=1)
@@ -75,6 +77,7 @@ class ExtractBraind(MapTransform):
 
     Raises:
         InvalidImageError: no brain was found, or voxels within it are missing.
+        ValueError: the brain mask given can't be used, see `geometry.load_mask`.
     """
 
     spacing = 1.5
@@ -108,12 +111,7 @@ class ExtractBraind(MapTransform):
         name = image.meta["filename_or_obj"]
         brain, foreground = d.get("brain"), d.pop("foreground", None)
         if brain is not None:
-            given = Orientation("LPS", labels=None)(LoadVolumed("brain")({"brain": brain})["brain"])
-            if given.shape[1:] != image.shape[1:] or (
-                "spacing" not in d and not np.allclose(given.affine, image.affine, atol=1e-3)
-            ):
-                raise InvalidImageError(f"{brain}: this brain mask lies on another grid than {name}.")
-            mask = given.as_tensor() > 0
+            mask = load_mask(brain, image).as_tensor()
         elif foreground is not None:
             mask = foreground
         else:
@@ -131,7 +129,7 @@ class ExtractBraind(MapTransform):
                         "voxel of the brain must have a value."
                     )
             mask = mask & ~missing
-        d["brain"] = _on_grid(mask.to(torch.uint8), image.affine, image)
+        d["brain"] = on_grid(mask.to(torch.uint8), image.affine, image)
         return d
 
     def _without_air(self, image: MetaTensor, mask: torch.Tensor) -> torch.Tensor:
@@ -145,15 +143,25 @@ class ExtractBraind(MapTransform):
 
     def _cached(self, image: MetaTensor) -> torch.Tensor:
         assert self.cache_dir is not None
-        content = image.as_tensor()[:1].numpy().tobytes() + image.pixdim.numpy().tobytes()
+        # what the mask depends on: the voxels, their size, and by what it is computed
+        about = (tuple(image.shape), image.pixdim.tolist(), bundle_version(), torch.device(self.device).type)
+        content = repr((*about, self.precision)).encode() + image.as_tensor()[:1].numpy().tobytes()
         path = self.cache_dir / f"brain-{hashlib.sha256(content).hexdigest()[:16]}.npz"
-        if path.is_file():
+        try:
             return torch.from_numpy(np.load(path)["mask"])
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+            pass  # there is none, or it isn't whole
         mask = self._segment(image)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part.npz")
-        np.savez_compressed(partial, mask=mask.numpy())
-        os.replace(partial, path)
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez_compressed(file, mask=mask.numpy())
+            os.replace(partial, path)
+        except OSError as error:  # the mask is there all the same
+            logger.warning("%s: brain masks can't be kept there (%s).", self.cache_dir, error.strerror or error)
+            with suppress(OSError):
+                partial.unlink()
         return mask
 
     def _segment(self, image: MetaTensor) -> torch.Tensor:
@@ -182,16 +190,20 @@ class ExtractBraind(MapTransform):
 class ResampleInPlaned(MapTransform):
     """Resample the first two axes to ``pixel_size`` mm and keep the slices, anti-aliased.
 
-    Making an image smaller takes the mean over the area of each new pixel; making it larger is trilinear. The new pixel
-    size is the nearest that divides the field of view evenly.
+    Making an image smaller takes the mean over the area of each new pixel, of values interpolated at least as densely as the
+    old pixels lie; making it larger is bilinear. The new pixel size is the nearest that divides the field of view evenly.
 
     Args:
         keys: images and masks; masks come out as coverage in [0, 1].
-        pixel_size: in mm.
+        pixel_size: in mm, from 0.1 to 100.
+
+    Raises:
+        ValueError: another pixel size.
     """
 
     def __init__(self, keys: KeysCollection, pixel_size: float) -> None:
         super().__init__(keys)
+        check_number("pixel_size", pixel_size, 0.1, 100)
         self.pixel_size = pixel_size
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -200,8 +212,13 @@ class ResampleInPlaned(MapTransform):
             image = d[key].float()
             spacing = image.pixdim.tolist()
             size = [max(1, round(n * s / self.pixel_size)) for n, s in zip(image.shape[1:3], spacing[:2], strict=True)]
-            mode = "area" if size[0] <= image.shape[1] and size[1] <= image.shape[2] else "trilinear"
-            d[key] = Resize((*size, image.shape[3]), mode=mode)(image)
+            # PyTorch's "area" averages whole pixels, whose middle lies up to a fourth of a new pixel beside the new pixel's
+            samples = [ceil(n / new) for n, new in zip(image.shape[1:3], size, strict=True)]
+            finer = [new * k for new, k in zip(size, samples, strict=True)]
+            slices = F.avg_pool2d(F.interpolate(image.as_tensor().movedim(-1, 0), finer, mode="bilinear"), samples)
+            to_old = torch.from_numpy(scale_affine(image.shape[1:], (*size, image.shape[3])))
+            affine = torch.as_tensor(image.affine, dtype=torch.float64) @ to_old
+            d[key] = on_grid(slices.movedim(0, -1).contiguous(), affine, image)
         return d
 
 
@@ -252,15 +269,20 @@ class CropBraind(MapTransform):
 
     Args:
         keys: images and masks.
-        size: the networks' input size in pixels.
+        size: the networks' input size in pixels, two whole numbers.
         mask_key: the brain's coverage in [0, 1].
 
     Raises:
+        ValueError: another size.
         InvalidImageError: the brain covers under a quarter of the network's input in each direction.
     """
 
     def __init__(self, keys: KeysCollection, size: Sequence[int], mask_key: str = "brain") -> None:
         super().__init__(keys)
+        for n in size:
+            check_number("spatial_size", n, 1, 4096, "two whole numbers from 1 to 4096", whole=True)
+        if len(size) != 2:
+            raise ValueError(f"spatial_size must be two whole numbers from 1 to 4096, got {list(size)}.")
         self.size = tuple(size)
         self.mask_key = mask_key
 
@@ -284,7 +306,7 @@ class CropBraind(MapTransform):
 def _cropped(image: MetaTensor, box: tuple[slice, ...], lower: Sequence[int]) -> MetaTensor:
     shift = torch.eye(4, dtype=torch.float64)
     shift[:3, 3] = torch.as_tensor(lower, dtype=torch.float64)
-    return _on_grid(image.as_tensor()[box], torch.as_tensor(image.affine, dtype=torch.float64) @ shift, image)
+    return on_grid(image.as_tensor()[box], torch.as_tensor(image.affine, dtype=torch.float64) @ shift, image)
 
 
 def assessed_slices(image: torch.Tensor, min_area_fraction: float) -> torch.Tensor:
@@ -302,27 +324,3 @@ def assessed_slices(image: torch.Tensor, min_area_fraction: float) -> torch.Tens
     """
     area = (image[..., 0, :, :, :] > BACKGROUND).sum(dim=(-3, -2))
     return (area > 0) & (area >= min_area_fraction * area.amax(dim=-1, keepdim=True))
-
-
-def slice_numbers(image: MetaTensor) -> list[int]:
-    """The slice of the input file, counted from 0 along its axis nearest to superior-inferior, behind every slice.
-
-    Args:
-        image: preprocessed ``(C, H, W, D)`` with ``input_affine`` in its meta.
-    """
-    to_file = torch.linalg.inv(image.meta["input_affine"]) @ torch.as_tensor(image.affine, dtype=torch.float64)
-    axis = int(to_file[:3, 2].abs().argmax())
-    centre = torch.tensor([(image.shape[1] - 1) / 2, (image.shape[2] - 1) / 2, 0.0, 1.0], dtype=torch.float64)
-    return [int(torch.round((to_file @ (centre + torch.tensor([0, 0, z, 0])))[axis])) for z in range(image.shape[3])]
-
-
-def axial_index(number: int, affine: torch.Tensor, depth: int) -> int:
-    """Where a slice of the file, as `slice_numbers` counts, lies once the volume is in the order left, posterior, superior.
-
-    Args:
-        number: of the slice.
-        affine: of the file, ``(4, 4)``.
-        depth: number of slices.
-    """
-    directions = affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)
-    return number if directions[directions.abs().argmax()] > 0 else depth - 1 - number

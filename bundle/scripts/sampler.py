@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 import torch
 
+from .bundle import check_number
+
 NoiseModel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def timestep_grid(noise_level: int, num_inference_steps: int, num_train_timesteps: int) -> list[int]:
-    """The grid 0 = t_0 < t_1 < ... < t_K = L, as even as integers allow.
+    """The grid 0 = t_0 < t_1 < ... < t_K = L, as even as integers allow; all are whole numbers.
 
     Args:
         noise_level: L, 0 < L < `num_train_timesteps`.
@@ -22,15 +24,13 @@ def timestep_grid(noise_level: int, num_inference_steps: int, num_train_timestep
         num_train_timesteps: T.
 
     Raises:
-        ValueError: L or K is out of range.
+        ValueError: L or K is no whole number, or out of range.
     """
-    if not 0 < noise_level < num_train_timesteps:
-        raise ValueError(f"noise_level must be above 0 and below {num_train_timesteps}, got {noise_level}.")
-    if not 1 <= num_inference_steps <= noise_level:
-        raise ValueError(
-            f"num_inference_steps must be from 1 to the noise_level, {noise_level}, got {num_inference_steps}: "
-            "every step needs a timestep of its own."
-        )
+    allowed = f"above 0 and below {num_train_timesteps}"
+    check_number("noise_level", noise_level, 1, num_train_timesteps - 1, allowed, whole=True)
+    # every step needs a timestep of its own
+    allowed = f"from 1 to the noise_level, {noise_level}"
+    check_number("num_inference_steps", num_inference_steps, 1, noise_level, allowed, whole=True)
     return [round(k * noise_level / num_inference_steps) for k in range(num_inference_steps + 1)]
 
 

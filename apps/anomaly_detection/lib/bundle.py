@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import json
 import logging
+import math
 import os
+import re
+import stat
 import sys
 import tempfile
 import threading
+import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import monai.bundle
 import torch
+from monai.apps.utils import HashCheckError, download_url, extractall
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImage, ResampleToMatch
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -33,9 +38,30 @@ extraction, another threshold or the other view no network."""
 FULL, PREVIEW = "inference", "preview"
 """How a study is run, by the config that says it: with a counterfactual, or by the student alone, one call a slice."""
 
+MAX_BUNDLE_BYTES = 4 * 2**30
+"""A fetched bundle is refused if it unpacks to more."""
+
+abandoned: ContextVar[Callable[[], bool] | None] = ContextVar("abandoned", default=None)
+"""Whether the client that asked for what runs here has gone; None: nobody can tell."""
+
+
+class Abandoned(Exception):
+    """The client has gone, so what it asked for is not finished."""
+
+
+def proceed() -> None:
+    """Called between two steps.
+
+    Raises:
+        Abandoned: nobody waits for the next one.
+    """
+    gone = abandoned.get()
+    if gone is not None and gone():
+        raise Abandoned
+
 
 def fetch_bundle(url: str, sha256: str, folder: Path) -> Path:
-    """Download a zipped bundle with `monai.bundle.download` and check it before anything in it is used.
+    """Download a zipped bundle and check it before it is unpacked.
 
     Args:
         url: of the zip, which holds the bundle's folder or its content.
@@ -43,7 +69,8 @@ def fetch_bundle(url: str, sha256: str, folder: Path) -> Path:
         folder: where bundles are kept; one that is there already is not fetched again.
 
     Raises:
-        ValueError: the file is another one than expected, or holds no bundle.
+        ValueError: the file is another one than expected, or holds no bundle, or one that is too large or would write
+            elsewhere.
     """
     if len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
         raise ValueError(f"bundle_sha256 must be the 64 hexadecimal digits of the zip's SHA-256, got {sha256!r}.")
@@ -51,16 +78,35 @@ def fetch_bundle(url: str, sha256: str, folder: Path) -> Path:
     if not target.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as partial:
-            monai.bundle.download(name="bundle", url=url, bundle_dir=partial, progress=False)
             archive = Path(partial) / "bundle.zip"
-            found = hashlib.sha256(archive.read_bytes()).hexdigest()
-            if found != sha256.lower():
-                raise ValueError(f"{url}: its SHA-256 is {found}, expected {sha256.lower()}; nothing of it was used.")
-            configs = sorted(Path(partial).rglob("configs/inference.json"), key=lambda path: len(path.parts))
+            try:
+                download_url(url, str(archive), hash_val=sha256.lower(), hash_type="sha256", progress=False)
+            except HashCheckError as error:
+                raise ValueError(f"{url}: its SHA-256 is not {sha256.lower()}; nothing of it was used.") from error
+            try:
+                _check_archive(archive)
+                extractall(archive, Path(partial) / "bundle", file_type="zip", has_base=False)
+            except (ValueError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{url}: {error}; nothing of it was used.") from error
+            configs = sorted(Path(partial, "bundle").rglob("configs/inference.json"), key=lambda path: len(path.parts))
             if not configs:
                 raise ValueError(f"{url}: there is no configs/inference.json in it, so it is no MONAI bundle.")
             os.replace(configs[0].parent.parent, target)
     return target
+
+
+def _check_archive(path: Path) -> None:
+    """MONAI's `extractall` refuses paths that lead elsewhere, this the rest; a file never unpacks to more than is declared."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    if size > MAX_BUNDLE_BYTES:
+        raise ValueError(f"it unpacks to {size >> 20} MiB, {MAX_BUNDLE_BYTES >> 20} are allowed")
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"{member.filename!r} in it is a symbolic link")
+        if "\\" in member.filename or Path(member.filename).is_absolute() or ".." in Path(member.filename).parts:
+            raise ValueError(f"{member.filename!r} in it leads to another folder")
 
 
 class Bundle:
@@ -112,6 +158,10 @@ class Bundle:
         """The options that a request may set, with their defaults."""
         return dict(self._configs[mode]["displayable_configs"])
 
+    def config(self, mode: str = FULL) -> dict[str, Any]:
+        """What the bundle's files say of a mode."""
+        return deepcopy(self._configs[mode])
+
     @property
     def version(self) -> str:
         """Of the bundle."""
@@ -145,8 +195,22 @@ class Bundle:
             self._loaded = {mode: dict(shared) for mode in self.modes}
             for mode, loaded in self._loaded.items():
                 loaded["network"] = self.declared("network", mode=mode)
+                self._warn(loaded, self.options(mode).get("threshold", math.nan))
+                # a batch of slices is what can't be interrupted
+                loaded["network"].register_forward_pre_hook(lambda *_: proceed())
             self._weights = weights
             self._studies.clear()
+
+    def _warn(self, loaded: Mapping[str, Any], threshold: float) -> None:
+        """Log which weights don't belong together, where the bundle says that."""
+        scripts = importlib.import_module("scripts.bundle")
+        if hasattr(scripts, "not_together"):  # another bundle may not know
+            networks = {name: loaded.get(name) for name in ("network", "classifier", "student")}
+            digests = {
+                name: scripts.weights_digest(network) for name, network in networks.items() if network is not None
+            }
+            for warning in scripts.not_together(self.path / "models" / scripts.MANIFEST, digests, threshold):
+                logger.warning("%s: %s", self.path, warning)
 
     def checked_options(self, request: Mapping[str, Any], mode: str = FULL) -> dict[str, float]:
         """The options of a request, each a number of its default's type; those it lacks have their defaults.
@@ -189,9 +253,11 @@ class Bundle:
 
         Raises:
             MONAILabelException: INVALID_INPUT, an option is out of range, or a volume can't be used; the message names it and
-                says why.
+                says why. SERVER_ERROR, the memory was not enough.
+            Abandoned: see `proceed`.
         """
         with self._lock, torch.no_grad():
+            proceed()
             self.load()
             try:
                 inferer = self.declared("inferer", options, mode)
@@ -219,7 +285,21 @@ class Bundle:
                     _keep(self._studies, key, data)
                 self._studies.move_to_end(key)
                 result = dict(postprocessing(dict(self._studies[key])))
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, MemoryError) as error:
+                if out_of_memory(error):
+                    self._inputs.clear()
+                    self._studies.clear()
+                    logger.exception("out of memory")
+                    other = (
+                        "a machine with more memory"
+                        if self.device.type == "cpu"
+                        else "the processor: --conf device cpu"
+                    )
+                    raise MONAILabelException(
+                        MONAILabelError.SERVER_ERROR,
+                        f"The memory of this server's {self.device.type} was not enough for this volume. Nothing was stored. "
+                        f"Try again when less runs beside it, or start the server on {other}.",
+                    ) from error
                 message = reason(error)
                 for path in paths:  # the client knows names, not where this server keeps files
                     message = message.replace(str(path), Path(path).name)
@@ -236,6 +316,7 @@ class Bundle:
             data: dict[str, Any] = {"image": volumes[0] if len(volumes) == 1 else volumes}
             data["allow_any_image"] = allow_any_image
             for transform in self._loaded[FULL]["preprocessing"].transforms:
+                proceed()
                 begin = perf_counter()
                 data = transform(data)
                 transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
@@ -247,6 +328,20 @@ def _keep(studies: OrderedDict[tuple[Any, ...], dict[str, Any]], key: tuple[Any,
     studies[key] = data
     while len(studies) > KEPT_STUDIES:
         studies.popitem(last=False)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this, or what it came from, is a lack of memory; on the CPU, torch says so in words only."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(cause, RuntimeError) and re.search(
+            r"DefaultCPUAllocator|not enough memory|out of memory", str(cause)
+        ):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def reason(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -102,6 +104,26 @@ class AnomalyInferTask(InferTask):
     def is_original(self) -> bool:
         """Whether it gives the mask that is scored and corrected."""
         return self.view is lesion_mask and self.mode == FULL
+
+    def made_with(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a result depends on: as the same values in JSON, it would be the same again.
+
+        Args:
+            request: as for `run`, ``image`` a list of paths.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, an option is no number.
+        """
+        self.bundle.load()
+        config = json.dumps(self.bundle.config(self.mode), sort_keys=True)
+        return {
+            "model": request["model"],
+            "input": [[file.st_size, file.st_mtime_ns] for file in map(os.stat, request["image"])],
+            "options": self.bundle.checked_options(request, self.mode),
+            "config": hashlib.sha256(config.encode()).hexdigest(),
+            "weights": self.bundle.weights,
+            "version": self.bundle.version,
+        }
 
     def is_valid(self) -> bool:
         return True

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import os
 import re
 import shutil
 import tempfile
+import time
+import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import wraps
+from contextlib import contextmanager
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import requests
 from filelock import FileLock
 from highdicom.seg import Segmentation
 from monai.transforms import LoadImage
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.local import LocalDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.datastore.utils.convert import binary_to_image, dicom_to_nifti
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
@@ -37,6 +42,25 @@ FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
 SCORE = "anomaly_score"
 """Key in an image's info: the score that orders the worklist."""
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+"""Of images and labels, in any case: one volume with its orientation."""
+OTHER_FORMATS = (
+    ".mgz",
+    ".mgh",
+    ".img",
+    ".hdr",
+    ".nhdr",
+    ".mnc",
+    ".dcm",
+    ".npy",
+    ".npz",
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".tif",
+)
+STAMP = "stamp"
+"""Key in a label's info: size and time of change (ns) of the file that was found to be whole."""
 
 
 def plain(name: str, what: str) -> str:
@@ -53,10 +77,156 @@ def plain(name: str, what: str) -> str:
     return name
 
 
+@lru_cache(maxsize=1 << 16)
+def named_as(name: str) -> tuple[str | None, str]:
+    """The sequence that an image file is named as, and its name without that, the same for all sequences of a study.
+
+    Where a file's name says nothing, its folder's does if that is one word: "FLAIR", "T1w", "labelsTr".
+
+    Args:
+        name: its path in the folder of the studies.
+    """
+    from scripts.sequences import RULES, sequence_of  # the bundle is on the path only once it was chosen
+
+    path = Path(name)
+    stem = split_ending(path.name)[0]
+    sequence = sequence_of(stem)
+    if sequence:
+        return sequence, str(path.parent / re.sub(f"(?:{RULES[sequence]})[a-z0-9]*", "", stem, flags=re.IGNORECASE))
+    folder = path.parent.name
+    # "lesion" may well be a folder of patients
+    spoken = re.fullmatch("(?!lesion)[a-z0-9]+", folder, re.IGNORECASE)
+    sequence = sequence_of(folder) if spoken else None
+    return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
+
+
+def split_ending(file: str) -> tuple[str, str]:
+    """A file's name without and with only the ending of its format, "" if that is none of `FORMATS`."""
+    end = next((len(e) for e in FORMATS if file.lower().endswith(e)), 0)
+    return (file[:-end], file[-end:]) if end else (file, "")
+
+
+def result_tag(tag: Any, model: str, is_original: bool) -> str:
+    """The tag under which what a model gave is kept.
+
+    Args:
+        tag: that a request asked for; none is "original".
+        model: its name, the tag of what is not the mask that readers correct.
+        is_original: whether it is that mask.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, the tag holds a path, or what is kept under it is no model's mask.
+    """
+    tag = plain(tag or ORIGINAL, "label tag")
+    if tag.casefold() in (FINAL, MAP_TAG, COUNTERFACTUAL_TAG):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f"label_tag {tag!r} is not allowed for what a model gives: {FINAL!r} is the label of a reader, {MAP_TAG!r} and "
+            f"{COUNTERFACTUAL_TAG!r} are kept beside the mask. Allowed are {ORIGINAL!r} (the default), {model!r}, other names.",
+        )
+    return model if tag == ORIGINAL and not is_original else tag
+
+
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The array ``(X, Y, Z)`` of a NIfTI or NRRD file and its affine ``(4, 4)``, RAS."""
+    """The array ``(X, Y, Z)`` of an image file and its affine ``(4, 4)``, RAS."""
     image = LoadImage(image_only=True)(path)
     return image.numpy(), image.affine.numpy()
+
+
+def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read."""
+    if str(path).lower().endswith((".nii", ".nii.gz")):
+        image = nib.load(path)
+        mm = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
+        return image.shape[:3], np.diag([mm, mm, mm, 1.0]) @ image.affine
+    array, affine = read_volume(path)
+    return array.shape[:3], affine
+
+
+def reordered(array: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+    """The same voxels ``(X, Y, Z)`` in the order of another affine's axes; None where the two are not one grid.
+
+    They are one if no corner lies more than a tenth of a voxel off: headers are rounded.
+    """
+    if not np.isfinite([affine, target]).all() or not abs(np.linalg.det(target)) > 0:
+        return None
+    to_target = np.linalg.solve(target, affine)
+    axes = np.abs(to_target[:3, :3]).argmax(axis=0)
+    if sorted(axes) != [0, 1, 2]:
+        return None
+    order = np.argsort(axes)
+    flipped = [n for n in range(3) if to_target[n, order[n]] < 0]
+    result = array.transpose(order)
+    if result.shape != tuple(shape):
+        return None
+    # the corners, and where there is only one voxel its far side
+    corners = np.array(np.meshgrid(*[(0, max(n - 1, 1)) for n in array.shape], indexing="ij")).reshape(3, -1)
+    there = (to_target[:3, :3] @ corners) + to_target[:3, 3:]
+    expected = corners[order].astype(float)
+    for n in flipped:
+        expected[n] = result.shape[n] - 1 - expected[n]
+    return np.flip(result, tuple(flipped)) if np.abs(there - expected).max() < 0.1 else None
+
+
+def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | None = None) -> np.ndarray:
+    """A label map's voxels in the order of its image's.
+
+    Args:
+        path: of the label map; its file may hold the voxels in another order of the axes.
+        image: path of the image.
+        allowed: values; None is 0 to 255.
+
+    Returns:
+        uint8 ``(X, Y, Z)``.
+
+    Raises:
+        ValueError: it can't be read, is not 3D, holds other values or lies on another grid; the message has no path.
+    """
+    if not str(path).lower().endswith(FORMATS):
+        raise ValueError(
+            f"must be a file of {', '.join(FORMATS)}, got {''.join(Path(path).suffixes) or 'no ending'!r}."
+        )
+    if not os.path.getsize(path):
+        raise ValueError("is empty: 0 bytes.")
+    try:
+        array, affine = read_volume(path)[0], grid_of(path)[1]
+    except Exception as error:
+        raise ValueError("can't be read as an image.") from error
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise ValueError(f"must be one 3D volume, has the shape {array.shape}.")
+    values = np.unique(array)
+    others = [v for v in values.tolist() if not (v in allowed if allowed else 0 <= v <= 255 and v == int(v))]
+    if others:
+        what = ", ".join(map(str, allowed)) if allowed else "whole numbers from 0 to 255"
+        raise ValueError(f"holds the value {others[0]:g}; allowed are {what}.")
+    try:
+        shape, target = grid_of(image)
+    except Exception as error:
+        raise ValueError("has an image that can't be read, so that its grid is unknown.") from error
+    result = reordered(array, affine, target, shape)
+    if result is None:
+        raise ValueError(
+            f"lies on another grid than its image: its shape is {array.shape}, the image's {tuple(shape)}, "
+            f"or their affines differ; save it on the image's grid."
+        )
+    return result.astype(np.uint8)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk: what is renamed before may be empty after a power cut."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def predicted(series: Sequence[Dataset], mask: str, params: Mapping[str, Any]) -> Segmentation:
@@ -67,24 +237,37 @@ def predicted(series: Sequence[Dataset], mask: str, params: Mapping[str, Any]) -
 
 
 def _exclusive(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Batch inference runs in a process of its own: read what it wrote before changing anything, one process at a time."""
+    """Batch inference runs in a process of its own: read what it wrote before changing anything, one process at a time.
+
+    Of a change that fails nothing stays.
+    """
 
     @wraps(method)
     def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
         with FileLock(f"{self._datastore_config_path}.lock", is_singleton=True):
             self._init_from_datastore_file()
-            return method(self, *args, **kwargs)
+            try:
+                return method(self, *args, **kwargs)
+            except BaseException:
+                self._version_read = None
+                self._init_from_datastore_file()
+                raise
 
     return locked
 
 
 class _Studies(LocalDatastore):
-    """What both kinds of studies share; see `LocalDatastore` for the rest."""
+    """What both kinds of studies share; see `LocalDatastore` for the rest.
+
+    What is written is complete beside its place before it is renamed to it: a full disk or a kill leaves the old or the new.
+    """
 
     sequence: str | None = None
     """What the model takes first; images that are named as another sequence are left out of the worklist."""
     version = ""
     """Of the software, for DICOM objects."""
+    _version_read: tuple[int, int, int] | None = None
+    """Of the file that says what is known of the studies."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,13 +275,88 @@ class _Studies(LocalDatastore):
             # the file is replaced, not written into, so watchers see it move
             self._handler.on_moved = lambda event: self._init_from_datastore_file()
 
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        path = Path(self._datastore_config_path)
+        try:
+            with path.open(encoding="utf-8") as file:
+                status = os.fstat(file.fileno())
+                version = status.st_ino, status.st_mtime_ns, status.st_size
+                if version == self._version_read:
+                    return
+                datastore = LocalDatastoreModel.model_validate_json(file.read())
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            kept = path.with_name(f"{path.name}.{time.time_ns()}.broken")
+            os.replace(path, kept)
+            logger.error(
+                "%s can't be read (%s). It is kept as %s; scores are gone until they are made again.", path, error, kept
+            )
+            return
+        datastore.base_path = self._datastore_path
+        self._datastore, self._version_read = datastore, version
+
+    def _staged_info(self) -> Path:
+        part = Path(f"{self._datastore_config_path}.part")
+        content = self._datastore.model_dump(exclude={"base_path"})
+        part.write_text(json.dumps(content, default=str), encoding="utf-8")
+        _sync(part)
+        return part
+
+    def _publish_info(self, part: Path) -> None:
+        status = part.stat()
+        os.replace(part, self._datastore_config_path)
+        self._version_read = status.st_ino, status.st_mtime_ns, status.st_size
+
     def _update_datastore_file(self, lock: bool = True) -> None:
-        content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
-        partial = f"{self._datastore_config_path}.part"
-        with FileLock(self._lock_file) if lock else nullcontext():
-            Path(partial).write_text(content)
-            os.replace(partial, self._datastore_config_path)
-            self._config_ts = os.stat(self._datastore_config_path).st_mtime
+        self._replace({}, lambda parts: None)
+
+    def _replace(
+        self, writers: Mapping[Path, Callable[[Path], Any]], change: Callable[[Mapping[Path, Path]], None]
+    ) -> None:
+        """Write files and change what is known of the studies: all of it, or nothing.
+
+        Args:
+            writers: what writes a file, by the file's place.
+            change: changes what is known; it is given the places of the new files while they lie aside.
+
+        Raises:
+            MONAILabelException: SERVER_ERROR, the disk is full or can't be written to.
+        """
+        parts = {place: place.with_name(f".part.{place.name}") for place in writers}
+        info = Path(f"{self._datastore_config_path}.part")
+        try:
+            for place, write in writers.items():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write(parts[place])
+                _sync(parts[place])
+            change(parts)
+            self._staged_info()
+            for place, part in parts.items():
+                os.replace(part, place)
+            self._publish_info(info)
+        except OSError as error:
+            raise MONAILabelException(
+                MONAILabelError.SERVER_ERROR,
+                f"The studies' disk can't be written to ({error.strerror or type(error).__name__}). Nothing was stored.",
+            ) from error
+        finally:
+            for part in (*parts.values(), info):
+                part.unlink(missing_ok=True)
+
+    def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
+        # among hidden files are what lies aside while it is written, and what macOS puts beside every file
+        return {k: v for k, v in super()._list_files(path, patterns).items() if not k.startswith(".")}
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        return split_ending(file)
+
+    def _file_of(self, image_id: str) -> Path:
+        """Where an image's file is."""
+        obj = self._datastore.objects.get(image_id)
+        if obj is None:
+            raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
+        return Path(self._datastore.image_path()) / (obj.image.info.get("name") or f"{image_id}{obj.image.ext}")
 
     @_exclusive
     def _reconcile_datastore(self) -> None:
@@ -106,7 +364,16 @@ class _Studies(LocalDatastore):
 
     @_exclusive
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        return super().add_image(plain(image_id, "image id") if image_id else image_id, image_filename, image_info)
+        name, ext = self._to_id(os.path.basename(image_filename))
+        image_id = plain(image_id or name, "image id")
+        place = Path(self._datastore.image_path()) / f"{image_id}{ext}"
+        info = {**(image_info or {}), "ts": int(time.time()), "name": place.name}
+
+        def change(parts: Mapping[Path, Path]) -> None:
+            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ext))
+
+        self._replace({place: lambda part: shutil.copyfile(image_filename, part)}, change)
+        return image_id
 
     @_exclusive
     def remove_image(self, image_id: str) -> None:
@@ -114,8 +381,68 @@ class _Studies(LocalDatastore):
 
     @_exclusive
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        plain(image_id, "image id")
-        return LocalDatastore.save_label(self, image_id, label_filename, plain(label_tag, "label tag"), label_info)
+        """Keep a label: whole, on its image's grid, in the order of its voxels, or not at all.
+
+        Raises:
+            ImageNotFoundException: no such image.
+            MONAILabelException: INVALID_INPUT, the label is not fit, see `checked_label`; SERVER_ERROR, the disk is full.
+        """
+        self._keep(plain(image_id, "image id"), {plain(label_tag, "label tag"): (label_filename, label_info)}, {})
+        return image_id
+
+    def _keep(
+        self, image_id: str, labels: Mapping[str, tuple[str, dict[str, Any]]], image_info: Mapping[str, Any]
+    ) -> None:
+        """Keep labels (a file and its info, by their tags) and something about their image: all of it, or nothing."""
+        places = {tag: self._place(image_id, tag, file) for tag, (file, _) in labels.items()}
+        writers = {places[tag]: self._writer(image_id, tag, file) for tag, (file, _) in labels.items()}
+
+        def change(parts: Mapping[Path, Path]) -> None:
+            obj = self._datastore.objects[image_id]
+            obj.image.info.update(image_info)
+            for tag, (_, label_info) in labels.items():
+                place = places[tag]
+                info = {**(label_info or {}), "ts": int(time.time()), "name": place.name, STAMP: _stamp(parts[place])}
+                obj.labels[tag] = DataModel(info=info, ext=self._to_id(place.name)[1])
+
+        self._replace(writers, change)
+        for place in places.values():  # what this label was in another format
+            for ext in FORMATS:
+                old = place.with_name(f"{image_id}{ext}")
+                if old != place:
+                    old.unlink(missing_ok=True)
+
+    def _place(self, image_id: str, tag: str, file: str) -> Path:
+        ext = self._to_id(file)[1] if tag in (MAP_TAG, COUNTERFACTUAL_TAG) else ".nii.gz"
+        return Path(self._datastore.label_path(tag)) / f"{image_id}{ext}"
+
+    def _writer(self, image_id: str, tag: str, file: str) -> Callable[[Path], Any]:
+        """What writes a label, once it was checked."""
+        image = self._file_of(image_id)
+        try:
+            if tag not in (MAP_TAG, COUNTERFACTUAL_TAG):
+                mask = checked_label(file, image, self._allowed(tag))
+                label = nib.Nifti1Image(mask, grid_of(image)[1])
+                label.header.set_xyzt_units("mm")
+                return lambda part: nib.save(label, part)
+            if not file.lower().endswith(FORMATS) or not os.path.getsize(file):
+                raise ValueError(f"must be an image file of {', '.join(FORMATS)}.")
+            shape, affine = grid_of(file)
+            if reordered(np.empty(shape, bool), affine, grid_of(image)[1], grid_of(image)[0]) is None:
+                raise ValueError("lies on another grid than its image.")
+        except MONAILabelException:
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, ValueError) else "can't be read as an image."
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"The label {tag!r} of {image_id} {what} Nothing was stored."
+            ) from error
+        return lambda part: shutil.copyfile(file, part)
+
+    def _allowed(self, tag: str) -> tuple[int, ...] | None:
+        from scripts.postprocessing import LESION, NOT_ASSESSED
+
+        return (0, LESION, NOT_ASSESSED) if tag in (FINAL, ORIGINAL) else None
 
     @_exclusive
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -165,6 +492,7 @@ class _Studies(LocalDatastore):
     def _sequences(self, image_id: str) -> dict[str, str]:
         raise NotImplementedError
 
+    @_exclusive
     def save_results(
         self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
     ) -> None:
@@ -177,28 +505,291 @@ class _Studies(LocalDatastore):
             results: the files of the float results, by their tags.
             params: the scores and what they were made with, see `AnomalyInferTask`.
         """
-        for name, path in {tag: labels, **results}.items():
-            self.save_label(image_id, str(path), name, {"params": dict(params)})
-        self.update_image_info(image_id, {SCORE: params["score"], "p_diseased": params["p_diseased"]})
+        files = {tag: labels, **results}
+        scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]}
+        self._keep(image_id, {name: (str(path), {"params": dict(params)}) for name, path in files.items()}, scores)
+
+    @_exclusive
+    def mark_done(self, image_id: str, tag: str, params: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+        """Say of a result that it is complete, also where it was sent to; unless another one has taken its place.
+
+        Args:
+            image_id: of the image.
+            tag: of the result.
+            params: that it was kept with.
+            made_with: all that it depends on.
+        """
+        label = self._datastore.label(image_id, tag)
+        if label and _as_json(label.info.get("params")) == _as_json(params):
+            super().update_label_info(image_id, tag, {"made_with": dict(made_with)})
 
 
 class FolderStudies(_Studies):
-    """Studies in a folder: every NIfTI or NRRD file is an image, its name without the ending its id."""
+    """Studies in a folder: every image file in it and in its subfolders is one, its path without the ending its id.
+
+    In ids "-" stands for the slashes of the path. The folder is looked at whenever studies are listed. What is in it and is no
+    study (hidden files, labels, other sequences, masks, other formats) is said in the log and counted in the status.
+
+    Args:
+        folder: of the studies; labels and scores are kept in it.
+        sequence: see `_Studies.sequence`.
+        auto_reload: look for files that came or went later.
+    """
+
+    def __init__(self, folder: str, sequence: str | None = None, auto_reload: bool = True) -> None:
+        self.sequence = sequence
+        self._live = auto_reload
+        self._unfit: dict[Path, list[int]] = {}
+        self._left_out: dict[str, list[str]] = {}
+        self._said = ""
+        # no watcher of files: it lists the whole folder again for every file that comes, and misses those of a network
+        super().__init__(folder, extensions=[f"*{e}" for e in FORMATS], auto_reload=False)
+
+    def _look(self) -> None:
+        if self._live:
+            self._reconcile_datastore()
+        else:
+            self._init_from_datastore_file()
+
+    @_exclusive
+    def _reconcile_datastore(self) -> None:
+        known = self._datastore.objects
+        left_out: defaultdict[str, list[str]] = defaultdict(list)
+        objects: dict[str, ImageLabelModel] = {}
+        for name in self._files(left_out):
+            stem, ext = self._to_id(name)
+            image_id = stem.replace("/", "-")
+            if image_id in objects:
+                left_out["with the id of another"].append(name)
+                continue
+            try:
+                plain(image_id, "")
+            except MONAILabelException:
+                left_out["with too long a path or one with signs that a name can't have"].append(name)
+                continue
+            old = known.get(image_id)
+            if old is None or old.image.info.get("name") != name:
+                old = ImageLabelModel(image=DataModel(ext=ext, info={"ts": int(time.time()), "name": name}))
+            objects[image_id] = ImageLabelModel(image=old.image)
+        labels = Path(self._datastore.label_path(None))
+        for part in labels.glob("*/.part.*"):  # of a process that was killed
+            part.unlink(missing_ok=True)
+        for tag in sorted(p.name for p in labels.glob("[!.]*/")):
+            for file in sorted(labels.joinpath(tag).iterdir()):
+                image_id, ext = self._to_id(file.name)
+                if not ext or file.name.startswith(".") or image_id not in objects:
+                    left_out["in labels that belong to no image"].append(f"{tag}/{file.name}")
+                    continue
+                label = known[image_id].labels.get(tag) if image_id in known else None
+                if label is None or label.info.get("name") != file.name:
+                    if tag in objects[image_id].labels:
+                        continue
+                    label = DataModel(ext=ext, info={"ts": int(time.time()), "name": file.name})
+                label = self._whole(self._root / objects[image_id].image.info["name"], tag, file, label)
+                if label is None:
+                    left_out["labels that are broken, empty or of another image"].append(f"{tag}/{file.name}")
+                else:
+                    objects[image_id].labels[tag] = label
+        self._left_out = dict(left_out)
+        if objects != known:
+            # at once, as other threads read it
+            self._datastore.objects = objects
+            try:
+                self._update_datastore_file()
+            except MONAILabelException as error:  # what is there can be listed all the same
+                logger.warning("%s", error.msg)
+        self._say()
+
+    @property
+    def _root(self) -> Path:
+        return Path(self._datastore.image_path())
+
+    def _whole(self, image: Path, tag: str, file: Path, label: DataModel) -> DataModel | None:
+        """What is known of a label if its file is fit to be one; a reader's is read, once for every change."""
+        stamp = _stamp(file)
+        if not stamp[0] or self._unfit.get(file) == stamp:
+            return None
+        if tag != FINAL or label.info.get(STAMP) == stamp:
+            return label
+        try:
+            checked_label(file, image, self._allowed(tag))
+        except ValueError as error:
+            logger.warning("labels/%s/%s is not used and its study counts as unread: it %s", tag, file.name, error)
+            self._unfit[file] = stamp
+            return None
+        return DataModel(ext=label.ext, info={**label.info, STAMP: stamp})
+
+    def _files(self, left_out: Mapping[str, list[str]]) -> Iterator[str]:
+        """The paths of the image files in the folder, relative to it; what else there is goes into `left_out`."""
+        seen: set[tuple[int, int]] = set()
+        labels = os.path.realpath(self._datastore.label_path(None))
+
+        def unreadable(error: OSError) -> None:
+            left_out[f"that can't be read ({error.strerror})"].append(f"{Path(error.filename).name}/")
+
+        for folder, folders, files in os.walk(self._root, onerror=unreadable, followlinks=True):
+            below = Path(folder).relative_to(self._root)
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                left_out["in a folder that was read already"].append(below.as_posix() + "/")
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            left_out["hidden"].extend((below / d).as_posix() + "/" for d in folders if d.startswith("."))
+            folders[:] = [
+                d
+                for d in sorted(folders, key=lambda d: (os.path.islink(os.path.join(folder, d)), d))
+                if not d.startswith(".") and os.path.realpath(os.path.join(folder, d)) != labels
+            ]
+            ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
+            for file in sorted(files):
+                name = (below / file).as_posix()
+                if below == Path() and file.startswith(ours):
+                    continue
+                if file.startswith("."):
+                    left_out["hidden"].append(name)
+                elif file.lower().endswith(OTHER_FORMATS):
+                    left_out[f"of a format that is not read (read are {', '.join(FORMATS)})"].append(name)
+                elif not file.lower().endswith(FORMATS):
+                    left_out["other files"].append(name)
+                elif not os.path.isfile(os.path.join(folder, file)):
+                    left_out["links that lead nowhere"].append(name)
+                else:
+                    yield name
+
+    def _reasons(self) -> dict[str, list[str]]:
+        """The names of what is no study, by the reason."""
+        reasons = {reason: list(names) for reason, names in self._left_out.items() if names}
+        listed = set(self._listed())
+        for image_id, obj in self._datastore.objects.items():
+            if image_id not in listed:
+                reasons.setdefault(f"named as {self._named(image_id)[0]}", []).append(obj.image.info["name"])
+        return reasons
+
+    def _say(self) -> None:
+        reasons = self._reasons()
+        said = "; ".join(
+            f"{len(names)} {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for reason, names in reasons.items()
+        )
+        said = f"{len(self._listed())} studies in {self._datastore_path}. Not studies: {said or 'nothing'}."
+        if said != self._said:
+            logger.info(said)
+            self._said = said
+
+    def _named(self, image_id: str) -> tuple[str | None, str]:
+        return named_as(self._datastore.objects[image_id].image.info["name"])
+
+    def _listed(self) -> list[str]:
+        if self.sequence is None:
+            return list(self._datastore.objects)
+        return [i for i in self._datastore.objects if self._named(i)[0] in (None, self.sequence)]
 
     def list_images(self) -> list[str]:
-        return [image_id for image_id in super().list_images() if self._wanted(image_id)]
+        self._look()
+        return self._listed()
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        return [i for i in self.list_images() if FINAL in self._datastore.objects[i].labels]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        return [image_id for image_id in super().get_unlabeled_images() if self._wanted(image_id)]
+        return [i for i in self.list_images() if FINAL not in self._datastore.objects[i].labels]
+
+    def status(self) -> dict[str, Any]:
+        listed, objects = self.list_images(), self._datastore.objects
+        tags = [tag for obj in objects.values() for tag in obj.labels]
+        return {
+            "total": len(listed),
+            "completed": sum(FINAL in objects[i].labels for i in listed),
+            "label_tags": {tag: tags.count(tag) for tag in sorted(set(tags))},
+            "left_out": {reason: len(names) for reason, names in self._reasons().items()},
+        }
+
+    def json(self) -> dict[str, Any]:
+        self._look()
+        return dict(super().json())
+
+    def get_image_uri(self, image_id: str) -> str:
+        if plain(image_id, "image id") not in self._datastore.objects:
+            self._look()
+        path = self._file_of(image_id)
+        if not path.is_file():
+            raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
+        return os.path.abspath(path)
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        self._init_from_datastore_file()
+        info = super().get_image_info(image_id)
+        return {**info, "path": os.path.abspath(self._file_of(image_id))} if info else info
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        self._init_from_datastore_file()
+        return super().get_label_uri(label_id, label_tag, image_id)
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        labeled = self.get_labeled_images()
+        pairs = [{"image": self.get_image_uri(i), "label": self.get_label_uri(i, FINAL)} for i in labeled]
+        if full_path:
+            return pairs
+        return [{k: os.path.relpath(p, self._root) for k, p in pair.items()} for pair in pairs]
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """The path of a new zip of the images that a reader labelled, with their labels and what is known of them.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, there are none.
+        """
+        labeled = self.get_labeled_images()[: limit_cases or None]
+        if not labeled:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "No study has a label of a reader.")
+        handle, path = tempfile.mkstemp(suffix=".zip")
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for image_id in labeled:
+                # by their ids: files in different folders may have one name
+                for what, source in (
+                    ("image", self.get_image_uri(image_id)),
+                    ("label", self.get_label_uri(image_id, FINAL)),
+                ):
+                    archive.write(source, f"{what}/{image_id}{split_ending(source)[1]}")
+            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
+        return path
+
+    @_exclusive
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Take in an image.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, it is no image file, or there is another image of that id.
+        """
+        name, ext = self._to_id(os.path.basename(image_filename))
+        image_id = plain(image_id or name, "image id")
+        if ext.lower() not in FORMATS or ext.lower() == ".mhd" or not os.path.getsize(image_filename):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image_id}: an image must be a file of {', '.join(e for e in FORMATS if e != '.mhd')} that is not empty.",
+            )
+        self._look()
+        if image_id in self._datastore.objects:
+            if filecmp.cmp(image_filename, self._file_of(image_id), shallow=False):
+                return image_id
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"There is another image {image_id!r} among the studies. Give this one another id, or remove that one first.",
+            )
+        return str(super().add_image(image_id, image_filename, image_info))
+
+    @_exclusive
+    def remove_image(self, image_id: str) -> None:
+        path = self._file_of(plain(image_id, "image id"))
+        for tag in list(self._datastore.objects[image_id].labels):
+            self.remove_label(image_id, tag)
+        path.unlink(missing_ok=True)
+        self._reconcile_datastore()
 
     def _sequences(self, image_id: str) -> dict[str, str]:
-        from scripts.sequences import RULES, sequence_of
-
-        def case(name: str) -> str:
-            return re.sub(RULES.get(sequence_of(name) or "", "$^"), "", name, flags=re.IGNORECASE)
-
-        mine = case(image_id)
-        return {s: name for name in sorted(self._datastore.objects) if case(name) == mine and (s := sequence_of(name))}
+        mine = self._named(image_id)[1]
+        named = {name: self._named(name) for name in sorted(self._datastore.objects)}
+        return {sequence: name for name, (sequence, case) in named.items() if sequence and case == mine}
 
 
 class DICOMwebStudies(_Studies, DICOMWebDatastore):

@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from monai.metrics import DiceHelper
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.bundle import reason
 from lib.infer import LESION
-from lib.studies import FINAL, ORIGINAL, SCORE, read_volume
+from lib.studies import FINAL, ORIGINAL, SCORE, grid_of, read_volume, reordered
 
 logger = logging.getLogger(__name__)
 
+LISTING_WAITS = (5.0, 30.0)
+"""Seconds before the list of studies is asked for again."""
+
 
 class MostAnomalousFirst(Strategy):
-    """The unread study with the highest stored score; then those without a score, by their id."""
+    """The unread study with the highest stored score; then those without a score, by their id. Nothing is left to chance."""
 
     def __init__(self) -> None:
         super().__init__("Most anomalous first, by the score that batch inference stored")
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        scores = {i: datastore.get_image_info(i).get(SCORE) for i in datastore.get_unlabeled_images()}
+        scores = {i: _number(datastore.get_image_info(i).get(SCORE)) for i in datastore.get_unlabeled_images()}
         ranked = sorted(scores, key=lambda i: (scores[i] is None, -(scores[i] or 0.0), i))
         return {"id": ranked[0], "score": scores[ranked[0]], "unread": len(ranked)} if ranked else None
 
 
+def _number(score: Any) -> float | None:
+    # clients can write into an image's info
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
+
+
 class EveryStudy(BatchInferTask):
-    """Inference on many studies, one after the other; one that fails is named in the report and the next one follows."""
+    """Inference on many studies, one after the other.
+
+    One that fails is named in the report and the next one follows. One whose result is there from the same images, options,
+    config, weights and version is not run again, unless the request has ``overwrite``: true.
+
+    Args:
+        is_done: whether the result of a request, which names a model and an image, is there.
+    """
+
+    def __init__(self, is_done: Callable[[dict[str, Any], Datastore], bool]) -> None:
+        self._is_done = is_done
 
     def __call__(
         self, request: dict[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
@@ -42,14 +64,55 @@ class EveryStudy(BatchInferTask):
             try:
                 result = infer(task, datastore)
             except Exception as error:
-                message = getattr(error, "msg", None) or reason(error)
+                message = _said(error)
                 logger.warning("FAILED %s: %s", task["image"], message)
                 return {"status": "failed", "error": message}
             logger.info("%s: score %s", task["image"], result["params"]["score"])
             return {**result, "status": "ok"}
 
+        def done(image_id: str) -> bool:
+            try:
+                return self._is_done({**request, "image": image_id}, datastore)
+            except Exception as error:
+                # it is run, and then named if it fails again
+                logger.info("%s: whether it is done can't be told: %s", image_id, _said(error))
+                return False
+
+        images = self._listed(request, datastore)
+        overwrite = str(request.get("overwrite", False)).lower() == "true"
+        skipped = [] if overwrite else [i for i in images if done(i)]
+        todo = sorted(set(images) - set(skipped))
         # networks already run in batches of slices: a second study beside the first only takes memory
-        return super().__call__({**request, "multi_gpu": False, "max_workers": 1}, datastore, one)
+        result = super().__call__({**request, "images": todo, "multi_gpu": False, "max_workers": 1}, datastore, one)
+        result |= {i: {"status": "skipped"} for i in skipped}
+        failed = {i: row["error"] for i, row in result.items() if row["status"] == "failed"}
+        logger.info(
+            "%d studies: %d done now, %d skipped as they were done before, %d failed, %d left for another time",
+            len(images),
+            len(result) - len(skipped) - len(failed),
+            len(skipped),
+            len(failed),
+            len(images) - len(result),
+        )
+        for image_id, message in failed.items():
+            logger.warning("FAILED %s: %s", image_id, message)
+        return result
+
+    def _listed(self, request: dict[str, Any], datastore: Datastore) -> list[str]:
+        """The studies to run; a server that does not answer is asked again, and that is said."""
+        for wait in LISTING_WAITS:
+            try:
+                return list(self.get_images(request, datastore))
+            except MONAILabelException as error:
+                if error.error != MONAILabelError.SERVER_ERROR:
+                    raise
+                logger.warning("The studies can't be listed: %s Asked again in %g s.", error.msg, wait)
+                time.sleep(wait)
+        return list(self.get_images(request, datastore))
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "msg", None) or reason(error))
 
 
 class Dice(ScoringMethod):
@@ -63,19 +126,19 @@ class Dice(ScoringMethod):
         dice = DiceHelper(include_background=True, ignore_empty=False, get_not_nans=False)
         result: dict[str, Any] = {}
         for image_id in datastore.list_images():
-            files = [datastore.get_label_uri(image_id, t) for t in (pred_tag, tag)]
-            if not all(files):
-                continue
             try:
-                (pred, affine), (mask, mask_affine) = (read_volume(f) for f in files)
-                if pred.shape != mask.shape or not torch.allclose(
-                    torch.as_tensor(affine), torch.as_tensor(mask_affine), atol=1e-3
-                ):
+                files = [datastore.get_label_uri(image_id, t) for t in (pred_tag, tag)]
+                if not all(files):
+                    continue
+                pred, mask = (read_volume(f)[0] for f in files)
+                affine, mask_affine = (grid_of(f)[1] for f in files)
+                mask_there = reordered(mask, mask_affine, affine, pred.shape)
+                if mask_there is None:
                     raise ValueError("predicted and submitted mask lie on different grids.")
             except Exception as error:
-                logger.warning("%s: not scored: %s", image_id, reason(error))
+                logger.warning("%s: not scored: %s", image_id, _said(error))
                 continue
-            y_pred, y = (torch.as_tensor(m == LESION)[None, None] for m in (pred, mask))
+            y_pred, y = (torch.as_tensor(np.ascontiguousarray(m == LESION))[None, None] for m in (pred, mask_there))
             result[image_id] = float(dice(y_pred, y).squeeze())
             datastore.update_image_info(image_id, {"dice": result[image_id]})
         return result

@@ -1,0 +1,158 @@
+"""MONAI's command line, ``python -m monai.bundle run``: its options are checked, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import fire
+import monai.bundle
+from fire.inspectutils import GetFullArgSpec
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+FORMULAS = ("$", "@", "%")
+"""What a config value begins with that MONAI evaluates."""
+
+
+def check_command(argv: Sequence[str] | None = None) -> None:
+    """Check the options of MONAI's command line against its config files: the first entry of a config's ``run``.
+
+    From here on, what a user can mend ends the command with one line on stderr and exit status 1. Does nothing when the
+    config is run from Python.
+
+    Args:
+        argv: the command line; by default that of this process.
+
+    Raises:
+        ValueError: an option that no config file holds, with the nearest that is there; or a value of another type than
+            the one that the config files give.
+    """
+    argv = sys.argv if argv is None else argv
+    if Path(argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return
+    sys.excepthook = say
+    # fire is pinned, and nothing but fire knows how it reads a command line
+    texts = fire.core._ParseKeywordArgs(list(argv[2:]), GetFullArgSpec(monai.bundle.run))[0]
+    given = {name: DefaultParseValue(text) for name, text in texts.items()}
+    options = {**(ConfigParser.load_config_file(given["args_file"]) if "args_file" in given else {}), **given}
+    own = inspect.signature(monai.bundle.run).parameters.keys() | inspect.signature(ConfigWorkflow).parameters.keys()
+    if "config_file" not in options:  # it may be given by its place too, behind four others
+        return
+    config = ConfigParser.load_config_files(options["config_file"])
+    tracking = options.get("tracking")
+    if tracking is not None:
+        settings = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else tracking
+        config = {**(settings or ConfigParser.load_config_files(tracking))["configs"], **config}
+    for name, value in options.items():
+        if name not in own - {"override"} and name != "workflow_name":
+            _check(name, value, str(texts.get(name, value)), config, own)
+
+
+def _check(name: str, value: Any, text: str, config: Mapping[str, Any], own: set[str]) -> None:
+    node: Any = config
+    for part in ReferenceResolver.split_id(name.removeprefix("+")):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and "_target_" in node:
+            return  # an argument of a component, which knows best what it takes
+        else:
+            raise ValueError(f"--{name}: there is no such option{_nearest(name, config, own)}")
+    formula = any(isinstance(v, str) and v.startswith(FORMULAS) for v in (value, node))
+    if not formula and value is not None and (wrong := _why_not(node, value, text)):
+        raise ValueError(f"--{name}: {wrong}")
+
+
+def _why_not(default: Any, value: Any, text: str) -> str | None:
+    if isinstance(default, dict) and "_target_" in default:
+        return None  # a component may be replaced by what it would have made
+    if isinstance(default, bool):
+        return None if str(value).lower() in ("true", "false") else f"must be true or false, got {text!r}."
+    if isinstance(default, (int, float)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return None if number else f"must be a number such as {default}, got {text!r}."
+    if isinstance(default, str) and isinstance(value, (bool, int, float)):
+        return f"must be a text such as {default!r}, and {text} is read as {value!r}; of a path, write ./{text}"
+    for kind, what in ((str, "a text"), (list, "a list"), (dict, "a group of options")):
+        if isinstance(default, kind) and not isinstance(value, kind):
+            return f"must be {what} such as {default!r}, got {text!r}."
+    return None
+
+
+def _nearest(name: str, config: Mapping[str, Any], own: set[str]) -> str:
+    known = [*_ids(config), *own]
+    # a group may have been left out: threshold for displayable_configs#threshold
+    keys = {key.lower(): id_ for id_ in reversed(known) for key in (id_.rpartition("#")[2], id_)}
+    near = difflib.get_close_matches(name.lower(), keys, n=1) or difflib.get_close_matches(
+        name.lower().rpartition("#")[2], keys, n=1
+    )
+    return f"; did you mean --{keys[near[0]]}?" if near else "; the options are the names in the config files."
+
+
+def _ids(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if not key.startswith("_"):
+            yield prefix + key
+            if isinstance(value, dict) and "_target_" not in value:
+                yield from _ids(value, f"{prefix}{key}#")
+
+
+def is_true(value: bool | str, name: str) -> bool:
+    """An option that is true or false, which MONAI's command line leaves as text when it is written in small letters.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError(f"{name} must be true or false, got {value!r}.")
+    return str(value).lower() == "true"
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What went wrong, without the frames that MONAI puts around it."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def message_of(error: BaseException) -> str | None:
+    """What a user can do something about, a line for each; None for a fault of the program's, which needs its traceback.
+
+    That is what our own code refuses, what the operating system refuses, and a value that a component of the config can't
+    be made with.
+    """
+    cause = cause_of(error)
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    if isinstance(cause, OSError):
+        return text
+    trace = cause.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    ours = trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    if isinstance(cause, ValueError) and ours:
+        return str(cause)
+    wrapper = error
+    while isinstance(wrapper, RuntimeError) and wrapper.__cause__ is not None:
+        if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError)):
+            return f"{str(wrapper).splitlines()[0].rstrip('.')}: {text}"
+        wrapper = wrapper.__cause__
+    return None
+
+
+def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An excepthook: one line for what a user can mend, Python's traceback for all else."""
+    message = message_of(error)
+    if message is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"ERROR: {message}", file=sys.stderr)

@@ -1,0 +1,130 @@
+"""Masks by their own affine: in any order of the axes they mark the same voxels, on another grid they are refused."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from monai.data import MetaTensor
+
+from scripts.geometry import axial, load_mask, reordered
+from scripts.loading import LoadVolumed
+from synthetic import GRIDS, head, write_head
+
+ORDERS = [
+    np.array(list(zip(axes, signs, strict=True)))
+    for axes in permutations(range(3))
+    for signs in product((1, -1), repeat=3)
+]
+
+
+def write_lesion(path: Path, grid: str, order: Any = None) -> np.ndarray:
+    """The lesion of a head, stored in another order of the axes if one is given; as it is in the image's."""
+    image, _ = head(GRIDS[grid][0])
+    mask = image == 170
+    mask[..., : mask.shape[2] // 2] = False  # no axis is symmetric
+    stored = nib.Nifti1Image(mask.astype(np.uint8), GRIDS[grid][1])
+    nib.save(stored if order is None else stored.as_reoriented(order), path)
+    return mask
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: "".join(f"{int(s * (a + 1)):+d}" for a, s in order))
+@pytest.mark.parametrize("grid", ["oblique", "one slice"])
+def test_a_mask_in_any_order_of_the_axes_marks_the_same_voxels(grid: str, order: Any, tmp_path: Path) -> None:
+    expected = write_lesion(tmp_path / "mask.nii.gz", grid, order)
+    image = LoadVolumed("image")({"image": write_head(tmp_path, grid)["image"]})["image"]
+    mask = load_mask(tmp_path / "mask.nii.gz", image)
+    assert mask.dtype == torch.bool and expected.any()
+    np.testing.assert_array_equal(mask[0], expected)
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    # and of an image that was itself brought into another order
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.nii.gz", axial(image)), axial(mask))
+
+
+@pytest.mark.parametrize("grid", ["anisotropic", "flipped", "sagittal", "one slice"])
+def test_a_mask_that_itk_writes_as_nrrd(grid: str, tmp_path: Path) -> None:
+    expected = write_lesion(tmp_path / "mask.nii.gz", grid)
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "mask.nii.gz")), str(tmp_path / "mask.nrrd"))
+    image = LoadVolumed("image")({"image": write_head(tmp_path, grid)["image"]})["image"]
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.nrrd", image)[0], expected)
+
+
+@pytest.mark.parametrize("order", [None, ORDERS[1], ORDERS[13], ORDERS[42]])
+def test_a_mask_whose_voxel_sizes_are_as_wrong_as_the_images(order: Any, tmp_path: Path) -> None:
+    """The item's spacing replaces the image's; its mask may keep the header's, or have the true ones already."""
+    expected = write_lesion(tmp_path / "mask.nii.gz", "oblique", order)
+    item = {"image": write_head(tmp_path, "oblique")["image"], "spacing": [1.0, 1.5, 6.5]}
+    image = LoadVolumed("image")(item)["image"]
+    for like in (image, axial(image)):
+        mask = load_mask(tmp_path / "mask.nii.gz", like)
+        np.testing.assert_array_equal(
+            mask,
+            axial(MetaTensor(torch.tensor(expected[None]), affine=image.affine))
+            if like is not image
+            else expected[None],
+        )
+        np.testing.assert_array_equal(mask.affine, like.affine)
+    true = nib.Nifti1Image(expected.astype(np.uint8), image.affine.numpy())
+    nib.save(true if order is None else true.as_reoriented(order), tmp_path / "true.nii.gz")
+    np.testing.assert_array_equal(load_mask(tmp_path / "true.nii.gz", image)[0], expected)
+
+
+def test_trailing_axes_of_one_and_a_flat_mask(tmp_path: Path) -> None:
+    expected = write_lesion(tmp_path / "mask.nii.gz", "one slice")
+    image = LoadVolumed("image")({"image": write_head(tmp_path, "one slice")["image"]})["image"]
+    for array in (expected[..., None, None], expected[..., 0]):
+        nib.save(nib.Nifti1Image(array.astype(np.uint8), GRIDS["one slice"][1]), tmp_path / "mask.nii.gz")
+        np.testing.assert_array_equal(load_mask(tmp_path / "mask.nii.gz", image)[0], expected)
+
+
+@pytest.mark.parametrize("case", ["moved", "scaled", "thicker", "smaller", "identity", "two volumes"])
+def test_a_mask_on_another_grid_is_refused(case: str, tmp_path: Path) -> None:
+    """Half a voxel away, 5 % larger, of one slice twice as thick, one voxel fewer, without orientation, with two volumes."""
+    grid = "one slice" if case == "thicker" else "oblique"
+    mask = write_lesion(tmp_path / "mask.nii.gz", grid).astype(np.uint8)
+    affine = GRIDS[grid][1].copy()
+    if case == "moved":
+        affine[:3, 3] += affine[:3, 0] / 2
+    elif case == "scaled":
+        affine[:3, 1] *= 1.05
+    elif case == "thicker":
+        affine[:3, 2] *= 2
+    elif case == "smaller":
+        mask = mask[1:]
+    elif case == "identity":
+        affine = np.eye(4)
+    else:
+        mask = np.stack([mask, mask], axis=-1)
+    nib.save(nib.Nifti1Image(mask, affine), tmp_path / "mask.nii.gz")
+    image = LoadVolumed("image")({"image": write_head(tmp_path, grid)["image"]})["image"]
+    match = (
+        "a mask is one 3D volume" if case == "two volumes" else "mask.nii.gz: lies on another grid than .*flair.nii.gz"
+    )
+    with pytest.raises(ValueError, match=match):
+        load_mask(tmp_path / "mask.nii.gz", image)
+
+
+def test_masks_that_can_not_be_read_are_named(tmp_path: Path) -> None:
+    image = LoadVolumed("image")({"image": write_head(tmp_path)["image"]})["image"]
+    with pytest.raises(ValueError, match="a mask is one file"):
+        load_mask(["a.nii.gz", "b.nii.gz"], image)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nothing.nii.gz: no such file"):
+        load_mask(tmp_path / "nothing.nii.gz", image)
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="broken.nii.gz: can't be read as a mask"):
+        load_mask(tmp_path / "broken.nii.gz", image)
+
+
+def test_a_header_that_was_rounded_is_the_same_grid() -> None:
+    """0.02 of a voxel at the far corner is rounding, and a singular affine is no grid."""
+    voxels, affine = torch.arange(24).view(1, 2, 3, 4), torch.eye(4)
+    target = torch.eye(4)
+    target[0, 3] = 0.02
+    assert torch.equal(reordered(voxels, affine, target, (2, 3, 4)), voxels)
+    assert reordered(voxels, torch.zeros(4, 4), target, (2, 3, 4)) is None

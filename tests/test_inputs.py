@@ -1,0 +1,143 @@
+"""Which volumes are run: found wherever they lie, and nothing that is no image of the model's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.inputs import find_inputs
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def names(path: Path, **options: Any) -> list[str]:
+    return [item["name"] for item in find_inputs(str(path), **options)]
+
+
+def write_datalist(folder: Path, content: Any, encoding: str = "utf-8") -> Path:
+    path = folder / "d.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding)
+    return path
+
+
+def test_a_file_and_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a/flair.nii.gz", "b/FLAIR.NII.GZ", "c/deep/x.nii", "c/notes.txt")
+    assert find_inputs(str(tmp_path / "c" / "deep" / "x.nii")) == [
+        {"image": str(tmp_path / "c" / "deep" / "x.nii"), "name": "x"}
+    ]
+    assert names(tmp_path) == ["a-flair", "b-FLAIR", "c-deep-x"]
+
+
+def test_no_input_is_said() -> None:
+    with pytest.raises(ValueError, match=r"--input PATH is needed"):
+        find_inputs(None)
+    with pytest.raises(ValueError, match=r"got 20241125; of a path, write \./20241125"):
+        find_inputs(20241125)  # type: ignore[arg-type]  # what fire makes of such a name
+    with pytest.raises(ValueError, match=r"nowhere: no such file or folder"):
+        find_inputs("nowhere")
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    touch(tmp_path / "archive" / "sub-01", "flair.nii.gz")
+    study = tmp_path / "study"
+    touch(study / "sub-02", "flair.nii.gz")
+    (study / "sub-01").symlink_to(tmp_path / "archive" / "sub-01")
+    (study / "sub-02" / "loop").symlink_to(study)
+    (study / "again").symlink_to(study / "sub-02")
+    assert names(study) == ["sub-01-flair", "sub-02-flair"]
+
+
+def test_what_is_no_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "a/flair.nii.gz", "a/._flair.nii.gz", ".git/annex/objects/x.nii.gz", ".hidden.nii")
+    touch(tmp_path, "a/sub-01_T1w.nii.gz", "a/b-seg.nii.gz", "a/BraTS-GLI-1-000-t1c.nii.gz", "a/scan.mgz")
+    result = tmp_path / "earlier" / "flair"
+    touch(result, "result.json", "unnamed.nii.gz")
+    (result / "result.json").write_text('{"made_by": "diffusion-anomaly-bundle", "files": {}}')
+    # a file of that name that is not ours hides nothing
+    touch(tmp_path / "theirs", "result.json", "x.nii")
+    assert names(tmp_path) == ["a-flair", "theirs-x"]
+    said = capsys.readouterr().out
+    assert "2 volumes found" in said
+    for reason in ("3 hidden", "1 named as T1 (a/sub-01_T1w.nii.gz)", "1 named as mask", "1 named as T1Gd"):
+        assert reason in said
+    assert "1 results of ours (earlier/flair)" in said and "a/scan.mgz" in said
+
+
+def test_a_folder_without_images_says_what_was_left_out(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no NIfTI file \(.nii, .nii.gz\) in this folder\."):
+        find_inputs(str(tmp_path))
+    touch(tmp_path, "T2w.nii.gz")
+    with pytest.raises(ValueError, match=r"1 named as T2 \(T2w.nii.gz\)"):
+        find_inputs(str(tmp_path))
+
+
+def test_a_named_file_of_another_sequence_fails_or_is_warned_of(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01_T2w.nii.gz", "x.nii")
+    path = tmp_path / "sub-01_T2w.nii.gz"
+    [item] = find_inputs(str(path), allow_any_image="false")
+    assert "named as T2, the model takes FLAIR" in item["error"] and "--allow_any_image true" in item["error"]
+    [item] = find_inputs(str(path), allow_any_image="true")
+    assert item["warnings"] == ["The file is named as T2, the model takes FLAIR."] and "error" not in item
+    assert "error" not in find_inputs(str(path), sequences=["T2"])[0]
+    with pytest.raises(ValueError, match="allow_any_image must be true or false, got 'maybe'"):
+        find_inputs(str(path), allow_any_image="maybe")
+
+
+def test_each_channel_has_its_sequence(tmp_path: Path) -> None:
+    def errors(*files: str) -> list[bool]:
+        path = write_datalist(tmp_path, [{"image": list(files)}])
+        return ["error" in item for item in find_inputs(str(path), sequences=["T1", "FLAIR"])]
+
+    assert errors("a_T1w.nii.gz", "a_FLAIR.nii.gz") == [False]
+    assert errors("a_FLAIR.nii.gz", "a_T1w.nii.gz") == [True]
+    assert errors("x.nii", "y.nii") == [False]
+
+
+def test_paths_of_a_datalist_are_relative_to_it(tmp_path: Path) -> None:
+    path = write_datalist(tmp_path, [{"image": ["a/flair.nii.gz", "b/flair.nii"], "subject": "x", "brain": "m.nii"}])
+    [item] = find_inputs(str(path))
+    assert item["image"] == [str(tmp_path / "a" / "flair.nii.gz"), str(tmp_path / "b" / "flair.nii")]
+    assert item["brain"] == str(tmp_path / "m.nii") and item["name"] == "x"
+    assert names(write_datalist(tmp_path, [{"image": "a/flair.nii.gz"}])) == ["a/flair"]
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    assert names(write_datalist(tmp_path, [{"image": "a.nii"}], "utf-8-sig")) == ["a"]
+    with pytest.raises(ValueError, match=r"d.json: can't be read as a JSON datalist"):
+        names(write_datalist(tmp_path, [{"image": "a.nii"}], "utf-16"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]'])
+def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="d.json"):
+        find_inputs(str(write_datalist(tmp_path, content)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"subject": "bad"}, "'image' must be a path, or a list of paths, one a channel, got null"),
+        ({"image": 5}, "'image' must be a path, or a list of paths, one a channel, got 5"),
+        ({"image": []}, "'image' must be"),
+        ({"image": "a.nii", "mask": ["m.nii"]}, r"'mask' must be a path, got \[\"m.nii\"\]"),
+        ({"image": "a.nii", "spacing": [1, 1]}, "'spacing' must be three voxel sizes in mm above 0"),
+        ({"image": "a.nii", "spacing": [1, 1, float("nan")]}, "'spacing' must be three voxel sizes"),
+        ({"image": "a.nii", "spacing": ["1", "1", "1"]}, "'spacing' must be three voxel sizes"),
+        ({"image": "a.nii", "brian": "b.nii"}, "'brian' is no field; did you mean 'brain'"),
+        ({"image": "a.nii", "subject": ["x"]}, "'subject' must be a text"),
+    ],
+)
+def test_a_bad_item_is_one_failure(entry: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = write_datalist(tmp_path, [{"image": "good.nii", "label": 1}, entry])
+    good, bad = find_inputs(str(path))
+    assert "error" not in good and bad["error"].startswith("d.json, item 1: ")
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(bad["error"])
+    assert bad["name"] == ("bad" if entry.get("subject") == "bad" else "item-1")

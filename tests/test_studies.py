@@ -1,0 +1,595 @@
+"""Studies in a folder: what is one, what counts as read, and what bad days leave of labels and scores."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+
+from lib import triage
+from lib.studies import FINAL, FolderStudies, checked_label, read_volume, reordered, result_tag
+from lib.triage import Dice, EveryStudy, MostAnomalousFirst
+from main import AnomalyDetection
+from small_bundle import write_small_bundle
+from synthetic import GRIDS, write_head
+
+SHAPE, AFFINE = GRIDS["oblique"]
+
+
+def write_mask(path: Path, value: float = 1, where: int = 20, affine: np.ndarray = AFFINE, shape: Any = SHAPE) -> str:
+    """A cube of one value; return its path."""
+    mask = np.zeros(shape, np.float32)
+    mask[where : where + 4, where : where + 4, 2:4] = value
+    nib.save(nib.Nifti1Image(mask if value != int(value) else mask.astype(np.uint8), affine), path)
+    return str(path)
+
+
+def write_images(folder: Path, *names: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        write_head(folder, "oblique", name)
+        (folder / f"{name}_brain.nii.gz").unlink()
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> FolderStudies:
+    """Two images; a reader read "a"."""
+    write_images(tmp_path / "studies", "a", "b")
+    studies = FolderStudies(str(tmp_path / "studies"), "FLAIR")
+    studies.save_label("a", write_mask(tmp_path / "mask.nii.gz"), FINAL, {"reader": "R"})
+    return studies
+
+
+def kept(studies: FolderStudies) -> dict[str, bytes]:
+    """Every file in the folder, and what is known of the studies."""
+    files = {str(p): p.read_bytes() for p in Path(studies._datastore_path).rglob("*") if p.is_file()}
+    return {
+        **files,
+        "known": json.dumps(studies.json()).encode(),
+        "unread": str(studies.get_unlabeled_images()).encode(),
+    }
+
+
+def text(path: Path) -> str:
+    path.write_text("MZ this is no image")
+    return str(path)
+
+
+def empty(path: Path) -> str:
+    path.touch()
+    return str(path)
+
+
+def cut(path: Path) -> str:
+    write_mask(path)
+    # the header is whole, the voxels aren't
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1000]))
+    return str(path)
+
+
+def four_dimensions(path: Path) -> str:
+    nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 2), np.uint8), AFFINE), path)
+    return str(path)
+
+
+def no_number(path: Path) -> str:
+    nib.save(nib.Nifti1Image(np.full(SHAPE, np.nan, np.float32), AFFINE), path)
+    return str(path)
+
+
+UNFIT: dict[str, tuple[Callable[[Path], str], str, str]] = {
+    "program": (text, "x.exe", "must be a file of .nii.gz, .nii, .nrrd, .mha, .mhd, got '.exe'"),
+    "text": (text, "x.nii.gz", "can't be read as an image"),
+    "no bytes": (empty, "x.nii.gz", "is empty: 0 bytes"),
+    "cut": (cut, "x.nii.gz", "can't be read as an image"),
+    "shape": (lambda p: write_mask(p, shape=(*SHAPE[:2], 9)), "x.nii.gz", "lies on another grid"),
+    "shifted": (lambda p: write_mask(p, affine=AFFINE + np.eye(4, k=3)), "x.nii.gz", "lies on another grid"),
+    "larger voxels": (
+        lambda p: write_mask(p, affine=AFFINE @ np.diag([1, 1, 2, 1])),
+        "x.nii.gz",
+        "lies on another grid",
+    ),
+    "several": (four_dimensions, "x.nii.gz", "must be one 3D volume"),
+    "a level": (lambda p: write_mask(p, 7), "x.nii.gz", "holds the value 7; allowed are 0, 1, 2"),
+    "a share": (lambda p: write_mask(p, 0.5), "x.nii.gz", "holds the value 0.5; allowed are 0, 1, 2"),
+    "no number": (no_number, "x.nii.gz", "holds the value nan"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_unfit_label_is_refused_and_the_good_one_stays(studies: FolderStudies, case: str, tmp_path: Path) -> None:
+    write, name, message = UNFIT[case]
+    file = write(tmp_path / name)
+    before = kept(studies)
+    for image in ("a", "b"):
+        with pytest.raises(MONAILabelException) as refusal:
+            studies.save_label(image, file, FINAL, {"reader": "S"})
+        assert refusal.value.error == MONAILabelError.INVALID_INPUT
+        assert f"The label 'final' of {image}" in refusal.value.msg and message in refusal.value.msg
+        assert str(tmp_path) not in refusal.value.msg
+    assert kept(studies) == before
+    assert studies.get_unlabeled_images() == ["b"]
+
+
+def test_a_label_in_another_order_of_axes_is_brought_to_its_image(studies: FolderStudies, tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    image = nib.Nifti1Image(mask, AFFINE)
+    for n, order in enumerate(([[2, 1], [0, -1], [1, -1]], [[0, -1], [1, 1], [2, -1]])):
+        other = image.as_reoriented(np.array(order))
+        assert other.shape != SHAPE or n
+        path = tmp_path / "other.nii.gz"
+        nib.save(other, path)
+        studies.save_label("b", str(path), FINAL, {})
+        saved = nib.load(studies.get_label_uri("b", FINAL))
+        np.testing.assert_array_equal(saved.get_fdata(), mask)
+        np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-5)
+    # as 3D Slicer writes it
+    write_head(Path(studies._datastore_path), "flipped", "c")
+    mask = np.random.default_rng(1).integers(0, 3, GRIDS["flipped"][0]).astype(np.uint8)
+    nib.save(nib.Nifti1Image(mask, GRIDS["flipped"][1]), tmp_path / "c.nii.gz")
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "c.nii.gz")), str(tmp_path / "c.seg.nrrd"))
+    assert "c" in studies.list_images()
+    studies.save_label("c", str(tmp_path / "c.seg.nrrd"), FINAL, {})
+    np.testing.assert_array_equal(nib.load(studies.get_label_uri("c", FINAL)).get_fdata(), mask)
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001)])
+def test_a_label_in_mm_fits_an_image_in_another_unit(
+    studies: FolderStudies, unit: str, mm: float, tmp_path: Path
+) -> None:
+    image = nib.Nifti1Image(np.ones(SHAPE, np.float32), np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, Path(studies._datastore_path) / "c.nii.gz")
+    assert "c" in studies.list_images()
+    studies.save_label("c", write_mask(tmp_path / "m.nii.gz"), FINAL, {})
+    saved = nib.load(studies.get_label_uri("c", FINAL))
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-3)
+    assert saved.header.get_xyzt_units()[0] == "mm" and saved.get_data_dtype() == np.uint8
+
+
+def test_grids_of_one_slice_and_grids_turned_by_45_degrees_are_told_apart() -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(3, 2, 1)
+    c = np.sqrt(0.5)
+    turned = nib.affines.from_matvec(np.array([[c, -c, 0], [c, c, 0], [0, 0, 1]]) @ np.diag([2.0, 2.0, 5.0]))
+    for order in ([[1, 1], [0, -1], [2, 1]], [[2, -1], [1, -1], [0, -1]]):
+        other = nib.Nifti1Image(array, turned).as_reoriented(np.array(order))
+        found = reordered(np.asarray(other.dataobj), other.affine, turned, array.shape)
+        assert found is not None
+        np.testing.assert_array_equal(found, array)
+    thick = turned @ np.diag([1, 1, 1.5, 1])
+    assert reordered(array, thick, turned, array.shape) is None
+    assert reordered(array, np.zeros((4, 4)), turned, array.shape) is None
+    assert reordered(array, turned, np.zeros((4, 4)), array.shape) is None
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """A disk that takes no more than so many bytes of a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def results(tmp_path: Path) -> dict[str, Path]:
+    paths = {}
+    for tag in ("anomaly_map", "counterfactual"):
+        paths[tag] = tmp_path / f"{tag}.nii.gz"
+        nib.save(nib.Nifti1Image(np.random.default_rng(1).random(SHAPE, np.float32), AFFINE), paths[tag])
+    return paths
+
+
+def test_a_full_disk_leaves_the_old_label_and_nothing_of_the_new(studies: FolderStudies, tmp_path: Path) -> None:
+    mask, maps = write_mask(tmp_path / "new.nii.gz", where=40), results(tmp_path)
+    params = {"score": 0.5, "p_diseased": 0.25}
+    studies.save_results("a", "original", mask, maps, params)
+    before = kept(studies)
+    label = os.path.getsize(studies.get_label_uri("a", FINAL))
+    info = os.path.getsize(studies._datastore_config_path)
+    assert label < info - 200 < os.path.getsize(maps["anomaly_map"])
+    # nothing fits; the label does, what is known of the studies doesn't; both do, the maps don't
+    for size in (0, label // 2, info - 200, info + 2000):
+        with files_up_to(size):
+            for image in ("a", "b"):
+                if size < info:
+                    with pytest.raises(MONAILabelException) as full:
+                        studies.save_label(image, mask, FINAL, {})
+                    assert full.value.error == MONAILabelError.SERVER_ERROR
+                    assert "can't be written to (File too large). Nothing was stored." in full.value.msg
+                with pytest.raises(MONAILabelException):
+                    studies.save_results(image, "original", mask, maps, {**params, "score": 0.9})
+            with pytest.raises(MONAILabelException):
+                studies.add_image("c", str(Path(studies.get_image_uri("a"))), {})
+        assert kept(studies) == before
+    studies.save_results("a", "original", mask, maps, {**params, "score": 0.9})
+    assert studies.get_image_info("a")["anomaly_score"] == 0.9
+
+
+def test_a_kill_at_any_moment_leaves_the_old_label_or_the_new(studies: FolderStudies, tmp_path: Path) -> None:
+    masks = [write_mask(tmp_path / f"{where}.nii.gz", where=where) for where in (10, 30)]
+    wanted = [nib.load(m).get_fdata() for m in masks]
+    chance = random.Random(0)
+    for _ in range(15):
+        child = os.fork()
+        if child == 0:  # pragma: no cover - it is killed
+            mine = FolderStudies(studies._datastore_path, "FLAIR")
+            while True:
+                for mask in masks:
+                    mine.save_label("a", mask, FINAL, {"from": mask})
+        time.sleep(0.05 + chance.random() / 10)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        label = nib.load(studies.get_label_uri("a", FINAL)).get_fdata()
+        assert any(np.array_equal(label, w) for w in wanted) or studies.get_label_info("a", FINAL)["reader"] == "R"
+        assert json.loads(Path(studies._datastore_config_path).read_text())["objects"].keys() == {"a", "b"}
+    again = FolderStudies(studies._datastore_path, "FLAIR")
+    assert again.get_labeled_images() == ["a"] and not list(Path(studies._datastore_path).rglob(".part*"))
+
+
+def test_labels_that_were_broken_before_do_not_count_as_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "studies"
+    names = ("good", "empty", "cut", "text", "shifted", "hidden")
+    write_images(folder, *names)
+    final = folder / "labels" / "final"
+    final.mkdir(parents=True)
+    write_mask(final / "good.nii.gz")
+    empty(final / "empty.nii.gz")
+    cut(final / "cut.nii.gz")
+    text(final / "text.nii.gz")
+    write_mask(final / "shifted.nii.gz", affine=AFFINE + np.eye(4, k=3))
+    write_mask(final / "._hidden.nii.gz")
+    # as a server of before had it in its file
+    label = {"ext": ".nii.gz", "info": {"name": "empty.nii.gz"}}
+    objects = {"empty": {"image": {"ext": ".nii.gz", "info": {"name": "empty.nii.gz"}}, "labels": {"final": label}}}
+    known = {"name": "n", "description": "d", "images_dir": ".", "labels_dir": "labels", "objects": objects}
+    (folder / "datastore_v2.json").write_text(json.dumps(known))
+    with caplog.at_level(logging.WARNING):
+        studies = FolderStudies(str(folder), "FLAIR")
+        assert studies.get_labeled_images() == ["good"]
+        assert studies.get_label_uri("empty", FINAL) == ""
+    said = [r.getMessage() for r in caplog.records]
+    assert sum("labels/final/cut.nii.gz is not used and its study counts as unread" in s for s in said) == 1
+    assert studies.status()["left_out"]["labels that are broken, empty or of another image"] == 4
+    assert [p["label"] for p in studies.datalist()] == [str(final / "good.nii.gz")]
+    write_mask(final / "cut.nii.gz")
+    assert sorted(studies.get_labeled_images()) == ["cut", "good"]
+    # what was found whole is not read again by the next server, unless it changed
+    stamps = {i: studies.get_label_info(i, FINAL)["stamp"] for i in ("cut", "good")}
+    again = FolderStudies(str(folder), "FLAIR")
+    assert {i: again.get_label_info(i, FINAL)["stamp"] for i in ("cut", "good")} == stamps
+    (final / "good.nii.gz").write_bytes(b"")
+    assert again.get_labeled_images() == ["cut"]
+
+
+def test_a_model_never_writes_what_a_reader_does() -> None:
+    assert result_tag(None, "lesion_mask", True) == result_tag("original", "lesion_mask", True) == "original"
+    assert result_tag(None, "lesion_preview", False) == "lesion_preview"
+    assert result_tag("mine", "lesion_mask", True) == "mine"
+    for tag in ("final", "Final", "anomaly_map", "counterfactual"):
+        with pytest.raises(MONAILabelException) as refusal:
+            result_tag(tag, "lesion_mask", True)
+        assert refusal.value.error == MONAILabelError.INVALID_INPUT
+        assert f"label_tag '{tag}' is not allowed for what a model gives" in refusal.value.msg
+        assert "Allowed are 'original' (the default), 'lesion_mask'" in refusal.value.msg
+
+
+def test_what_is_a_study_and_what_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "studies"
+    source = Path(write_head(tmp_path, "flipped", "source")["image"])
+    bids = ["anat/sub-01_FLAIR", "anat/sub-01_T1w", "anat/sub-01_T2w", "dwi/sub-01_dwi", "anat/sub-01_desc-brain_mask"]
+    brats = ["t2f", "t1n", "t1c", "t2w", "seg"]
+    for name in [f"sub-01/{b}" for b in bids] + [f"BraTS-GLI-00000-000/BraTS-GLI-00000-000-{b}" for b in brats]:
+        path = folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.read_bytes())
+    for name in (
+        "big.NII.GZ",
+        "._x.nii.gz",
+        ".git/annex/object.nii.gz",
+        "p1/FLAIR/image.nii.gz",
+        "p1/T1/image.nii.gz",
+        "lesions/p2.nii.gz",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(source.read_bytes())
+    nib.save(nib.load(source), folder / "plain.nii")
+    for name in ("n.nrrd", "m.mha"):
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(source)), str(folder / name))
+    for name in ("photo.jpg", "free.mgz", "participants.tsv", "a-b.nii", "labelsTr/p1.nii.gz", "out/pred.nii.gz"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "a").mkdir()
+    (folder / "a" / "b.nii.gz").write_bytes(source.read_bytes())
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.nii.gz").write_bytes(source.read_bytes())
+    (folder / "round").symlink_to(folder)
+    (folder / "lost.nii.gz").symlink_to(tmp_path / "nothing.nii.gz")
+    (folder / ("long" * 30)).mkdir()
+    (folder / ("long" * 30) / f"{'name' * 30}.nii.gz").write_bytes(source.read_bytes())
+    with caplog.at_level(logging.INFO):
+        studies = FolderStudies(str(folder), "FLAIR")
+    listed = {
+        "sub-01-anat-sub-01_FLAIR", "BraTS-GLI-00000-000-BraTS-GLI-00000-000-t2f", "big", "plain", "n", "m", "p1-FLAIR-image",
+        "linked-far", "lesions-p2", "a-b",
+    }  # fmt: skip
+    assert set(studies.list_images()) == set(studies.get_unlabeled_images()) == listed
+    status = studies.status()
+    assert status["total"] == len(listed) and status["completed"] == 0
+    assert status["left_out"] == {
+        "hidden": 2,
+        "of a format that is not read (read are .nii.gz, .nii, .nrrd, .mha, .mhd)": 2,
+        "other files": 1,
+        "links that lead nowhere": 1,
+        "in a folder that was read already": 1,
+        "with the id of another": 1,
+        "with too long a path or one with signs that a name can't have": 1,
+        "named as T1": 3,
+        "named as T1Gd": 1,
+        "named as T2": 2,
+        "named as DWI": 1,
+        "named as mask": 4,
+    }
+    said = caplog.records[-1].getMessage()
+    assert f"{len(listed)} studies in {folder}. Not studies: " in said
+    assert "2 of a format that is not read (read are .nii.gz, .nii, .nrrd, .mha, .mhd) (free.mgz, photo.jpg)" in said
+    # what is listed can be read, and has the same voxels
+    values = nib.load(source).get_fdata()
+    for image in listed - {"a-b"}:
+        array, affine = read_volume(studies.get_image_uri(image))
+        np.testing.assert_array_equal(array, values)
+        np.testing.assert_allclose(affine, nib.load(source).affine, atol=1e-5)
+        studies.save_label(image, str(write_blank(tmp_path / "blank.nii.gz", source)), FINAL, {})
+    assert studies.siblings("sub-01-anat-sub-01_FLAIR", ["FLAIR", "T1"])[1] == "sub-01-anat-sub-01_T1w"
+    assert studies.siblings("BraTS-GLI-00000-000-BraTS-GLI-00000-000-t2f", ["FLAIR", "T1"])[1].endswith("-t1n")
+    assert studies.siblings("p1-FLAIR-image", ["T1", "FLAIR"]) == ["p1-T1-image", "p1-FLAIR-image"]
+    assert len(studies.datalist()) == len(studies.get_labeled_images()) == len(listed) - 1
+    # said once, and again only when something changed
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        studies.status()
+        assert not caplog.records
+        (folder / "new.nii.gz").write_bytes(source.read_bytes())
+        assert "new" in studies.list_images()
+        (folder / "new.nii.gz").unlink()
+        assert "new" not in studies.list_images()
+
+
+def write_blank(path: Path, like: Path) -> Path:
+    image = nib.load(like)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
+    return path
+
+
+def test_ten_times_the_studies_take_about_ten_times_as_long(tmp_path: Path) -> None:
+    seconds = {}
+    for n in (100, 1000):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        for i in range(n):
+            (folder / f"sub-{i:04}_flair.nii.gz").write_bytes(b"x")
+        studies = FolderStudies(str(folder), "FLAIR")
+        runs = []
+        for _ in range(5):
+            start = time.process_time()
+            assert len(studies.get_unlabeled_images()) == n
+            MostAnomalousFirst()({}, studies)
+            runs.append(time.process_time() - start)
+        seconds[n] = min(runs)
+    assert seconds[1000] < 30 * seconds[100]
+
+
+def test_what_is_known_survives_another_process_and_a_broken_file(
+    studies: FolderStudies, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = FolderStudies(studies._datastore_path, "FLAIR")
+    for n in range(50):
+        # within one tick of the file system's clock, too
+        studies.update_image_info("a", {f"s{n}": n})
+        other.update_image_info("b", {f"o{n}": n})
+    for mine in (studies, other):
+        assert all(mine.get_image_info("a")[f"s{n}"] == mine.get_image_info("b")[f"o{n}"] == n for n in range(50))
+    path = Path(studies._datastore_config_path)
+    path.write_text("{")
+    again = FolderStudies(studies._datastore_path, "FLAIR")
+    assert again.get_labeled_images() == ["a"] and again.get_unlabeled_images() == ["b"]
+    assert [p.read_text() for p in path.parent.glob("*.broken")] == ["{"]
+    assert "can't be read" in caplog.text
+    assert again.status()["left_out"] == {}
+
+
+def test_an_uploaded_image_replaces_no_other(studies: FolderStudies, tmp_path: Path) -> None:
+    before = kept(studies)
+    other = write_head(tmp_path, "oblique", "other")["brain"]
+    for name, file, message in (
+        ("a", other, "There is another image 'a'"),
+        ("c", text(tmp_path / "x.exe"), "an image must be a file of .nii.gz, .nii, .nrrd, .mha that is not empty"),
+        ("c", empty(tmp_path / "c.nii.gz"), "that is not empty"),
+    ):
+        with pytest.raises(MONAILabelException, match=message):
+            studies.add_image(name, file, {})
+    assert studies.add_image("a", studies.get_image_uri("a"), {}) == "a"
+    assert kept(studies) == before
+    assert studies.add_image("", other, {"from": "x"}) == "other_brain"
+    assert Path(studies.get_image_uri("other_brain")).read_bytes() == Path(other).read_bytes()
+    studies.remove_image("a")
+    assert studies.list_images() == ["b", "other_brain"]
+    assert not list(Path(studies._datastore_path).rglob("a.nii.gz"))
+    with pytest.raises(ImageNotFoundException):
+        studies.remove_image("a")
+
+
+def test_the_most_anomalous_comes_first_and_hidden_files_stop_nothing(studies: FolderStudies, tmp_path: Path) -> None:
+    folder = Path(studies._datastore_path)
+    write_images(folder, "c", "d", "e")
+    (folder / "._c.nii.gz").write_bytes(b"Mac OS X")
+    (folder / "labels" / "final" / "._c.nii.gz").write_bytes(b"Mac OS X")
+    (folder / "d_T1w.nii.gz").write_bytes(b"x")
+    studies.list_images()
+    for image, score in (("a", 0.99), ("c", 0.2), ("d", 0.7), ("d_T1w", 0.9), ("b", "high")):
+        studies.update_image_info(image, {"anomaly_score": score})
+    for unread, first in ((4, "d"), (3, "c"), (2, "b"), (1, "e")):
+        found = MostAnomalousFirst()({}, studies)
+        assert found is not None
+        assert (found["id"], found["unread"]) == (first, unread)
+        studies.save_label(first, write_mask(tmp_path / "m.nii.gz"), FINAL, {})
+    assert MostAnomalousFirst()({}, studies) is None
+
+
+def test_dice_compares_masks_in_any_order_of_axes(studies: FolderStudies, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    predicted, read = (rng.integers(0, 2, SHAPE).astype(np.uint8) for _ in range(2))
+    nib.save(nib.Nifti1Image(predicted, AFFINE), tmp_path / "p.nii.gz")
+    for image in ("a", "b"):
+        studies.save_label(image, str(tmp_path / "p.nii.gz"), "original", {})
+    # put there by another program, in another order
+    other = nib.Nifti1Image(read, AFFINE).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    nib.save(other, Path(studies._datastore_path) / "labels" / "final" / "b.nii.gz")
+    Path(studies.get_label_uri("a", "original")).write_bytes(b"broken")
+    both = np.logical_and(predicted, read).sum()
+    expected = 2 * both / (predicted.sum() + read.sum())
+    assert Dice()({}, studies) == {"b": pytest.approx(expected, abs=1e-6)}
+    assert studies.get_image_info("b")["dice"] == pytest.approx(expected, abs=1e-6)
+
+
+class Away:
+    """Studies on a server that is away at times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    def list_images(self) -> list[str]:
+        if self.failures:
+            self.failures -= 1
+            raise MONAILabelException(MONAILabelError.SERVER_ERROR, "The DICOM server doesn't answer.")
+        return ["e", "d", "c", "b", "a"]
+
+
+def test_a_batch_goes_on_after_errors_and_says_what_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(triage, "LISTING_WAITS", (0.0, 0.0))
+    ran: list[str] = []
+
+    def infer(task: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        ran.append(task["image"])
+        if task["image"] == "b":
+            raise MONAILabelException(MONAILabelError.SERVER_ERROR, "b: 3 of 9 instances came")
+        if task["image"] == "c":
+            raise ConnectionError("reset by peer")
+        return {"params": {"score": 0.5}}
+
+    def is_done(request: dict[str, Any], datastore: Any) -> bool:
+        if request["image"] == "d":
+            raise ConnectionError("is away")
+        return bool(request["image"] == "a")
+
+    batch = EveryStudy(is_done)
+    request = {"model": "lesion_mask", "device": "cpu"}
+    with caplog.at_level(logging.INFO):
+        result = batch(request, Away(2), infer)  # type: ignore[arg-type]
+    assert {i: row["status"] for i, row in result.items()} == {
+        "a": "skipped", "b": "failed", "c": "failed", "d": "ok", "e": "ok",
+    }  # fmt: skip
+    assert ran == ["b", "c", "d", "e"]  # none twice
+    assert caplog.text.count("The studies can't be listed: The DICOM server doesn't answer. Asked again in 0 s.") == 2
+    said = [r.getMessage() for r in caplog.records]
+    assert "5 studies: 2 done now, 1 skipped as they were done before, 2 failed, 0 left for another time" in said
+    assert said[-2:] == ["FAILED b: b: 3 of 9 instances came", "FAILED c: reset by peer"]
+    ran.clear()
+    # a limit counts those that are run
+    result = batch({**request, "max_batch_size": 1}, Away(0), infer)  # type: ignore[arg-type]
+    assert ran == ["b"] and set(result) == {"a", "b"}
+    ran.clear()
+    batch({**request, "overwrite": True}, Away(0), infer)  # type: ignore[arg-type]
+    assert ran == ["a", "b", "c", "d", "e"]
+    with pytest.raises(MONAILabelException, match="doesn't answer"):
+        batch(request, Away(3), infer)  # type: ignore[arg-type]
+
+
+def test_a_batch_again_runs_only_what_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "studies"
+    write_images(folder, "a", "b")
+    (folder / "b.nii.gz").rename(folder / "b.NII.GZ")
+    bundle = write_small_bundle(tmp_path)
+    conf = {"bundle": str(bundle), "device": "cpu"}
+    app = AnomalyDetection(str(tmp_path), str(folder), conf)
+
+    def statuses(**more: Any) -> dict[str, str]:
+        request = {"model": "lesion_mask", "images": "all", "device": "cpu", **more}
+        return {i: row["status"] for i, row in app.batch_infer(request).items()}
+
+    assert statuses() == {"a": "ok", "b": "ok"}
+    score = app.datastore().get_image_info("a")["anomaly_score"]
+    assert statuses() == {"a": "skipped", "b": "skipped"}
+    app = AnomalyDetection(str(tmp_path), str(folder), conf)
+    assert statuses() == {"a": "skipped", "b": "skipped"}
+    assert statuses(overwrite=True) == {"a": "ok", "b": "ok"}
+    assert statuses(threshold=0.2) == {"a": "ok", "b": "ok"}
+    assert statuses(threshold=0.2) == {"a": "skipped", "b": "skipped"}
+    assert statuses(model="lesion_preview") == {"a": "ok", "b": "ok"}
+    assert statuses(model="lesion_preview") == {"a": "skipped", "b": "skipped"}
+    assert app.datastore().get_image_info("a")["anomaly_score"] == score
+    # another image, a lost result, other weights
+    image = nib.load(folder / "a.nii.gz")
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32)[::-1], image.affine), folder / "a.nii.gz")
+    assert statuses(threshold=0.2) == {"a": "ok", "b": "skipped"}
+    os.unlink(app.datastore().get_label_uri("b", "original"))
+    assert statuses(threshold=0.2) == {"a": "skipped", "b": "ok"}
+    os.utime(bundle / "models" / "model.pt")
+    assert statuses(threshold=0.2) == {"a": "ok", "b": "ok"}
+    assert statuses(threshold=0.2, label_tag="final") == {"a": "failed", "b": "failed"}
+    assert app.datastore().get_labeled_images() == []
+
+
+def test_checked_label_takes_any_whole_value_where_none_is_named(tmp_path: Path) -> None:
+    image = write_head(tmp_path, "oblique")["image"]
+    assert checked_label(write_mask(tmp_path / "m.nii.gz", 9), image).max() == 9
+
+
+def test_images_of_one_name_in_two_folders_are_both_in_the_archive(tmp_path: Path) -> None:
+    folder = tmp_path / "studies"
+    for patient in ("p1", "p2", "p3"):
+        (folder / patient).mkdir(parents=True)
+        write_images(folder / patient, "flair")
+    studies = FolderStudies(str(folder), "FLAIR")
+    with pytest.raises(MONAILabelException, match="No study has a label of a reader"):
+        studies.get_dataset_archive(None)
+    for n, image in enumerate(("p1-flair", "p2-flair")):
+        studies.save_label(image, write_mask(tmp_path / "m.nii.gz", where=10 + n), FINAL, {})
+    path = studies.get_dataset_archive(None)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        assert archive.read("label/p2-flair.nii.gz") == Path(studies.get_label_uri("p2-flair", FINAL)).read_bytes()
+    os.unlink(path)
+    assert sorted(names) == [
+        "image/p1-flair.nii.gz", "image/p2-flair.nii.gz", "label/p1-flair.nii.gz", "label/p2-flair.nii.gz", "metadata.json",
+    ]  # fmt: skip
+
+
+def test_a_result_that_another_replaced_is_not_marked_done(studies: FolderStudies, tmp_path: Path) -> None:
+    mask, first, second = write_mask(tmp_path / "p.nii.gz"), {"score": 0.1}, {"score": 0.2}
+    for params in (first, second):
+        studies.save_label("a", mask, "original", {"params": params})
+    studies.mark_done("a", "original", first, {"version": "1"})
+    assert "made_with" not in studies.get_label_info("a", "original")
+    studies.mark_done("a", "original", second, {"version": "1"})
+    assert studies.get_label_info("a", "original")["made_with"] == {"version": "1"}
