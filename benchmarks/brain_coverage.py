@@ -15,7 +15,6 @@ from typing import Any
 
 import fire
 import numpy as np
-from monai.transforms import LoadImage
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +22,8 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import declared  # noqa: E402
 from scripts.data import brain_mr  # noqa: E402
-from scripts.preprocessing import BACKGROUND, assessed_slices, slice_numbers  # noqa: E402
+from scripts.geometry import load_mask, slice_numbers  # noqa: E402
+from scripts.preprocessing import BACKGROUND, assessed_slices  # noqa: E402
 from scripts.reporting import write  # noqa: E402
 
 
@@ -61,15 +61,15 @@ def coverage(
     """Write `output`; see the module."""
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
     fraction = declared("min_area_fraction")
-    load = LoadImage(image_only=True)
     patients = []
     for item in tqdm(brain_mr(dataset_dir, split), "preprocessing", unit="volume"):
-        image = preprocessing({k: item[k] for k in ("image", "spacing")})["image"]
+        volume = preprocessing({k: item[k] for k in ("image", "spacing")})
+        image = volume["image"]
         numbers = slice_numbers(image)  # of the slices that hold brain
         assessed, brain = np.zeros(len(item["label"]), bool), np.zeros(len(item["label"]), int)
         assessed[numbers] = assessed_slices(image.as_tensor(), fraction).numpy()
         brain[numbers] = (image.as_tensor()[0] > BACKGROUND).sum(dim=(0, 1)).numpy()
-        lesion = (load(item["mask"]).numpy() > 0).sum(axis=(0, 1))
+        lesion = load_mask(item["mask"], volume["input_image"]).as_tensor()[0].sum(dim=(0, 1)).numpy()
         patients.append(counted(np.array(item["label"]) >= 0, assessed, brain, lesion))
     record: dict[str, Any] = {"split": split, "patients": len(patients)}
     for name in patients[0]:

@@ -304,6 +304,7 @@ def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Mod
                 "min_area_fraction": "@min_area_fraction",
                 **({"transform": "@train#augmentation"} if split == "train" else {}),
             }
+        parser["checkpoint#settings"] = {}
         for step in ("initialize", "run"):
             parser.get_parsed_content(step)
-        return declared("student", **{"student#path": parser["final_path"]})
+        return declared("student", **{"student#path": f"{folder}/model.pt"})

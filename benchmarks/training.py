@@ -44,8 +44,7 @@ def config(
         {
             "dataset_dir": dataset_dir,
             "cache_dir": cache_dir,
-            "ckpt_dir": f"{folder}/ckpt",
-            "final_path": f"{folder}/model.pt",
+            "run_dir": folder,
             "train#datalist#brain_masks": True,
             **values,
         }

@@ -20,8 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CORE_PACKAGES = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
 
 CLASSIFIER_DIFFERS_IN = {
-    "ckpt_dir",
-    "final_path",
+    "run_dir",
+    "published",
     "max_minutes",
     "batch_size",
     "learning_rate",

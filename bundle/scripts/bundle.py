@@ -8,12 +8,17 @@ import os
 import pickle
 import shutil
 import sysconfig
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+
+MANIFEST = "weights.json"
+"""Beside the weights: see `read_manifest`."""
 
 
 def bundle_root() -> str:
@@ -24,6 +29,14 @@ def bundle_root() -> str:
 def bundle_version() -> str:
     """The version that ``configs/metadata.json`` states."""
     return str(json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text("utf-8"))["version"])
+
+
+def cache_dir() -> str:
+    """The folder for caches: the bundle's own, or the user's where the bundle can't be written."""
+    if os.access(bundle_root(), os.W_OK):
+        return str(Path(bundle_root()) / "cache")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(base) / "diffusion-anomaly-bundle")
 
 
 def declared(name: str, overlay: str | None = None, **overrides: Any) -> Any:
@@ -120,6 +133,71 @@ def weights_digest(network: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def replace_weights(source: Path, target: Path) -> str | None:
+    """Move a file of weights to where the bundle reads them, and keep those that were there.
+
+    Args:
+        source: on the same file system.
+        target: in the bundle's ``models``.
+
+    Returns:
+        The name, with the time in it, of the old weights; None where there were none.
+    """
+    if not target.exists():
+        os.replace(source, target)
+        return None
+    kept = target.with_name(f"{target.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{target.suffix}")
+    part = source.with_name(kept.name + ".part")
+    shutil.copy2(target, part)
+    os.replace(part, kept)
+    try:
+        os.replace(source, target)
+    except OSError:
+        kept.unlink()
+        raise
+    return kept.name
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """What ``models/weights.json`` says about which weights belong together; empty where there is none.
+
+    ``student``: the digests (see `weights_digest`) of a student, and of the network and classifier that it learned from.
+    ``threshold``: the digests of those that the thresholds in ``values`` were chosen for.
+
+    Raises:
+        ValueError: it isn't JSON.
+    """
+    try:
+        return dict(json.loads(Path(path).read_text("utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: can't be read as JSON ({error}).") from error
+
+
+def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: float) -> list[str]:
+    """Warnings, where the student or the threshold was made for other networks than those in use.
+
+    Args:
+        manifest: see `read_manifest`. Without it nothing is known, and nothing said.
+        weights: the digests of the networks in use, by the names of the config: "network", "classifier", "student".
+        threshold: in use. One that isn't the manifest's was chosen by someone, who is not warned.
+    """
+    content = read_manifest(manifest)
+    student, chosen = (dict(content.get(name, {})) for name in ("student", "threshold"))
+    values = chosen.pop("values", [])
+    warnings = []
+    if (
+        "student" in weights
+        and weights["student"] == student.get("student")
+        and not set(weights.values()) <= set(student.values())
+    ):
+        warnings.append("The student learned from other networks than those in use.")
+    if threshold in values and not set(weights.values()) <= set(chosen.values()):
+        warnings.append("The threshold was chosen for other networks than those in use.")
+    return warnings
 
 
 def _load(network: torch.nn.Module, path: str) -> None:

@@ -81,6 +81,8 @@ def _check(name: str, value: Any, text: str, config: Mapping[str, Any], own: set
 
 
 def _why_not(default: Any, value: Any, text: str) -> str | None:
+    if isinstance(default, dict) and "_target_" in default:
+        return None  # a component may be replaced by what it would have made
     if isinstance(default, bool):
         return None if str(value).lower() in ("true", "false") else f"must be true or false, got {text!r}."
     if isinstance(default, (int, float)):

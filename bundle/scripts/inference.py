@@ -24,8 +24,9 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from .bundle import bundle_version, weights_digest
+from .bundle import bundle_version, not_together, weights_digest
 from .command import cause_of, is_true
+from .geometry import affine_like, load_nifti
 from .inputs import SUFFIXES
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
@@ -36,7 +37,6 @@ GRID = (
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
 """The fields of a NIfTI header that say where its voxels lie."""
-MM = {"meter": 1000.0, "micron": 0.001}
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 
 
@@ -74,8 +74,9 @@ class VolumeDataset(IterableDataset):
                 self.report.failed(item, error)
                 continue
             warnings = [*item.get("warnings", []), *data.get("warnings", [])]
-            self.report.begin(item, time.perf_counter() - start, warnings)
-            yield {k: data[k] for k in ("image", "input_brain", "input_image")}
+            # sentences don't go through the loader, which makes batches of what it is given
+            self.report.begin(item, time.perf_counter() - start, [*self.report.warnings, *warnings])
+            yield {k: data[k] for k in ("image", "input_brain", "input_image", "bias_field") if k in data}
 
 
 class Report:
@@ -92,6 +93,7 @@ class Report:
         settings, networks: what the results depend on, for the record; a network that is None has no part in them.
         pipeline: all else that they depend on: transforms and inferer.
         overwrite: compute again what was computed before from the same input in the same way.
+        manifest: says which weights belong together, see `bundle.not_together`; where they don't, every volume has a warning.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Report:
         settings: Mapping[str, Any],
         networks: Mapping[str, torch.nn.Module | None],
         pipeline: Mapping[str, Any],
+        manifest: str | None = None,
         overwrite: bool | str = False,
     ) -> None:
         self.items = items
@@ -111,6 +114,7 @@ class Report:
         }
         recipe = digest_of_json([self.about, code_digest(), description(pipeline)])
         self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
+        self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
         self.volumes: list[dict[str, Any]] = []
         self.skipped = 0
         self._current: dict[str, Any] = {}
@@ -288,7 +292,8 @@ def description(part: Any, _known: tuple[int, ...] = ()) -> Any:
 
 def code_digest() -> str:
     """The SHA-256 of the bundle's own code, which its version alone does not tell while it is worked on."""
-    return digest_of_json([digest_of(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
+    files = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".json"))
+    return digest_of_json([digest_of(path) for path in files])
 
 
 def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> None:
@@ -298,7 +303,7 @@ def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> No
     hold the patient's name.
 
     Args:
-        image: with its affine in mm, or as that file has it.
+        image: with its affine in mm.
         source: the path of that file, or of one file a channel.
         path: what to write.
     """
@@ -311,13 +316,9 @@ def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> No
     header.set_qform(affine, "unknown")  # the voxel sizes
     header.set_sform(affine, "aligned")
     if first.lower().endswith(SUFFIXES):
-        original = nib.load(first).header
-        own = original.get_best_affine()
-        unit = MM.get(original.get_xyzt_units()[0], 1.0)
-        for stored in (affine, np.diag([1 / unit] * 3 + [1]) @ affine):
-            if np.allclose(stored, own, rtol=1e-4, atol=1e-4 / unit):
-                affine = own
-                for field in GRID:
-                    header[field] = original[field]
+        original = load_nifti(first)
+        affine = affine_like(affine, original)
+        for field in GRID:
+            header[field] = original.header[field]
     header.set_data_dtype(array.dtype)
     nib.save(nib.Nifti1Image(array, affine, header), path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import DISEASED
-from .bundle import weights_digest
-from .data import SliceDataset, augmented
+from .bundle import bundle_version, weights_digest
+from .data import SliceDataset, augmented, exclusive, settings_of
 from .inferer import CPU_BATCH, CounterfactualInferer
 from .postprocessing import anomaly_map
 from .preprocessing import BACKGROUND
@@ -50,7 +49,7 @@ class PseudoLabels(Dataset):
     lesion. Maps are made once, a counterfactual each, and kept on disk; making them goes on where it was stopped.
 
     Args:
-        slices: their ``label`` is known, 0 or 1.
+        slices: their ``label`` is known, 0 or 1; ``digest`` and ``subjects`` are theirs.
         inferer: its `slices` gives the counterfactuals.
         network: the diffusion network.
         polarity, median_size: see `postprocessing.anomaly_map`.
@@ -58,7 +57,7 @@ class PseudoLabels(Dataset):
         transform: applied to every item, for augmentation.
 
     Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``, labels 0, 1/3, 2/3 or 1; ``labels`` are the
-    image-level ones.
+    image-level ones, ``digest`` names slices, weights and settings, ``teacher`` the weights.
 
     Raises:
         ValueError: no slice is labelled diseased.
@@ -78,24 +77,29 @@ class PseudoLabels(Dataset):
         diseased = [i for i, label in enumerate(slices.labels) if label == DISEASED]
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
-        weights = [weights_digest(part) for part in (network, inferer.classifier)]
-        state = repr((slices.path.name, polarity, median_size, inferer.settings, "filled", *weights))
-        path = Path(cache_dir) / f"maps-{hashlib.sha256(state.encode()).hexdigest()[:16]}.f16"
-        shape = (1, *slices[0]["image"].shape[1:])
+        self.teacher = {"network": weights_digest(network), "classifier": weights_digest(inferer.classifier)}
         device = next(network.parameters()).device
+        settings = (polarity, median_size, inferer.settings, "filled", *self.teacher.values())
+        state = repr((slices.digest, *settings, settings_of(inferer.alphas_cumprod), bundle_version(), device.type))
+        self.digest = hashlib.sha256(state.encode()).hexdigest()[:16]
+        path = Path(cache_dir) / f"maps-{self.digest}.f16"
+        shape = (1, *slices[0]["image"].shape[1:])
         size = inferer.batch_size or CPU_BATCH
         bytes_a_map = 2 * int(np.prod(shape))
-        done = path.stat().st_size // bytes_a_map if path.is_file() else 0
-        if done < len(diseased):
-            done -= done % size  # a batch is made as a whole, so that its bits don't depend on where it was stopped
-        with path.open("r+b" if path.is_file() else "wb") as file:
-            file.truncate(bytes_a_map * done)
-            file.seek(0, os.SEEK_END)
-            for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
-                x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
-                healthy = inferer.slices(x, network)["counterfactual"]
-                a = anomaly_map(x, healthy, polarity, median_size) * (x[:, :1] > BACKGROUND)
-                file.write(filled(a).half().numpy().tobytes())
+        whole = bytes_a_map * len(diseased)
+        if not (path.is_file() and path.stat().st_size == whole):
+            with exclusive(path.with_suffix(".lock")), path.open("ab") as file:
+                done = file.tell() // bytes_a_map
+                if done < len(diseased):
+                    done -= (
+                        done % size
+                    )  # a batch is made as a whole, so that its bits don't depend on where it was stopped
+                file.truncate(min(bytes_a_map * done, whole))
+                for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
+                    x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
+                    healthy = inferer.slices(x, network)["counterfactual"]
+                    a = anomaly_map(x, healthy, polarity, median_size) * (x[:, :1] > BACKGROUND)
+                    file.write(filled(a).half().numpy().tobytes())
         self._maps = np.memmap(path, np.float16, "r", shape=(len(diseased), *shape))
         self._row = {i: n for n, i in enumerate(diseased)}
         # histograms, as the pixels of a large set would not fit the memory

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
+import pickle
+import shutil
+import signal
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver, ProgressBar, Timer
@@ -18,9 +26,13 @@ from monai.engines.utils import IterationEvents, PrepareBatch
 from monai.inferers import DiffusionInferer, SimpleInferer
 from monai.utils import convert_to_tensor
 
-from .bundle import autocast
+from .bundle import MANIFEST, autocast, bundle_version, load_weights, read_manifest, replace_weights, weights_digest
+from .data import json_digest, settings_of
+from .reporting import write
 
 logger = logging.getLogger(__name__)
+
+RUN, LOG = "run.json", "train.log"
 
 
 class _Autocast:
@@ -108,9 +120,9 @@ class NoisedPrepareBatch(PrepareBatch):
         return images, target, (), {"noise": noise, "timesteps": timesteps}
 
 
-def loss_of(output: Mapping[str, Any]) -> float:
-    """Output transform: the loss of an iteration."""
-    return float(output["loss"].detach())
+def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
+    """Output transform: the loss of an iteration, of a batch or of its images, each of which has it."""
+    return float((output if isinstance(output, Mapping) else output[0])["loss"])
 
 
 class AtNoiseLevel:
@@ -131,49 +143,119 @@ class AtNoiseLevel:
         return (pred.softmax(dim=1)[:, 1] if self.probability else pred), label
 
 
-class ResumableCheckpoint:
-    """Save network, EMA network, optimizer and trainer every `every_minutes` and at the end; resume from the last save.
+class _Settings:
+    """What a checkpoint keeps of what it was trained on, as ignite wants it."""
 
-    At the end the EMA weights are written to `final_path`, whole or not at all.
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._settings
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing: the two were compared."""
+
+
+class ResumableCheckpoint:
+    """A training's folder: save all that it needs to go on every `every_minutes`, at Ctrl-C and at the end; go on from there.
+
+    In `run_dir`: ``last.pt``, from which it goes on; ``run.json``, what it was trained on; ``train.log``; and at the end
+    ``model.pt``, the EMA weights. `publish` brings those into the bundle. Each is written whole or not at all. A checkpoint
+    knows `settings`, and goes on with the same alone.
 
     Args:
-        save_dir: of the checkpoint ``last.pt``.
+        run_dir: of this training.
         network, ema_network, optimizer: what to save.
-        final_path: where the bundle reads its weights.
+        settings: what must be the same to go on; of an object its `data.settings_of` counts. ``teacher``, if it is there,
+            are the digests of the networks that a student learns from.
+        initial_weights: where the network began; a checkpoint goes before them.
+        overwrite: begin anew, whatever `run_dir` holds of an earlier training.
         every_minutes: between two saves.
+
+    Raises:
+        SystemExit: `run_dir` holds a training with other settings, or weights without one; with a message.
     """
 
     def __init__(
         self,
-        save_dir: str,
+        run_dir: str,
         network: torch.nn.Module,
         ema_network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        final_path: str,
+        settings: Mapping[str, Any],
+        initial_weights: str | None = None,
+        overwrite: bool = False,
         every_minutes: float = 5.0,
     ) -> None:
-        self.path = Path(save_dir) / "last.pt"
+        self.folder = Path(run_dir)
+        self.path, self.final_path = self.folder / "last.pt", self.folder / "model.pt"
         self.objects: dict[str, Any] = {"network": network, "ema": ema_network, "optimizer": optimizer}
-        self.final_path = Path(final_path)
         self.every_seconds = 60 * every_minutes
+        self.settings = {name: _short(settings_of(value)) for name, value in settings.items()}
+        began = hashlib.sha256(Path(initial_weights).read_bytes()).hexdigest() if initial_weights else None
+        if not overwrite and self.path.is_file():
+            before = self._settings_before()
+            if began is not None and before["initial_weights"] != began:
+                raise SystemExit(
+                    f"{self.folder}: holds a training that did not begin with {initial_weights}. Go on with it without "
+                    "--initial_weights, give another --run_dir, or --overwrite true to replace it."
+                )
+            began = before["initial_weights"]
+        elif not overwrite and self.final_path.exists():
+            raise SystemExit(
+                f"{self.final_path}: is there already, without a checkpoint to go on from. Give another --run_dir, or "
+                "--overwrite true to replace it."
+            )
+        self.settings["initial_weights"] = began
+        self._anew = overwrite
+        self._signal: int | None = None
         self._saved_at = time.monotonic()
+
+    def _settings_before(self) -> dict[str, Any]:
+        advice = "Give another --run_dir, or --overwrite true to replace it."
+        try:
+            before = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True).get("settings")
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise SystemExit(
+                f"{self.path}: can't be read as a checkpoint ({type(error).__name__}). {advice}"
+            ) from error
+        if before is None:
+            raise SystemExit(f"{self.path}: doesn't say what it was trained on. {advice}")
+        names = sorted((before.keys() | self.settings.keys()) - {"initial_weights"})
+        values = [(n, before.get(n), self.settings.get(n)) for n in names]
+        differing = [f"{n} was {old}, now {new}" for n, old, new in values if old != new]
+        if differing:
+            raise SystemExit(f"{self.folder}: holds a training with other settings: {'; '.join(differing)}. {advice}")
+        return dict(before)
 
     def attach(self, engine: Engine) -> None:
         """Resume at start, save on time and at the end."""
-        engine.add_event_handler(Events.STARTED, self._resume)
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_on_time)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         self._checkpoint = Checkpoint(
-            {**self.objects, "trainer": engine},
-            DiskSaver(str(self.path.parent), create_dir=True, atomic=True, require_empty=False),
+            {**self.objects, "trainer": engine, "settings": _Settings(self.settings)},
+            DiskSaver(str(self.folder), create_dir=True, atomic=True, require_empty=False),
             filename_pattern=self.path.name,
             n_saved=None,
         )
 
-    def _resume(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._anew:
+            for path in (self.path, self.final_path, self.folder / LOG):
+                path.unlink(missing_ok=True)
+        self._log = logging.FileHandler(self.folder / LOG, encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(self._log)
+        self._catch_signals(engine)
+        versions = {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__}
+        write(self.folder / RUN, json.dumps({"settings": self.settings, "versions": versions}, indent=2).encode())
         self._saved_at = time.monotonic()
-        if not self.path.is_file():
-            return
+        if self.path.is_file():
+            self._resume(engine)
+
+    def _resume(self, engine: Engine) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         limit = engine.state.max_epochs
         Checkpoint.load_objects({**self.objects, "trainer": engine}, state)
@@ -184,6 +266,24 @@ class ResumableCheckpoint:
         if generator is not None:
             generator.manual_seed(generator.initial_seed() + engine.state.iteration)
         logger.info("resumed from %s at iteration %d", self.path, engine.state.iteration)
+        if self.settings["initial_weights"]:
+            logger.info("the initial weights are where it began; they are not loaded again")
+
+    def _catch_signals(self, engine: Engine) -> None:
+        self._handlers: dict[int, Any] = {}
+
+        def stop(number: int, frame: Any) -> None:
+            self._signal = number
+            self._release_signals()  # the next one ends the process at once
+            logger.info("stopping after this iteration or validation")
+            engine.terminate()
+
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self._handlers = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _release_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _save_on_time(self, engine: Engine) -> None:
         if time.monotonic() - self._saved_at >= self.every_seconds:
@@ -192,12 +292,76 @@ class ResumableCheckpoint:
 
     def _finish(self, engine: Engine) -> None:
         self._checkpoint(engine)
-        weights = {k: v.detach().cpu() for k, v in self.objects["ema"].state_dict().items()}
-        self.final_path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.final_path.with_suffix(".part")
-        torch.save(weights, partial)
-        os.replace(partial, self.final_path)
-        logger.info("wrote %s after %d iterations", self.final_path, engine.state.iteration)
+        if self._signal is None:
+            weights = {k: v.detach().cpu() for k, v in self.objects["ema"].state_dict().items()}
+            partial = self.final_path.with_suffix(".part")
+            torch.save(weights, partial)
+            os.replace(partial, self.final_path)
+            logger.info("wrote %s after %d iterations", self.final_path, engine.state.iteration)
+        self._release_signals()
+        logging.getLogger().removeHandler(self._log)
+        self._log.close()
+
+    def close(self) -> None:
+        """After the training: say how it ended.
+
+        Raises:
+            SystemExit: it was stopped by Ctrl-C (status 130) or SIGTERM (143).
+        """
+        if self._signal is None:
+            print(f"{self.final_path}: the weights. They are not in the bundle yet: see `publish` in the README.")
+            return
+        print(f"Stopped. {self.path} was saved; the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(128 + self._signal)
+
+
+def _short(setting: Any) -> Any:
+    """A setting, or its hash where it is too long to be read."""
+    return setting if len(json.dumps(setting)) < 300 else json_digest(setting)
+
+
+def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
+    """Bring the weights of a training into the bundle; what is there is kept beside them under a name with the time.
+
+    Student and threshold belong to networks: ``weights.json`` beside the weights says which, and a student brings what it
+    learned from. For other networks inference warns (`bundle.not_together`), as this does.
+
+    Args:
+        run_dir: of the training.
+        path: in the bundle's ``models``.
+        network: of the definition that the bundle declares; the weights must fit it.
+
+    Raises:
+        SystemExit: there are no weights in `run_dir`, or the bundle can't be written.
+        ValueError: see `bundle.load_weights`.
+    """
+    source, target = Path(run_dir) / "model.pt", Path(path)
+    if not source.is_file():
+        raise SystemExit(f"{source}: no weights there; finish the training, or give the --run_dir of another.")
+    digest = weights_digest(load_weights(network, str(source)))
+    teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
+    manifest = target.with_name(MANIFEST)
+    belonging = read_manifest(manifest)
+    copy = target.with_suffix(".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+        kept = replace_weights(copy, target)
+        if teacher is not None:
+            belonging["student"] = {**teacher, "student": digest}
+            write(manifest, (json.dumps(belonging, indent=4) + "\n").encode())
+    except OSError as error:
+        raise SystemExit(
+            f"{target}: can't be written ({error.strerror or error}); give a copy of the bundle as --bundle_root."
+        ) from error
+    print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
+    if teacher is None and digest not in belonging.get("student", {}).values():
+        print(
+            "The student and the threshold belong to other networks: run with --student '$None' until there is a student for "
+            "these, and choose a threshold anew."
+        )
+    elif teacher is not None and digest not in belonging.get("threshold", {}).values():
+        print("The threshold was chosen for another student: choose one anew.")
 
 
 class MinutesLimit:

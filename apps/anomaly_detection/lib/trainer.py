@@ -237,7 +237,7 @@ class FineTune(TrainTask):
 
     Args:
         bundle: folder of the bundle.
-        config_file: in its ``configs``, "train_classifier.json" or "train.json"; the weights are its ``final_path``.
+        config_file: in its ``configs``, "train_classifier.json" or "train.json"; the weights are what it calls ``published``.
         description: shown in the viewer.
         overrides: ids of the config with other values.
     """
@@ -248,7 +248,7 @@ class FineTune(TrainTask):
         self.config_file = config_file
         self.overrides = overrides
         parser = self._parser()
-        self.weights = Path(parser.get_parsed_content("final_path"))
+        self.weights = Path(parser.get_parsed_content("published"))
         self.report_path = self.weights.with_suffix(".finetune.json")
         self._options = {
             "max_minutes": 10,
@@ -347,13 +347,11 @@ class FineTune(TrainTask):
         return studies, skipped
 
     def _fine_tune(self, options: dict[str, Any], studies: list[Study], skipped: int, folder: Path) -> dict[str, Any]:
-        from scripts.bundle import load_weights
+        from scripts.bundle import load_weights, replace_weights
 
         val_split = options.pop("val_split")
-        candidate = folder / self.weights.name
-        parser = self._parser(
-            cache_dir=str(folder / "cache"), ckpt_dir=str(folder / "checkpoint"), final_path=str(candidate), **options
-        )
+        candidate = folder / "run" / "model.pt"
+        parser = self._parser(cache_dir=str(folder / "cache"), run_dir=str(candidate.parent), **options)
         left = _labels_left(parser, studies)
         usable = [s for s in studies if s.image in left]
         classes = _classes((s.patient, left[s.image]) for s in usable)
@@ -397,7 +395,7 @@ class FineTune(TrainTask):
             "before": {k: v if math.isfinite(v) else None for k, v in before.items()},
             "after": {k: v if math.isfinite(v) else None for k, v in after.items()},
             "published": published,
-            "kept": self._publish(candidate) if published else None,
+            "kept": replace_weights(candidate, self.weights) if published else None,
         }
         outcome = f"published; the old weights are {report['kept']}" if published else "not published"
         logger.info(
@@ -407,18 +405,6 @@ class FineTune(TrainTask):
         part.write_text(json.dumps(report, indent=2), "utf-8")
         os.replace(part, self.report_path)
         return report
-
-    def _publish(self, candidate: Path) -> str:
-        kept = self.weights.with_name(f"{self.weights.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{self.weights.suffix}")
-        part = candidate.with_name(kept.name)
-        shutil.copy2(self.weights, part)
-        os.replace(part, kept)
-        try:
-            os.replace(candidate, self.weights)
-        except OSError:
-            kept.unlink()
-            raise
-        return kept.name
 
 
 def _classes(labels: Iterable[tuple[str, Iterable[int]]]) -> dict[str, set[int]]:
