@@ -182,7 +182,7 @@ BAD = [
     ("lesion_mask", "../studies/plain", {}, 400, "a name without slashes"),
     ("lesion_mask", "..", {}, 400, "not beginning with a dot"),
     ("lesion_mask", "/etc/passwd", {}, 400, "a name without slashes"),
-    ("lesion_mask", "plain", {"image": "/etc/passwd"}, 400, "give the id of an image"),
+    ("lesion_mask", "plain", {"image": "/etc/passwd"}, 400, "a name without slashes"),
     ("lesion_mask", "plain", {"image": "../studies/plain"}, 400, "a name without slashes"),
     ("lesion_mask", "plain", {"noise_level": 1000}, 400, "noise_level must be above 0 and below 1000, got 1000"),
     ("lesion_mask", "plain", {"noise_level": "much"}, 400, "noise_level must be a whole number, got 'much'"),

@@ -43,9 +43,11 @@ def check(*options: str, config: str = CONFIG, monkeypatch: pytest.MonkeyPatch) 
         (["--displayable_configs#threshold", "nan"], "must be a number such as 0.349, got 'nan'."),
         (["--displayable_configs#threshold", "1e999"], "must be a number such as 0.349, got '1e999'."),
         (["--displayable_configs#noise_level", "True"], "must be a number such as 650, got 'True'."),
+        (["--student", "None"], "--student: MONAI takes None as if it were not given; write '$None'."),
+        (["--output_dir"], "must be a text such as 'output', got True, as of an option without a value."),
         (["--displayable_configs", "0.2"], "--displayable_configs: must be a group of options such as"),
-        (["--output_dir", "20241125"], "and 20241125 is read as 20241125; of a path, write ./20241125"),
-        (["--output_dir", "2024_11_25"], "and 2024_11_25 is read as 20241125; of a path, write ./2024_11_25"),
+        (["--output_dir", "20241125"], "and 20241125 is read as a number; of a path, write ./20241125"),
+        (["--output_dir", "2024_11_25"], "and 2024_11_25 is read as a number; of a path, write ./2024_11_25"),
         (["--overwrite", "yes"], "--overwrite: must be true or false, got 'yes'."),
         (["--sequences", "FLAIR"], "--sequences: must be a list such as ['FLAIR'], got 'FLAIR'."),
         (["--spatial_size#2", "3"], "--spatial_size#2: there is no such option"),
@@ -80,6 +82,7 @@ def test_mistakes_are_named(options: list[str], message: str, monkeypatch: pytes
         ["--preprocessing#transforms#0#min_size", "16"],
         ["--brain-cache", "cache", "--overwrite", "--allow_any_image", "true", "--spatial_size#0", "80"],
         ["--nooverwrite"],
+        ["--device", "cpu", "--precision", "float32", "--brain_cache", "None"],
     ],
 )
 def test_what_monai_takes_is_allowed(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +110,13 @@ def test_truth_as_monai_hands_it_on() -> None:
     assert [is_true(v, "x") for v in (True, False, "true", "false", "False")] == [True, False, True, False, False]
     with pytest.raises(ValueError, match="x must be true or false, got 0"):
         is_true(0, "x")  # type: ignore[arg-type]
+
+
+def test_a_missing_package_is_named() -> None:
+    """As of ``--tracking mlflow`` without mlflow."""
+    error = RuntimeError("Failed to instantiate component 'MLFlowHandler'.\n set '_mode_=debug'.")
+    error.__cause__ = ImportError("Please install mlflow.\n\nFor details see MONAI.\n\nOriginal traceback:\n  File")
+    assert message_of(error) == "Failed to instantiate component 'MLFlowHandler': Please install mlflow."
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:
@@ -165,6 +175,7 @@ def test_a_mistake_ends_the_command_with_one_line(bundle: Path, tmp_path: Path) 
         ({"output_dir": "/proc/nothing"}, "No such file or directory: '/proc/nothing'"),
         ({"displayable_configs#noise_level": 1000}, "noise_level must be above 0 and below 1000, got 1000"),
         ({"network_def#channels": "eight"}, "DiffusionModelUNet' with keywords: "),
+        ({"device": "gpu"}, "Expected one of cpu, cuda"),
         ({"network#path": "FOLDER/file"}, "FOLDER/file: is not a PyTorch state dict (EOFError)."),
         ({"network#path": "FOLDER/none.pt"}, "FOLDER/none.pt: no weights there"),
     ],

@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.geometry import axial, load_mask, reordered
-from scripts.preprocessing import LoadVolumed
+from scripts.loading import LoadVolumed
 from synthetic import GRIDS, head, write_head
 
 ORDERS = [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from scripts.bundle import bundle_root, declared, load_weights, weights_digest
+from scripts.command import message_of
 from scripts.inference import description, save_nifti
 from scripts.inferer import CounterfactualInferer
 from scripts.postprocessing import NOT_ASSESSED
@@ -161,6 +164,27 @@ def test_a_failed_write_leaves_nothing_behind(
     assert "disk full" in summary(out)["flair"]["error"]
 
 
+def test_a_full_disk_ends_the_run_and_costs_no_result(
+    tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    items = [write_head(tmp_path, name=name) for name in "abc"]
+    assert run(weights, input=datalist(tmp_path, items[1:2]), output_dir=str(out)) == 0
+    original = Path.write_text
+
+    def full(self: Path, *args: Any, **kwargs: Any) -> int:
+        if self.name == "result.json" and (out / "a").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(RuntimeError) as error:
+        run(weights, input=datalist(tmp_path, items), output_dir=str(out), overwrite=True)
+    assert message_of(error.value) == "b: [Errno 28] No space left on device. Make room; the same command goes on."
+    assert visible(out) == ["a", "b", "summary.csv", "summary.json"]
+    assert {n: v["status"] for n, v in summary(out).items()} == {"a": "ok", "b": "ok"}
+
+
 def test_weights_that_do_not_fit(tmp_path: Path, weights: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"network.pt: its weights don't fit the DiffusionModelUNet"):
         load_weights(declared("network_def"), weights["network#path"])
@@ -246,7 +270,7 @@ def test_a_mask_to_look_at_never_makes_a_volume_fail(
     assert run(weights, input=datalist(tmp_path, items), output_dir=str(out)) == 0
     for volume in summary(out).values():
         assert volume["status"] == "ok"
-        assert volume["warnings"] == ["The known lesion mask could not be drawn beside the result."]
+        assert volume["warnings"][-1] == "The known lesion mask could not be drawn beside the result."
         assert (Path(volume["folder"]) / "overview.png").stat().st_size > 10_000
     assert "  WARNING: The known lesion mask could not be drawn" in capsys.readouterr().out
 
@@ -258,7 +282,7 @@ def test_a_name_of_another_sequence_is_refused_or_warned_of(tmp_path: Path, weig
     assert "is named as T1, the model takes FLAIR" in summary(tmp_path / "out")["sub-01_T1w"]["error"]
     assert run(weights, allow_any_image="true", **options) == 0
     volume = summary(tmp_path / "out")["sub-01_T1w"]
-    assert volume["status"] == "ok" and volume["warnings"] == ["The file is named as T1, the model takes FLAIR."]
+    assert volume["status"] == "ok" and volume["warnings"][0] == "The file is named as T1, the model takes FLAIR."
     assert volume["warnings"][0] in (tmp_path / "out" / "summary.csv").read_text()
 
 
@@ -301,18 +325,19 @@ def test_results_lie_on_the_grid_of_the_file_in_its_own_unit(
     image.header.set_xyzt_units(name)
     nib.save(image, tmp_path / "a.nii.gz")
     own = nib.load(tmp_path / "a.nii.gz").affine
-    for given in (own, np.diag([mm, mm, mm, 1]) @ own):
-        save_nifti(MetaTensor(torch.zeros(1, *shape), affine=given), str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
-        result = nib.load(tmp_path / "b.nii.gz")
-        # of NIfTI-2's float64, NIfTI-1 keeps float32
-        np.testing.assert_allclose(result.affine, own, rtol=0 if kind is nib.Nifti1Image else 1e-6, atol=0)
-        assert result.header.get_xyzt_units()[0] == name
-    # a grid of its own, such as with another spacing, is in mm
+    image = MetaTensor(torch.zeros(1, *shape), affine=np.diag([mm, mm, mm, 1]) @ own)
+    save_nifti(image, str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
+    result = nib.load(tmp_path / "b.nii.gz")
+    # of NIfTI-2's float64, NIfTI-1 keeps float32
+    np.testing.assert_allclose(result.affine, own, rtol=0 if kind is nib.Nifti1Image else 1e-6, atol=0)
+    assert result.header.get_xyzt_units()[0] == name
+    # a grid of its own, such as with another spacing
     save_nifti(MetaTensor(torch.zeros(2, *shape), affine=affine * 3), str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
     result = nib.load(tmp_path / "b.nii.gz")
-    np.testing.assert_allclose(result.affine[:3], affine[:3] * 3, rtol=1e-6)
-    np.testing.assert_allclose(result.header.get_zooms()[:3], np.linalg.norm(affine[:3, :3] * 3, axis=0), rtol=1e-6)
-    assert result.header.get_xyzt_units()[0] == "mm" and result.shape == (*shape, 2)
+    np.testing.assert_allclose(result.affine[:3] * mm, affine[:3] * 3, rtol=1e-6)
+    lengths = np.linalg.norm(affine[:3, :3] * 3, axis=0)
+    np.testing.assert_allclose(np.array(result.header.get_zooms()[:3]) * mm, lengths, rtol=1e-6)
+    assert result.header.get_xyzt_units()[0] == name and result.shape == (*shape, 2)
 
 
 def test_a_description_tells_what_results_depend_on(weights: dict[str, str]) -> None:

@@ -40,6 +40,8 @@ def test_no_input_is_said() -> None:
         find_inputs(None)
     with pytest.raises(ValueError, match=r"got 20241125; of a path, write \./20241125"):
         find_inputs(20241125)  # type: ignore[arg-type]  # what fire makes of such a name
+    with pytest.raises(ValueError, match=r"datalist, got no value\.$"):
+        find_inputs(True)  # type: ignore[arg-type]  # of an option without a value
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder"):
         find_inputs("nowhere")
 
@@ -51,6 +53,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     (study / "sub-01").symlink_to(tmp_path / "archive" / "sub-01")
     (study / "sub-02" / "loop").symlink_to(study)
     (study / "again").symlink_to(study / "sub-02")
+    (study / "itself").symlink_to(study / "itself")
     assert names(study) == ["sub-01-flair", "sub-02-flair"]
 
 
@@ -67,7 +70,7 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.Ca
     assert "2 volumes found" in said
     for reason in ("3 hidden", "1 named as T1 (a/sub-01_T1w.nii.gz)", "1 named as mask", "1 named as T1Gd"):
         assert reason in said
-    assert "1 results of ours (earlier/flair)" in said and "a/scan.mgz" in said
+    assert "1 of our own results (earlier/flair)" in said and "a/scan.mgz" in said
 
 
 def test_a_folder_without_images_says_what_was_left_out(tmp_path: Path) -> None:
@@ -108,13 +111,12 @@ def test_paths_of_a_datalist_are_relative_to_it(tmp_path: Path) -> None:
     assert names(write_datalist(tmp_path, [{"image": "a/flair.nii.gz"}])) == ["a/flair"]
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
-    assert names(write_datalist(tmp_path, [{"image": "a.nii"}], "utf-8-sig")) == ["a"]
-    with pytest.raises(ValueError, match=r"d.json: can't be read as a JSON datalist"):
-        names(write_datalist(tmp_path, [{"image": "a.nii"}], "utf-16"))
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_encodings_of_windows_are_no_fault(encoding: str, tmp_path: Path) -> None:
+    assert names(write_datalist(tmp_path, '[{"image": "Größe.nii", "subject": ""}]', encoding)) == ["Größe"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]', "[" * 100000])
 def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="d.json"):
         find_inputs(str(write_datalist(tmp_path, content)))
@@ -126,6 +128,8 @@ def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
         ({"subject": "bad"}, "'image' must be a path, or a list of paths, one a channel, got null"),
         ({"image": 5}, "'image' must be a path, or a list of paths, one a channel, got 5"),
         ({"image": []}, "'image' must be"),
+        ({"image": "a\0.nii"}, "'image' must be"),
+        ({"image": "a.nii", "brain": "\ud800"}, "'brain' must be a path"),
         ({"image": "a.nii", "mask": ["m.nii"]}, r"'mask' must be a path, got \[\"m.nii\"\]"),
         ({"image": "a.nii", "spacing": [1, 1]}, "'spacing' must be three voxel sizes in mm above 0"),
         ({"image": "a.nii", "spacing": [1, 1, float("nan")]}, "'spacing' must be three voxel sizes"),

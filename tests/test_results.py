@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,11 +73,13 @@ def test_the_patients_own_folder_is_not_replaced(tmp_path: Path, weights: dict[s
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "foreign", "corrected", "added", "input", "mask", "summary", "csv"])
-def test_what_is_in_the_way_is_refused(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", ["file", "link", "locked", "foreign", "corrected", "added", "input", "mask", "summary", "csv"]
+)
+def test_what_is_in_the_way_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     item = an_item(tmp_path / "in")
-    if kind in ("corrected", "added", "input", "mask"):
+    if kind in ("locked", "corrected", "added", "input", "mask"):
         run_on(out, item)
     if kind == "file":
         out.mkdir()
@@ -88,6 +91,8 @@ def test_what_is_in_the_way_is_refused(kind: str, tmp_path: Path) -> None:
     elif kind == "foreign":
         (out / "flair").mkdir(parents=True)
         (out / "flair" / "result.json").write_text('{"status": "ok", "files": {}}')
+    elif kind == "locked":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out / "flair")
     elif kind == "corrected":
         (out / "flair" / "pred.nii.gz").write_text("a reader's")
     elif kind == "added":
@@ -194,6 +199,19 @@ def test_data_that_were_moved_keep_their_name(tmp_path: Path) -> None:
 def test_a_name_is_one_visible_folder(name: str, folder: str, tmp_path: Path) -> None:
     assert run_on(tmp_path / "out", {**an_item(tmp_path / "in"), "name": name}) == [folder]
     assert visible(tmp_path / "out") == sorted([folder, "summary.csv", "summary.json"])
+
+
+def test_a_name_that_is_no_text_is_a_folder_too(tmp_path: Path) -> None:
+    """As of files from systems that don't write UTF-8."""
+    item = an_item(tmp_path / "in", os.fsdecode("Größe".encode("latin-1")), "content")
+    assert run_on(tmp_path / "out", item) == ["Gr__e"] and run_on(tmp_path / "out", item) == ["Gr__e"]
+    record = {"status": "failed", "error": item["image"]}
+    results = Results(str(tmp_path / "out"), "another recipe")
+    results.prepare([item])
+    results.place(item, results.new_folder(), record)
+    results.close()
+    assert "in/Gr" in (tmp_path / "out" / "summary.csv").read_text("utf-8")
+    assert summary(tmp_path / "out")["Gr__e"]["image"] == item["image"]
 
 
 def test_long_names_are_cut_and_stay_apart(tmp_path: Path) -> None:
@@ -321,6 +339,28 @@ def test_results_moved_aside_by_a_killed_run_come_back(tmp_path: Path) -> None:
     (left / "old" / "notes.txt").touch()
     run_on(out, item)
     assert (left / "old" / "notes.txt").exists()
+
+
+def test_results_moved_aside_by_ctrl_c_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    item = an_item(tmp_path / "in")
+    run_on(out, item)
+    results = Results(str(out), "another recipe")
+    results.prepare([item])
+    original = os.replace
+
+    def stopped(source: Path, target: Path) -> None:
+        if Path(source).name == "volume":
+            raise KeyboardInterrupt
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write(results, item)
+    assert not (out / "flair").exists()
+    results.close()
+    assert visible(out) == ["flair", "summary.csv", "summary.json"] and list(summary(out)) == ["flair"]
+    assert Results(str(out), "recipe").done(item)
 
 
 def test_the_summary_is_not_rewritten_for_every_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ import serve
 from lib.bundle import FULL, Abandoned, Bundle, abandoned, fetch_bundle, out_of_memory
 from lib.dicom import series_from_nifti
 from lib.proxy import resource
-from lib.server import Guard, without_paths
+from lib.server import SERVER, Guard, without_paths
 from serve import ServeError, label_server, running, watch
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
@@ -354,6 +354,30 @@ def test_the_proxy_passes_the_query_and_keeps_the_password(server: Server) -> No
     assert LOGIN["MONAI_LABEL_DICOMWEB_PASSWORD"] not in server.said()
 
 
+@pytest.mark.parametrize(
+    ("line", "headers", "body"),
+    [
+        ("GET /proxy/dicom/studies?a=b#c", b"", b""),
+        ("GET /proxy/dicom/studies", b"Accept: \xfc\r\n", b""),
+        ("GET /proxy/dicom/studies", b"Content-Length: 5\r\n", b"hello"),
+        (
+            "POST /proxy/dicom/studies",
+            b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+            b"2\r\n\r\n\r\n0\r\n\r\n",
+        ),
+    ],
+)
+def test_requests_that_no_viewer_sends(server: Server, line: str, headers: bytes, body: bytes) -> None:
+    port = urlsplit(server.url).port or 0
+    head = f"{line} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(head + headers + b"\r\n" + body)
+        status = int(connection.recv(100).split()[1])
+    assert status == (502 if line.startswith("POST") else 200)
+    if "#" in line:
+        assert server.archive.asked[-1][1] == "/dicom-web/studies?a=b%23c"
+
+
 def guarded(**options: Any) -> TestClient:
     methods = ["GET", "POST", "PUT", "DELETE"]
     hello = Route("/{path:path}", lambda request: PlainTextResponse("hello"), methods=methods)
@@ -515,6 +539,105 @@ def test_what_is_a_lack_of_memory() -> None:
         wrapped = RuntimeError("applying transform")
         wrapped.__cause__ = error
         assert out_of_memory(error) is out_of_memory(wrapped) is lacks
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/scoring/dice", '{"bundle_path": "FOLDER"}', "bundle_path is not allowed"),
+        ("/scoring/", '{"dice": {"bundle_path": "FOLDER"}}', "bundle_path is not allowed"),
+        ("/train/classifier", '{"bundle_path": "FOLDER"}', "bundle_path is not allowed"),
+        ("/batch/infer/lesion_mask", '{"bundle_path": "FOLDER"}', "bundle_path is not allowed"),
+        ("/train/", '{"classifier": {"bundle_path": "FOLDER"}}', "bundle_path is not allowed"),
+        ("/train/classifier", '{"gpus": 1}', "gpus must be"),
+        ("/train/classifier", '{"gpus": "0\\u0000"}', "gpus must be"),
+        ("/scoring/dice", '{"y": 1e400}', "not finite"),
+        ("/scoring/dice", '{"y": "' + "x" * 200_000 + '"}', "at most 100000 characters"),
+        ("/scoring/dice", "1e400", "valid dictionary"),
+    ],
+)
+def test_a_task_runs_no_code_that_a_client_sent(server: Server, path: str, body: str, message: str) -> None:
+    """MONAI Label would start Python with the folder that `bundle_path` names among those that it imports from."""
+    content = b"open(__file__ + '.ran', 'w')"
+    files = [("files", (name, content)) for name in ("sitecustomize.py", "usercustomize.py")]
+    session = server.call("PUT", "/session/", files=files).json()
+    folder = next((server.folder / "sessions" / session["session_id"]).glob("tmp*"))
+    kind = {"Content-Type": "application/json"}
+    answer = server.call("POST", path, data=body.replace("FOLDER", str(folder)), headers=kind)
+    assert answer.status_code in (400, 422) and message in answer.text and len(answer.text) < 1000
+    assert server.call("GET", "/scoring/").status_code == 404  # no task was begun
+    assert server.call("GET", "/train/").status_code in (200, 404)
+    assert not list(folder.glob("*.ran"))
+
+
+def test_a_session_tells_no_paths(server: Server) -> None:
+    before = server.temporary()
+    for name in ("x" * 300 + ".nii.gz", ".hidden.nii.gz"):
+        answer = server.call("PUT", "/session/", files={"files": (name, b"x")})
+        assert answer.status_code == 400 and "file name" in answer.json()["detail"]
+    made = server.call("PUT", "/session/", files={"files": ("a.nii.gz", volume(server, 6)["file"][1])}).json()
+    got = server.call("GET", f"/session/{made['session_id']}")
+    assert got.json()["image"] == made["session_info"]["image"] == "a.nii.gz"
+    assert str(server.folder) not in got.text + json.dumps(made)
+    assert server.call("POST", f"/infer/lesion_mask?session_id={made['session_id']}").status_code == 200
+    assert server.call("DELETE", f"/session/{made['session_id']}").json()["path"] == made["session_id"]
+    assert server.keeps_no_more_than(before)
+
+
+NO_VOXELS = {
+    "x.mha": b"ObjectType = Image\nNDims = 3\nDimSize = 40 40 2\nElementType = MET_UCHAR\nElementDataFile = FILE\n",
+    "x.mhd": b"NDims = 3\nDimSize = 40 40 2\nElementType = MET_UCHAR\nElementDataFile: FILE\n",
+    "x.nrrd": b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 40 40 2\nencoding: raw\ndata file: FILE\n\n",
+}
+
+
+@pytest.mark.parametrize("name", NO_VOXELS)
+def test_an_upload_reads_no_other_file(server: Server, name: str) -> None:
+    secret = server.folder / "secret"
+    secret.write_bytes(b"\1" * 3200)
+    content = NO_VOXELS[name].replace(b"FILE", os.fsencode(secret))
+    before = server.temporary()
+    series = server.archive.series
+    for answer in (
+        server.call("POST", "/infer/lesion_mask", files={"file": (name, content)}),
+        server.call("PUT", f"/datastore/label?image={series}&tag=x", files={"label": (name, content)}),
+        server.call("PUT", "/datastore/image?image=x", files={"file": (name, content)}),
+    ):
+        assert answer.status_code == 400 and "its header names another file" in answer.text
+    session = server.call("PUT", "/session/", files={"files": (name, content)}).json()["session_id"]
+    answer = server.call("POST", f"/infer/lesion_mask?session_id={session}")
+    assert answer.status_code == 400 and "its header names another file" in answer.text
+    assert server.keeps_no_more_than(before)
+
+
+def test_a_client_names_no_file_of_the_server(server: Server) -> None:
+    other = server.folder / "tmp" / "tmpother.nii.gz"
+    other.write_bytes(volume(server, 6)["file"][1])
+    answer = server.call("POST", "/infer/lesion_mask?image=1.2", data=params_of({"image": str(other)}))
+    assert answer.status_code == 400 and "a name without slashes" in answer.text
+    other.unlink()
+    answer = server.call("HEAD", f"/datastore/image?image={server.archive.series}&check_sum=FOO:1")
+    assert answer.status_code == 400
+
+
+def test_what_the_server_began_ends_with_it() -> None:
+    sleep = "import time; time.sleep(60)"
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(serve.__file__).parent)!r})
+from lib.server import end_with_server
+end_with_server(); print("up", flush=True); {sleep}
+"""
+    with subprocess.Popen([sys.executable, "-c", sleep]) as parent:
+        env = {**os.environ, SERVER: str(parent.pid)}
+        with subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE) as child:
+            try:
+                assert child.stdout is not None and b"up" in child.stdout.read(3) and child.poll() is None
+                parent.kill()
+                parent.wait()
+                assert child.wait(10) == 1
+            finally:
+                parent.kill()
+                child.kill()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from urllib3.util import Retry
 
 from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle, proceed
 from lib.infer import AnomalyInferTask, allow_any_image, warn, write, write_results
-from lib.server import dicomweb_seconds, environment_on_path, prepare
+from lib.server import dicomweb_seconds, end_with_server, environment_on_path, prepare
 from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies, result_tag
 from lib.trainer import FineTune
 from lib.triage import Dice, EveryStudy, MostAnomalousFirst
@@ -44,6 +44,7 @@ class AnomalyDetection(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         conf = conf or {}
+        end_with_server()
         environment_on_path()
         path: str | Path = conf.get("bundle", REPOSITORY_BUNDLE)
         if "bundle_url" in conf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ def check_command(argv: Sequence[str] | None = None) -> None:
     if Path(argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
         return
     sys.excepthook = say
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     # fire is pinned, and nothing but fire knows how it reads a command line
     texts = fire.core._ParseKeywordArgs(list(argv[2:]), GetFullArgSpec(monai.bundle.run))[0]
     given = {name: DefaultParseValue(text) for name, text in texts.items()}
@@ -68,8 +71,12 @@ def _check(name: str, value: Any, text: str, config: Mapping[str, Any], own: set
             return  # an argument of a component, which knows best what it takes
         else:
             raise ValueError(f"--{name}: there is no such option{_nearest(name, config, own)}")
+    if value is None and node is not None:
+        raise ValueError(f"--{name}: MONAI takes {text} as if it were not given; write '$None'.")
+    # what takes the place of a component is checked by those that use it
+    replaced = isinstance(node, dict) and "_target_" in node
     formula = any(isinstance(v, str) and v.startswith(FORMULAS) for v in (value, node))
-    if not formula and value is not None and (wrong := _why_not(node, value, text)):
+    if not formula and not replaced and value is not None and (wrong := _why_not(node, value, text)):
         raise ValueError(f"--{name}: {wrong}")
 
 
@@ -81,8 +88,10 @@ def _why_not(default: Any, value: Any, text: str) -> str | None:
     if isinstance(default, (int, float)):
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return None if number else f"must be a number such as {default}, got {text!r}."
-    if isinstance(default, str) and isinstance(value, (bool, int, float)):
-        return f"must be a text such as {default!r}, and {text} is read as {value!r}; of a path, write ./{text}"
+    if isinstance(default, str) and isinstance(value, bool):
+        return f"must be a text such as {default!r}, got {value}, as of an option without a value."
+    if isinstance(default, str) and isinstance(value, (int, float)):
+        return f"must be a text such as {default!r}, and {text} is read as a number; of a path, write ./{text}"
     for kind, what in ((str, "a text"), (list, "a list"), (dict, "a group of options")):
         if isinstance(default, kind) and not isinstance(value, kind):
             return f"must be {what} such as {default!r}, got {text!r}."
@@ -132,7 +141,8 @@ def message_of(error: BaseException) -> str | None:
     be made with.
     """
     cause = cause_of(error)
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    # of several paragraphs, the others are MONAI's advice and the traceback of a missing package
+    text = " ".join(str(cause).strip().split("\n\n")[0].split()) or type(cause).__name__
     if isinstance(cause, OSError):
         return text
     trace = cause.__traceback__
@@ -143,7 +153,7 @@ def message_of(error: BaseException) -> str | None:
         return str(cause)
     wrapper = error
     while isinstance(wrapper, RuntimeError) and wrapper.__cause__ is not None:
-        if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError)):
+        if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError, RuntimeError, ImportError)):
             return f"{str(wrapper).splitlines()[0].rstrip('.')}: {text}"
         wrapper = wrapper.__cause__
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -17,6 +19,41 @@ from .bundle import check_number
 
 SAME_GRID = 0.1
 """Two grids are one if no corner of theirs lies further apart than this, in voxels: headers are rounded."""
+
+MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+
+
+def load_nifti(path: str) -> nib.Nifti1Image:
+    """A NIfTI file, compressed or not whatever its name says: some tools write the one under the other's name.
+
+    Raises:
+        OSError, ValueError, nibabel.filebasedimages.ImageFileError: it is none.
+    """
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    if zipped == path.lower().endswith(".gz"):
+        return nib.load(path)
+    content = Path(path).read_bytes()
+    content = gzip.decompress(content) if zipped else content
+    kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+    return kind.from_bytes(content)
+
+
+def millimetres(header: nib.Nifti1Header) -> float:
+    """How many mm one unit of a NIfTI's affine is."""
+    return MILLIMETRES[header.get_xyzt_units()[0]]
+
+
+def affine_like(affine: np.ndarray, source: nib.Nifti1Image) -> np.ndarray:
+    """An affine in mm in the units of a NIfTI; exactly that file's own where they are the same.
+
+    Args:
+        affine: ``(4, 4)``.
+        source: whose header a result takes over.
+    """
+    in_its_units = np.array(affine, dtype=np.float64)
+    in_its_units[:3] /= millimetres(source.header)
+    return source.affine if np.allclose(in_its_units, source.affine, rtol=1e-6, atol=1e-9) else in_its_units
 
 
 def on_grid(tensor: torch.Tensor, affine: torch.Tensor, like: MetaTensor) -> MetaTensor:
@@ -95,6 +132,17 @@ def reordered(
     return result.flip([n + 1 for n in flipped])
 
 
+def _read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a file's voxels are above 0, and its affine in mm."""
+    if path.lower().endswith((".nii", ".nii.gz")):
+        image = load_nifti(path)
+        affine = np.array(image.affine, dtype=np.float64)
+        affine[:3] *= millimetres(image.header)
+        return torch.from_numpy(np.asarray(image.dataobj) > 0), torch.from_numpy(affine)
+    image = LoadImage(image_only=True, ensure_channel_first=False)(path)
+    return image.as_tensor() > 0, image.affine
+
+
 def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
     """A mask by its own affine, in the order of an image's voxels.
 
@@ -117,11 +165,10 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file.")
     try:
-        loaded = LoadImage(image_only=True, ensure_channel_first=False)(path)
+        voxels, own = _read(str(path))
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise ValueError(f"{path}: can't be read as a mask ({lines[0] if lines else type(error).__name__}).") from error
-    voxels = loaded.as_tensor() > 0
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     while voxels.ndim < 3:
@@ -135,7 +182,7 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
         order = torch.linalg.solve(torch.as_tensor(like.meta["input_affine"], dtype=torch.float64), affine)
         grids.append(torch.as_tensor(like.meta["header_affine"], dtype=torch.float64) @ order)
     for grid in grids:
-        mask = reordered(voxels[None], loaded.affine, grid, like.shape[1:])
+        mask = reordered(voxels[None], own, grid, like.shape[1:])
         if mask is not None:
             return on_grid(mask.contiguous(), affine, like)
     raise ValueError(

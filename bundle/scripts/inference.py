@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sys
 import time
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from .bundle import bundle_version, not_together, weights_digest
 from .command import cause_of, is_true
+from .geometry import affine_like, load_nifti
 from .inputs import SUFFIXES
 from .overview import draw_overview
 from .postprocessing import LESION, NOT_ASSESSED
@@ -35,7 +37,6 @@ GRID = (
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
 """The fields of a NIfTI header that say where its voxels lie."""
-MM = {"meter": 1000.0, "micron": 0.001}
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 
 
@@ -73,8 +74,9 @@ class VolumeDataset(IterableDataset):
                 self.report.failed(item, error)
                 continue
             warnings = [*item.get("warnings", []), *data.get("warnings", [])]
+            # sentences don't go through the loader, which makes batches of what it is given
             self.report.begin(item, time.perf_counter() - start, [*self.report.warnings, *warnings])
-            yield {k: data[k] for k in ("image", "input_brain", "input_image")}
+            yield {k: data[k] for k in ("image", "input_brain", "input_image", "bias_field") if k in data}
 
 
 class Report:
@@ -167,10 +169,16 @@ class Report:
         self._current = {"item": item, "seconds": {"preprocessing": seconds}, "warnings": [*warnings]}
 
     def failed(self, item: dict[str, Any], error: Exception) -> None:
-        """A volume could not be processed; what lay there of older results is replaced by a record that says so."""
+        """A volume could not be processed; what lay there of older results is replaced by a record that says so.
+
+        Raises:
+            ValueError: the disk is full, which is no fault of the volume's and would be that of all others.
+        """
         self._current = {}
         cause = cause_of(error)
         reason = str(cause) or type(cause).__name__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{item['name']}: {reason}. Make room; the same command goes on.") from error
         if not isinstance(cause, (ValueError, OSError)):  # a fault of the program's
             tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
         tqdm.write(f"FAILED {item['name']}: {reason}")
@@ -284,7 +292,8 @@ def description(part: Any, _known: tuple[int, ...] = ()) -> Any:
 
 def code_digest() -> str:
     """The SHA-256 of the bundle's own code, which its version alone does not tell while it is worked on."""
-    return digest_of_json([digest_of(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
+    files = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".json"))
+    return digest_of_json([digest_of(path) for path in files])
 
 
 def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> None:
@@ -294,7 +303,7 @@ def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> No
     hold the patient's name.
 
     Args:
-        image: with its affine in mm, or as that file has it.
+        image: with its affine in mm.
         source: the path of that file, or of one file a channel.
         path: what to write.
     """
@@ -307,13 +316,9 @@ def save_nifti(image: MetaTensor, source: str | Sequence[str], path: Path) -> No
     header.set_qform(affine, "unknown")  # the voxel sizes
     header.set_sform(affine, "aligned")
     if first.lower().endswith(SUFFIXES):
-        original = nib.load(first).header
-        own = original.get_best_affine()
-        unit = MM.get(original.get_xyzt_units()[0], 1.0)
-        for stored in (affine, np.diag([1 / unit] * 3 + [1]) @ affine):
-            if np.allclose(stored, own, rtol=1e-4, atol=1e-4 / unit):
-                affine = own
-                for field in GRID:
-                    header[field] = original[field]
+        original = load_nifti(first)
+        affine = affine_like(affine, original)
+        for field in GRID:
+            header[field] = original.header[field]
     header.set_data_dtype(array.dtype)
     nib.save(nib.Nifti1Image(array, affine, header), path)

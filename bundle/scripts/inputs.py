@@ -45,7 +45,8 @@ def find_inputs(
         ValueError: no path, nothing there, or a datalist that can't be read.
     """
     if not isinstance(path, str):
-        got = "" if path is None else f", got {path!r}; of a path, write ./{path}"
+        number = f", got {path!r}; of a path, write ./{path}"
+        got = "" if path is None else ", got no value" if path is True else number
         raise ValueError(f"--input PATH is needed: a NIfTI file, a folder of them or a JSON datalist{got}.")
     source = Path(path)
     if source.is_dir():
@@ -125,13 +126,13 @@ def _files(source: Path, left_out: defaultdict[str, list[str]]) -> Iterator[Path
             continue
         seen.add((status.st_dev, status.st_ino))
         if folder != source and is_result(folder):
-            left_out["results of ours"].append(name)
+            left_out["of our own results"].append(name)
             continue
         for entry in entries:
             if entry.name.startswith("."):
-                if entry.name.lower().endswith(SUFFIXES) or entry.is_dir():
+                if entry.name.lower().endswith(SUFFIXES) or os.path.isdir(entry.path):
                     left_out["hidden"].append(Path(name, entry.name).as_posix())
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):  # unlike the entry's own, of a link to itself too
                 (linked if entry.is_symlink() else waiting).append(Path(entry.path))
             else:
                 found.append(Path(entry.path))
@@ -140,16 +141,16 @@ def _files(source: Path, left_out: defaultdict[str, list[str]]) -> Iterator[Path
 
 def _of_datalist(source: Path) -> list[dict[str, Any]]:
     try:
-        # Windows' editors begin a file with a byte order mark
-        content = json.loads(source.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
+        # of bytes, it knows the byte order marks and the UTF-16 of Windows' programs
+        content = json.loads(source.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{source}: can't be read as a JSON datalist ({error}).") from error
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content) or not content:
         raise ValueError(f'{source}: a datalist is a list of items such as {{"image": "flair.nii.gz"}}.')
     items = []
     for n, entry in enumerate(content):
         subject = entry.get("subject")
-        named = isinstance(subject, (str, int, float)) and not isinstance(subject, bool)
+        named = isinstance(subject, (str, int, float)) and not isinstance(subject, bool) and subject != ""
         item: dict[str, Any] = {"image": None, "name": str(subject) if named else f"item-{n}"}
         try:
             item |= _item(entry, source.parent)
@@ -169,7 +170,7 @@ def _item(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
         if value is None and field != "image":
             continue
         paths: list[Any] = value if isinstance(value, list) and field == "image" else [value]
-        if not paths or not all(isinstance(p, str) and p for p in paths):
+        if not paths or not all(_is_path(p) for p in paths):
             allowed = "a path, or a list of paths, one a channel" if field == "image" else "a path"
             raise ValueError(f"{field!r} must be {allowed}, got {json.dumps(value)}.")
         paths = [str(folder / p) for p in paths]
@@ -177,7 +178,7 @@ def _item(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     subject = entry.get("subject")
     if isinstance(subject, (dict, list, bool)):
         raise ValueError(f"'subject' must be a text, got {json.dumps(subject)}.")
-    if subject is None:
+    if subject in (None, ""):
         first = entry["image"][0] if isinstance(entry["image"], list) else entry["image"]
         item["name"] = stem(first)
     spacing = entry.get("spacing")
@@ -186,6 +187,13 @@ def _item(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise ValueError(f"'spacing' must be three voxel sizes in mm above 0, got {json.dumps(spacing)}.")
         item["spacing"] = spacing
     return item
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value) and value != ""
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_positive(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,25 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from monai.data import MetaTensor
 
 from .geometry import axial, axial_index, load_mask
 from .postprocessing import LESION
 
+AMBER = "#ffb000"
+
 
 def _axial(image: MetaTensor) -> np.ndarray:
     """``(X, Y, Z)`` of the first channel, left, posterior, superior: as radiologists look at it once transposed."""
-    return axial(image[:1].float())[0].as_tensor().numpy()
+    return np.nan_to_num(axial(image[:1].float())[0].as_tensor().numpy(), posinf=0, neginf=0)
 
 
 def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path: Path, num_slices: int = 5) -> None:
     """Draw the assessed slices with the highest scores: input, counterfactual if any, map, mask, truth if known.
 
     Args:
-        result: of one volume, after `RestoreGridd`.
+        result: of one volume, after `RestoreGridd`; its ``warnings`` stand at the top.
         truth: path of a lesion mask on the input's grid, see `geometry.load_mask`, if there is one.
         name: for the title.
         path: of the PNG.
@@ -46,14 +50,24 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     titles = ["Input", *(["Healthy counterpart"] if healthy is not None else []), "Anomaly map", "Marked lesion"]
     titles += ["Radiologist's mask"] if truth else []
     at = {title: column for column, title in enumerate(titles)}
-    head = image > image.mean() * 0.5
+    # a spike or a padding value must not hide the head
+    levels = np.clip(image, *np.percentile(image, [0.5, 99.5])) - np.percentile(image, 0.5)
+    head = levels > levels.mean() * 0.5
     x, y = (np.flatnonzero(head.any(axis=other)) for other in ((1, 2), (0, 2)))
     box = (slice(x[0], x[-1] + 1), slice(y[0], y[-1] + 1))
     width, height = (float(n) * s for n, s in zip((x[-1] - x[0] + 1, y[-1] - y[0] + 1), spacing[:2], strict=True))
-    figure = Figure(
-        (2.2 * len(titles), 2.2 * height / width * max(len(rows), 1) + 0.8), facecolor="black", layout="constrained"
-    )
+    # one line has room for 13 letters an inch
+    warned = [
+        line
+        for warning in result.get("warnings", ())
+        for line in textwrap.wrap(f"WARNING: {warning}", round(13 * 2.2 * len(titles)))
+    ]
+    top = 0.3 + 0.19 * len(warned)
+    size = (2.2 * len(titles), 2.2 * height / width * max(len(rows), 1) + 0.8 + top)
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - top / size[1]))
+    figure = Figure(size, facecolor="black", layout=layout)
     FigureCanvasAgg(figure)
+    figure.text(0.01, 1 - 0.3 / size[1], "\n".join(warned), color=AMBER, fontsize=9, va="top", linespacing=1.3)
     axes = figure.subplots(max(len(rows), 1), len(titles), squeeze=False)
     low, high = np.percentile(image[head], [1, 97])
     limit = max(float(np.nanmax(a, initial=0)), 1e-3)
@@ -83,6 +97,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.015, pad=0.005)
         bar.ax.tick_params(colors="white", labelsize=6)
         bar.set_label("anomaly", color="white", fontsize=6)
-    figure.suptitle(f"{name}   (the patient's right is on the left)", color="white", fontsize=9)
+    title = f"{name}   (the patient's right is on the left)"
+    figure.text(0.5, 1 - 0.05 / size[1], title, color="white", fontsize=9, ha="center", va="top")
     figure.supxlabel("Research software, not for clinical use", color="#aaaaaa", fontsize=7)
     figure.savefig(path, dpi=110, facecolor="black")

@@ -218,6 +218,7 @@ class RestoreGridd(MapTransform):
             raise ValueError(f"{self.mask_key} must lie on the grid of {self.input_key}, in any order of the axes.")
         assessed = torch.as_tensor(pred["assessed"]).cpu()
         scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
+        scale = scale * torch.as_tensor(d.get("bias_field", 1.0)).cpu()
         changed = torch.zeros(0, *image.shape[1:])
         if "counterfactual" in pred:
             changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale

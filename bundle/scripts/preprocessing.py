@@ -1,4 +1,4 @@
-"""From what a scanner gives to what the networks take: checked, brain-extracted, resampled, normalised, cropped."""
+"""From a loaded volume to what the networks take: brain-extracted, resampled, normalised, cropped."""
 
 from __future__ import annotations
 
@@ -14,124 +14,24 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform, ResizeWithPadOrCrop
+from monai.transforms import MapTransform, ResizeWithPadOrCrop
 from monai.transforms.utils import generate_spatial_bounding_box, scale_affine
+from scipy import ndimage
 
-from .bundle import autocast, bundle_version, check_number, fastest_precision
-from .geometry import checked_spacing, load_mask, on_grid
+from .bundle import autocast, bundle_version, check_number, default_device, fastest_precision
+from .geometry import load_mask, on_grid
+from .intensities import stripped_foreground
+from .loading import InvalidImageError
 
 logger = logging.getLogger(__name__)
 
 BACKGROUND = -1.0
 """The value of everything outside the brain on the networks' intensity scale [-1, 1]."""
-
-
-class InvalidImageError(ValueError):
-    """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
-
-
-def _name(paths: Sequence[Any]) -> str:
-    return ", ".join(str(p) for p in paths)
-
-
-class LoadVolumed(MapTransform):
-    """Load one volume per key as float32 ``(C, X, Y, Z)`` with its affine, or say clearly why it can't be used.
-
-    The value of a key is a path, or a list of paths with one file a channel. A 4D file holds its channels last.
-
-    Args:
-        keys: the keys to load.
-        channels: number of channels an image must have.
-        min_size: fewest voxels along every in-plane axis.
-
-    An item may carry ``spacing``, three voxel sizes in mm along the file's axes, for files whose header is known to be
-    wrong; it replaces the header's and keeps its directions.
-
-    Raises:
-        InvalidImageError: missing or unreadable file, no orientation, wrong number of dimensions or channels, channels
-            on different grids, too few voxels, NaN or infinity, a constant channel.
-    """
-
-    def __init__(self, keys: KeysCollection, channels: int = 1, min_size: int = 32) -> None:
-        super().__init__(keys)
-        self.channels = channels
-        self.min_size = min_size
-        self._read = LoadImage(image_only=True, ensure_channel_first=False, dtype=np.float32)
-
-    def _load(self, path: str) -> MetaTensor:
-        if not Path(path).exists():
-            raise InvalidImageError(f"{path}: no such file.")
-        try:
-            if str(path).endswith((".nii", ".nii.gz")):
-                header = nib.load(path).header
-                if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
-                    raise InvalidImageError(
-                        f"{path}: its orientation is unknown (qform_code and sform_code are 0); set one of them."
-                    )
-            image = self._read(path)
-        except InvalidImageError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().splitlines()
-            raise InvalidImageError(
-                f"{path}: can't be read as an image ({reason[0] if reason else type(error).__name__})."
-            ) from error
-        return image
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            paths = [str(p) for p in d[key]] if isinstance(d[key], (list, tuple)) else [str(d[key])]
-            d[key] = self._assemble([self._load(p) for p in paths], paths, d.get("spacing"))
-        return d
-
-    def _assemble(self, images: list[MetaTensor], paths: list[str], spacing: Sequence[float] | None) -> MetaTensor:
-        for image, path in zip(images, paths, strict=True):
-            if image.ndim not in ((3, 4) if len(paths) == 1 else (3,)):
-                raise InvalidImageError(
-                    f"{path}: has {image.ndim} dimensions {tuple(image.shape)}; allowed are a 3D volume (a radiograph: one "
-                    "slice) or, for several channels, one 3D file each or one 4D file with the channels last."
-                )
-            if image.shape[:3] != images[0].shape[:3] or not np.allclose(image.affine, images[0].affine, atol=1e-3):
-                raise InvalidImageError(
-                    f"{path}: lies on another grid than {paths[0]} (shape {tuple(image.shape[:3])} against "
-                    f"{tuple(images[0].shape[:3])}, or another affine); resample the sequences to one grid first."
-                )
-        first = images[0]
-        array = first.moveaxis(-1, 0) if first.ndim == 4 else torch.stack([i.as_tensor() for i in images])
-        volume = torch.as_tensor(array).contiguous()
-        if volume.shape[0] != self.channels:
-            raise InvalidImageError(
-                f"{_name(paths)}: has {volume.shape[0]} channel(s), the model takes {self.channels}; "
-                "give one file a channel, or one 4D file."
-            )
-        affine = torch.as_tensor(first.affine, dtype=torch.float64)
-        if not bool(torch.isfinite(affine).all()) or abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-6:
-            raise InvalidImageError(f"{_name(paths)}: its affine is singular, so position and orientation are unknown.")
-        if sorted(volume.shape[1:])[1] < self.min_size:
-            raise InvalidImageError(
-                f"{_name(paths)}: is only {tuple(volume.shape[1:])} voxels, at least two axes need {self.min_size}."
-            )
-        if not bool(torch.isfinite(volume).all()):
-            bad = int((~torch.isfinite(volume)).sum())
-            raise InvalidImageError(f"{_name(paths)}: {bad} voxels are NaN or infinite; every voxel must be finite.")
-        for channel, path in zip(volume, paths * volume.shape[0], strict=False):
-            if float(channel.min()) == float(channel.max()):
-                raise InvalidImageError(
-                    f"{path}: is constant ({float(channel.min()):g} everywhere), there is no image in it."
-                )
-        header = {}
-        if spacing is not None:
-            header["header_affine"] = affine.clone()
-            affine[:3, :3] *= checked_spacing(spacing) / torch.linalg.norm(affine[:3, :3], dim=0)
-        meta = {"filename_or_obj": _name(paths), "input_affine": affine.clone(), **header}
-        return MetaTensor(volume, affine=affine, meta=meta)
 
 
 @lru_cache(maxsize=1)
@@ -163,25 +63,42 @@ class ExtractBraind(MapTransform):
     """Add ``brain``, a uint8 mask ``(1, X, Y, Z)`` on the grid of the first key, by HD-BET.
 
     HD-BET was trained on T1, T1 with contrast, T2 and FLAIR of patients with and without brain tumours, and works on one
-    3D volume resampled to 1.5 mm. Only the first channel is used. Where an item already has ``brain`` (a mask's path),
-    that one is loaded instead, for data that were brain-extracted before.
+    3D volume resampled to 1.5 mm. Only the first channel is used. It fails on images without a skull: where an item has
+    ``foreground`` (see `intensities.RepairIntensitiesd`) that is the brain. Where it has ``brain`` (a mask's path), that one
+    is loaded instead.
+
+    Voxels ``missing`` at the brain's surface are no brain.
 
     Args:
         keys: the image, already in the order left, posterior, superior ("LPS").
         device: where the network runs; by default a GPU if there is one.
+        precision: "float32", "bfloat16" or "float16"; by default the fastest on that device.
         cache_dir: keep masks in this folder and find them again by the image's content; by default nothing is kept.
 
     Raises:
-        InvalidImageError: no brain was found.
+        InvalidImageError: no brain was found, or voxels within it are missing.
         ValueError: the brain mask given can't be used, see `geometry.load_mask`.
     """
 
     spacing = 1.5
     divisor = 16
+    max_voxels = 200**3
+    """A head of 30 cm at `spacing`. One that is larger by its header is taken as smaller, not as a request for memory."""
+    max_empty = 0.05
+    """Of HD-BET's mask, exactly as the background: in whole heads it is up to 0.02, in stripped ones 0.10 to 0.54."""
+    surface = 5.0
+    """mm below which a missing voxel lies within the brain."""
 
-    def __init__(self, keys: KeysCollection, device: str | None = None, cache_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        device: torch.device | str | None = None,
+        precision: str | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
         super().__init__(keys)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = str(device or default_device())
+        self.precision = precision or fastest_precision(self.device)
         self.cache_dir = Path(cache_dir) if cache_dir else None
 
     def load(self) -> None:
@@ -191,23 +108,44 @@ class ExtractBraind(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image = d[self.keys[0]]
-        brain = d.get("brain")
-        if brain is None:
-            mask = self._cached(image) if self.cache_dir else self._segment(image)
-        else:
+        name = image.meta["filename_or_obj"]
+        brain, foreground = d.get("brain"), d.pop("foreground", None)
+        if brain is not None:
             mask = load_mask(brain, image).as_tensor()
+        elif foreground is not None:
+            mask = foreground
+        else:
+            mask = self._without_air(image, self._cached(image) if self.cache_dir else self._segment(image))
         if not bool(mask.any()):
-            raise InvalidImageError(
-                f"{image.meta['filename_or_obj']}: no brain was found; is it a head MR with true voxel sizes?"
-            )
+            raise InvalidImageError(f"{name}: no brain was found; is it a head MR with true voxel sizes?")
+        missing = d.pop("missing", None)
+        if missing is not None and bool((missing & mask).any()):
+            sampling = image.pixdim.tolist()[:2]
+            for m, lost in zip(mask[0].movedim(-1, 0), missing[0].movedim(-1, 0), strict=True):
+                depth = ndimage.distance_transform_edt(np.pad(m.numpy(), 1), sampling=sampling)[1:-1, 1:-1]
+                if bool(lost[torch.from_numpy(depth > self.surface)].any()):
+                    raise InvalidImageError(
+                        f"{name}: {int((missing & mask).sum())} voxels within the brain are NaN, infinite or padding; every "
+                        "voxel of the brain must have a value."
+                    )
+            mask = mask & ~missing
         d["brain"] = on_grid(mask.to(torch.uint8), image.affine, image)
         return d
+
+    def _without_air(self, image: MetaTensor, mask: torch.Tensor) -> torch.Tensor:
+        """HD-BET's mask, or the foreground if much of that mask is as empty as the air: the skull was gone, at any scale."""
+        foreground = stripped_foreground(image[0].as_tensor().numpy(), image.pixdim.tolist(), max_area=float("inf"))
+        if foreground is None:
+            return mask
+        inside = torch.from_numpy(foreground)[None]
+        empty = float((mask & ~inside).sum()) / max(int(mask.sum()), 1)
+        return inside if empty > self.max_empty else mask
 
     def _cached(self, image: MetaTensor) -> torch.Tensor:
         assert self.cache_dir is not None
         # what the mask depends on: the voxels, their size, and by what it is computed
         about = (tuple(image.shape), image.pixdim.tolist(), bundle_version(), torch.device(self.device).type)
-        content = repr((*about, fastest_precision(self.device))).encode() + image.as_tensor()[:1].numpy().tobytes()
+        content = repr((*about, self.precision)).encode() + image.as_tensor()[:1].numpy().tobytes()
         path = self.cache_dir / f"brain-{hashlib.sha256(content).hexdigest()[:16]}.npz"
         try:
             return torch.from_numpy(np.load(path)["mask"])
@@ -232,14 +170,16 @@ class ExtractBraind(MapTransform):
         lower, upper = generate_spatial_bounding_box(volume, lambda v: v > v.mean() * 0.5, margin=3)
         box = (slice(None), *(slice(max(a, 0), b) for a, b in zip(lower, upper, strict=True)))
         x = volume[box][None].to(self.device)
-        size = [max(1, round(n * s / self.spacing)) for n, s in zip(x.shape[2:], image.pixdim.tolist(), strict=True)]
+        extent = [n * s for n, s in zip(x.shape[2:], image.pixdim.tolist(), strict=True)]
+        spacing = max(self.spacing, (float(np.prod(extent)) / self.max_voxels) ** (1 / 3))
+        size = [max(1, round(e / spacing)) for e in extent]
         x = F.interpolate(x, size, mode="trilinear")
         x = (x - x.mean()) / x.std().clamp_min(1e-6)
         # HD-BET reads (z, y, x)
         x = x.permute(0, 1, 4, 3, 2)
         padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % self.divisor)]
         padded = F.pad(x, padding).contiguous(memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), autocast(self.device, fastest_precision(self.device)):
+        with torch.inference_mode(), autocast(self.device, self.precision):
             p = _hd_bet(self.device)(padded)[:, 1:2, : x.shape[2], : x.shape[3], : x.shape[4]].float()
         p = F.interpolate(p.permute(0, 1, 4, 3, 2), volume[box].shape[1:], mode="trilinear")
         mask = torch.zeros_like(volume, dtype=torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,8 @@ class Results:
             return []
         except (OSError, ValueError, AttributeError):
             ours = False
-        return [] if ours else [f"{path}: is not of this version; move it away, or give another --output_dir."]
+        wrong = "can't be read as one of this version"
+        return [] if ours else [f"{path}: {wrong}; move it away, or give another --output_dir."]
 
     def _open(self) -> None:
         """Make the hidden folder that this run writes in, and remove those of runs that were killed."""
@@ -203,7 +204,10 @@ class Results:
                     shutil.rmtree(folder)
 
     def _remove(self, left: Path) -> None:
-        """Remove what a killed run left behind; leave what a living one needs, or what is not ours."""
+        """Remove what a run left behind; leave what a living one needs, or what is not ours.
+
+        Older results come back that were moved aside when it was stopped between two renames.
+        """
         if left.is_symlink() or not left.is_dir() or not (left / "lock").is_file():
             return
         if not {entry.name for entry in os.scandir(left)} <= {"lock", "volume", "old"}:
@@ -223,14 +227,11 @@ class Results:
         """Write the summary and remove what this run no longer needs."""
         if self._part is None:
             return
-        self.compose()
-        self._alive.release()
-        for name in ("lock", "volume"):
-            path = self._part / name
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        with suppress(OSError):  # older results, where Ctrl-C came between two renames: the next run brings them back
-            self._part.rmdir()
-        self._part = None
+        part, self._part = self._part, None
+        with self._lock:
+            self._alive.release()
+            self._remove(part)
+            self.compose()
 
     def _choose(self, item: Mapping[str, Any], taken: set[str]) -> tuple[str, str | None]:
         """The name of an item's folder, and what is wrong with that."""
@@ -254,6 +255,8 @@ class Results:
 
     def _in_the_way(self, folder: Path) -> str | None:
         record = _read(folder)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            return "must not be written"
         strangers = _strangers(folder, record) if record else []
         return f"holds {_some(strangers)}, which is not as it was written by this program" if strangers else None
 
@@ -321,11 +324,13 @@ class Results:
         whole |= {"recipe_digest": self.recipe, **record}
         whole["files"] = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
         with self._lock:
-            n = 2
-            while not self._clear(self.output_dir / whole["name"], item):
-                whole["name"], n = f"{item['name']}-{n}", n + 1
+            for n in itertools.count(2):
+                # before the older results are moved: the disk may be full
+                (folder / RECORD).write_text(json.dumps(whole, indent=2), "utf-8")
+                if self._clear(self.output_dir / whole["name"], item):
+                    break
+                whole["name"] = f"{item['name']}-{n}"
             item["name"] = whole["name"]
-            (folder / RECORD).write_text(json.dumps(whole, indent=2), "utf-8")
             os.replace(folder, self.output_dir / whole["name"])
             shutil.rmtree(self._part / "old", ignore_errors=True)
         if time.monotonic() >= self._next:
@@ -363,7 +368,7 @@ class Results:
             volumes = [{k: v for k, v in r.items() if k not in ("made_by", "files")} for r in records]
             content = {"made_by": MADE_BY, "warning": "Research software, not for clinical use.", "volumes": volumes}
             write(self.output_dir / "summary.json", json.dumps(content, indent=2).encode())
-            write(self.output_dir / "summary.csv", _csv(records).encode())
+            write(self.output_dir / "summary.csv", _csv(records).encode(errors="backslashreplace"))
         now = time.monotonic()
         self._next = now + max(self.interval, 20 * (now - start))
 
@@ -386,6 +391,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _safe(name: str) -> str:
     """One visible folder, inside the output folder, that every file system takes and that is no file of ours."""
+    name = re.sub("[\ud800-\udfff]", "_", name)  # a file's name need not be text
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
     name = re.sub(r'[\x00-\x1f<>:"|?*]', "_", "-".join(parts)).lstrip(". ").rstrip(". ") or "volume"
     if name.casefold() in ("summary.json", "summary.csv", "summary.json.part", "summary.csv.part"):

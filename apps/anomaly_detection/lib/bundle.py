@@ -233,7 +233,9 @@ class Bundle:
             options[name] = int(number) if isinstance(default, int) else number
         return options
 
-    def __call__(self, paths: Sequence[str], options: Mapping[str, float], mode: str = FULL) -> dict[str, Any]:
+    def __call__(
+        self, paths: Sequence[str], options: Mapping[str, float], mode: str = FULL, allow_any_image: bool = False
+    ) -> dict[str, Any]:
         """Process one study.
 
         Args:
@@ -241,10 +243,12 @@ class Bundle:
                 the first are resampled to it.
             options: see `checked_options`.
             mode: one of `modes`.
+            allow_any_image: run what is no MR image of a head too, with a warning.
 
         Returns:
             What the bundle's postprocessing gives, all on the grid of the first volume: ``pred``, ``anomaly_map``,
-            ``counterfactual`` (not from a preview) and ``slices``; and ``seconds``, the time for "preprocessing", "networks"
+            ``counterfactual`` (not from a preview) and ``slices``; ``warnings``, sentences that say why it may be wrong;
+            and ``seconds``, the time for "preprocessing", "networks"
             and "postprocessing", and ``transforms``, that for each of the preprocessing's.
 
         Raises:
@@ -261,15 +265,16 @@ class Bundle:
             except (RuntimeError, ValueError) as error:
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, reason(error)) from error
             files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
-            key = (mode, files, *((k, v) for k, v in options.items() if k != "threshold"))
+            inputs_key = (allow_any_image, files)
+            key = (mode, *inputs_key, *((k, v) for k, v in options.items() if k != "threshold"))
             seconds = {"preprocessing": 0.0, "networks": 0.0}
             transforms: dict[str, float] = {}
             start = perf_counter()
             try:
                 if key not in self._studies:
-                    if files not in self._inputs:
-                        _keep(self._inputs, files, self._preprocessed(paths, transforms))
-                    data = dict(self._inputs[files])
+                    if inputs_key not in self._inputs:
+                        _keep(self._inputs, inputs_key, self._preprocessed(paths, transforms, allow_any_image))
+                    data = dict(self._inputs[inputs_key])
                     seconds["preprocessing"] = perf_counter() - start
                     start = perf_counter()
                     inputs = data["image"].as_tensor()[None].to(self.device)
@@ -303,10 +308,13 @@ class Bundle:
             result["seconds"], result["transforms"] = seconds, transforms
             return result
 
-    def _preprocessed(self, paths: Sequence[str], transforms: dict[str, float]) -> dict[str, Any]:
+    def _preprocessed(
+        self, paths: Sequence[str], transforms: dict[str, float], allow_any_image: bool
+    ) -> dict[str, Any]:
         """The networks' input; the seconds of each step go into `transforms`."""
         with on_one_grid(paths) as volumes:
             data: dict[str, Any] = {"image": volumes[0] if len(volumes) == 1 else volumes}
+            data["allow_any_image"] = allow_any_image
             for transform in self._loaded[FULL]["preprocessing"].transforms:
                 proceed()
                 begin = perf_counter()

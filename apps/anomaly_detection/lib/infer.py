@@ -70,9 +70,9 @@ class AnomalyInferTask(InferTask):
         mode: one of the bundle's.
 
     `__call__` takes MONAI Label's request and returns the path of the label map and, as ``params``, the scores: ``result``
-    holds ``score`` and ``p_diseased`` of the volume (its highest slice's; None if no slice was assessed), ``lesion_ml`` and
-    ``not_assessed_slices`` (their numbers in the file); at the top level, where MONAI Label's own tasks have it, stands
-    the same and ``slices``.
+    holds ``score`` and ``p_diseased`` of the volume (its highest slice's; None if no slice was assessed), ``lesion_ml``,
+    ``not_assessed_slices`` (their numbers in the file) and ``warnings`` (sentences that say why it may be wrong); at
+    the top level, where MONAI Label's own tasks have it, stands the same and ``slices``.
 
     Raises:
         MONAILabelException: INVALID_INPUT, an option or a volume can't be used; the message says why and what is allowed.
@@ -162,7 +162,7 @@ class AnomalyInferTask(InferTask):
         options = self.bundle.checked_options(request, self.mode)
         image = request["image"]
         paths = [image] if isinstance(image, str) else list(image)
-        result = self.bundle(paths, options, self.mode)
+        result = self.bundle(paths, options, self.mode, allow_any_image(request))
         start = perf_counter()
         labels = self.view(result, self.bundle.options(self.mode)["threshold"])
         file = write(MetaTensor(labels[None], affine=result["pred"].affine), paths[0], extension, dtype)
@@ -204,7 +204,7 @@ def allow_any_image(request: Mapping[str, Any]) -> bool:
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of a volume: its highest slice's, and the volume of what is marked."""
+    """The scores of a volume: its highest slice's, the volume of what is marked, and the warnings."""
     assessed = [s for s in result["slices"] if s["assessed"]]
     voxel_ml = float(abs(torch.linalg.det(result["pred"].affine[:3, :3]))) / 1000
     return {
@@ -212,6 +212,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
         "lesion_ml": float((result["pred"] == LESION).sum()) * voxel_ml,
         "not_assessed_slices": [s["slice"] for s in result["slices"] if not s["assessed"]],
+        "warnings": list(result.get("warnings", [])),
         "slices": result["slices"],
     }
 

@@ -23,7 +23,7 @@ RETRIEVE = re.compile(
 )
 STORE = re.compile(rf"studies(?:/{_UID})?")
 """The resources of DICOM PS3.18, chapter 10; bulk data as Orthanc and others name it."""
-ASKED = ("accept", "accept-encoding", "content-type", "content-length")
+ASKED, BODY = (b"accept", b"accept-encoding"), (b"content-type", b"content-length")
 ANSWERED = ("content-type", "content-length", "content-encoding", "cache-control", "etag", "last-modified", "warning")
 
 
@@ -72,8 +72,12 @@ def dicom_proxy(timeout: httpx.Timeout) -> APIRouter:
             return PlainTextResponse("This is no DICOMweb request.", 404)
         if not server.startswith(("http://", "https://")):
             return PlainTextResponse("The studies of this server are in a folder; there is no DICOM server.", 404)
-        url = httpx.URL(f"{server}/{target}").copy_with(query=request.scope["query_string"] or None)
-        headers = {"accept-encoding": "identity"} | {k: v for k in ASKED if (v := request.headers.get(k)) is not None}
+        query = request.scope["query_string"].replace(b"#", b"%23")
+        url = httpx.URL(f"{server}/{target}").copy_with(query=query or None)
+        asked = dict(request.headers.raw)
+        # of two lengths, the one in chunks is right
+        passed = ASKED if request.method == "GET" else (*ASKED, *BODY[: 1 if b"transfer-encoding" in asked else 2])
+        headers = {b"accept-encoding": b"identity"} | {k: asked[k] for k in passed if k in asked}
         content = request.stream() if request.method == "POST" else None
         try:
             answer = await client.send(

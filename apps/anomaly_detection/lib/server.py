@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Coroutine
 from functools import wraps
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
+import psutil
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import (
@@ -51,6 +54,7 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.utils import background_executors, background_processes, stop_background_task
 from monailabel.utils.others.generic import remove_file
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -60,7 +64,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.bundle import Abandoned, abandoned, out_of_memory
 from lib.proxy import dicom_proxy
-from lib.studies import plain
+from lib.studies import holds_itself, plain
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +84,11 @@ CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 """So long the DICOM server may take to accept a connection, and between two pieces of an answer."""
 INFER_THREADS, OTHER_THREADS = 100, 100
 """So many requests may wait at once, for the networks, and for the DICOM server or a disk; the next ones queue."""
+SERVER = "ANOMALY_DETECTION_SERVER"
+"""The server's process id, in the environment of those that it begins."""
+CHECK_SUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]*")
+MAX_TASK = 100_000
+"""Characters of a task's request: Linux takes no longer argument of a command than 128 KiB."""
 CHOICES = {
     activelearning: ("strategy", "_strategies"),
     scoring: ("method", "_scoring_methods"),
@@ -120,6 +129,8 @@ async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error.detail, str):
             error.detail = without_paths(error.detail)
         return await http_exception_handler(request, error)
+    if isinstance(error, RequestValidationError):  # without what was sent: it may be large, or no JSON
+        return JSONResponse({"detail": [{k: e[k] for k in ("loc", "msg", "type")} for e in error.errors()]}, 422)
     if isinstance(error, MONAILabelException):
         logger.info("%s %s: %s", request.method, request.url.path, error.msg)
         known = isinstance(error, (ImageNotFoundException, LabelNotFoundException))
@@ -250,7 +261,22 @@ def json_object(text: str, name: str) -> dict[str, Any]:
             MONAILabelError.INVALID_INPUT,
             f'{name} must be a JSON object such as {{"threshold": 0.1}}, got {text[:50]}.',
         )
+    finite(value, name)
     return value
+
+
+def finite(value: Any, name: str) -> str:
+    """The value as JSON.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, a number in it is infinite or none: Python reads those, no JSON can hold them.
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"{name} holds a number that is not finite."
+        ) from error
 
 
 def _kept(file: UploadFile, background_tasks: BackgroundTasks) -> str:
@@ -290,6 +316,7 @@ async def infer(
         # MONAI Label's `run_inference` also asks the DICOM server for all studies, whatever it runs on
         instance = app_instance()
         asked = {"model": model, "image": image, **options}
+        plain(str(asked["image"] or "-"), "image id")  # a path would be taken for an upload
         if file:
             asked["image"] = _kept(file, background_tasks)
         elif session_id:
@@ -297,6 +324,8 @@ async def infer(
             if found is None:
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"There is no session {session_id!r}.")
             asked["image"] = found.image
+        if (file or session_id) and os.path.isfile(asked["image"]):
+            holds_itself(asked["image"])
         if output != ResultType.dicom_seg:
             return send_response(instance.datastore(), instance.infer(asked), output, background_tasks)
         result = instance.infer({**asked, "result_extension": ".nii.gz"})
@@ -353,6 +382,12 @@ def _in_thread(
         for name in ("params", "info"):
             if isinstance(kwargs.get(name), str):
                 json_object(kwargs[name], name)
+        if not CHECK_SUM.fullmatch(kwargs.get("check_sum") or ""):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, "check_sum must be SHA256:DIGITS, SHA512: or MD5:."
+            )
+        for upload in kwargs.get("files") or ():
+            plain(upload.filename, "file name")
         if choice:
             _check_choice(choice, kwargs)
         try:
@@ -365,7 +400,7 @@ def _in_thread(
             raise
         if endpoint is datastore.api_download_dataset:
             result.background = BackgroundTask(remove_file, result.path)
-        return _told(result) if choice else result
+        return _told(result) if isinstance(result, dict | list) else result
 
     return run
 
@@ -373,8 +408,15 @@ def _in_thread(
 def _check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
     name, parts = choice
     known = list(getattr(app_instance(), parts))
+    params = given.get("params") or {}
+    for values in (params, *(v for v in params.values() if isinstance(v, dict))):
+        _check_task(values)
+    if len(finite(params, "the request")) > MAX_TASK:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"The request of a task has at most {MAX_TASK} characters."
+        )
     # the body's have the last word
-    for values in (given, given.get("params") or {}):
+    for values in (given, params):
         if name in values and values[name] not in known:
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
@@ -382,13 +424,33 @@ def _check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
             )
 
 
+def _check_task(request: dict[str, Any]) -> None:
+    """MONAI Label begins a process with this: one option is a folder whose code it imports, another one its environment."""
+    if "bundle_path" in request:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, "bundle_path is not allowed; the bundle is chosen when the server starts."
+        )
+    gpus = request.get("gpus")
+    if gpus is not None and not (isinstance(gpus, str) and re.fullmatch(r"[\w,-]*", gpus)):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f'gpus must be "all" or numbers such as "0,1", got {gpus!r}.'
+        )
+
+
 def _told(result: Any) -> Any:
-    """The state of a task without paths in the lines of its log."""
+    """The state of tasks without paths in the lines of their logs, and a session without those of its files."""
     if isinstance(result, list):
         return [_told(task) for task in result]
-    if isinstance(result, dict) and "details" in result:
-        return {**result, "details": [without_paths(line) for line in result["details"]]}
-    return result
+    if not isinstance(result, dict):
+        return result
+    told = dict(result)
+    if "details" in told:
+        told["details"] = [without_paths(line) for line in told["details"]]
+    if "session_info" in told:
+        told["session_info"] = _told(told["session_info"])
+    if "last_access_ts" in told:
+        told |= {key: Path(told[key]).name for key in ("path", "image")}
+    return told
 
 
 def _names(conf: dict[str, str], key: str) -> list[str]:
@@ -413,6 +475,8 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
     if getattr(app.state, "prepared", False):
         return
     app.state.prepared = True
+    os.environ[SERVER] = str(os.getpid())
+    threading.Thread(target=_end_tasks, daemon=True).start()
     conf = instance.conf
     for folder in (instance.studies, instance.app_dir, tempfile.gettempdir(), str(Path.home()), sys.prefix):
         if folder.startswith("/") and folder != "/":
@@ -435,7 +499,7 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
         CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
     )
     app.user_middleware[:] = [cors, guard] if origins else [guard]
-    for error in (MONAILabelException, StarletteHTTPException, Exception):
+    for error in (MONAILabelException, StarletteHTTPException, RequestValidationError, Exception):
         app.add_exception_handler(error, answer)
 
     # replaced here, or of no use: weights are not exchanged over HTTP, and there are no whole slide images
@@ -443,6 +507,8 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
         replaced.router.routes.clear()
     # anybody could make the server load everything anew
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != "/reload"]
+    if not shutil.which("nvidia-smi"):
+        logs.router.routes[:] = [route for route in logs.router.routes if route.path != "/logs/gpu"]
     for part in (activelearning, batch_infer, datastore, info, logs, scoring, session, train):
         for route in part.router.routes:
             route.endpoint = _in_thread(route.endpoint, CHOICES.get(part))
@@ -453,6 +519,30 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
     app.include_router(dicom_proxy(httpx.Timeout(read, connect=connect)))
     # built at the server's first call, before there was an app
     app.middleware_stack = None
+
+
+def _end_tasks() -> None:
+    """Once the server ends, end what it began: it would wait for it."""
+    threading.main_thread().join()
+    for executor in list(background_executors.values()):
+        executor.shutdown(wait=False, cancel_futures=True)
+    for method in list(background_processes):
+        stop_background_task(method)
+
+
+def end_with_server() -> None:
+    """In a process that the server began, for a batch, training or scoring: end with the server, also if that was killed."""
+    if SERVER not in os.environ or os.environ[SERVER] == str(os.getpid()):
+        return
+    server, parent = int(os.environ[SERVER]), os.getppid()
+
+    def watch() -> None:
+        while psutil.pid_exists(server) and os.getppid() == parent:
+            time.sleep(1)
+        logger.warning("the server has ended; so does this")
+        os._exit(1)  # a batch's threads stop for nothing less
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def environment_on_path() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -62,6 +63,7 @@ OTHER_FORMATS = (
     ".png",
     ".tif",
 )
+_ELSEWHERE = re.compile(rb"ElementDataFile\s*[=:](?!\s*LOCAL\s*\n)|\bdata ?file:", re.IGNORECASE)
 STAMP = "stamp"
 """Key in a label's info: size and time of change (ns) of the file that was found to be whole."""
 _FINAL_OF = "final-of-"
@@ -103,6 +105,21 @@ def named_as(name: str) -> tuple[str | None, str]:
     spoken = re.fullmatch("(?!lesion)[a-z0-9]+", folder, re.IGNORECASE)
     sequence = sequence_of(folder) if spoken else None
     return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
+
+
+def holds_itself(path: str | Path) -> None:
+    """Refuse an upload whose header names another file for the voxels: it would be read from this server's disk.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it does.
+    """
+    with open(path, "rb") as file:
+        # the last two lines of the headers of MetaImage and NRRD files, but a reader may find them anywhere
+        elsewhere = os.path.getsize(path) and _ELSEWHERE.search(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if elsewhere:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, "The voxels must be in the file itself; its header names another file."
+        )
 
 
 def split_ending(file: str) -> tuple[str, str]:
@@ -397,6 +414,7 @@ class _Studies(LocalDatastore):
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         name, ext = self._to_id(os.path.basename(image_filename))
         image_id = plain(image_id or name, "image id")
+        holds_itself(image_filename)
         place = Path(self._datastore.image_path()) / f"{image_id}{ext}"
         info = {**(image_info or {}), "ts": int(time.time()), "name": place.name}
 
@@ -418,6 +436,7 @@ class _Studies(LocalDatastore):
             ImageNotFoundException: no such image.
             MONAILabelException: INVALID_INPUT, the label is not fit, see `checked_label`; SERVER_ERROR, the disk is full.
         """
+        holds_itself(label_filename)
         self._keep(plain(image_id, "image id"), {plain(label_tag, "label tag"): (label_filename, label_info)}, {})
         return image_id
 
@@ -1078,15 +1097,15 @@ class DICOMwebStudies(_Studies, DICOMWebDatastore):
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
+        holds_itself(label_filename)
         image = self.get_image_uri(image_id)
         converted = None
         try:
             if label_filename.endswith(".bin"):
                 converted = binary_to_image(image, label_filename)
             file = converted or label_filename
-            self._writer(
-                image_id, plain(label_tag, "label tag"), file
-            )  # refuses what is not fit before anything is sent
+            # refuses what is not fit before anything is sent
+            self._writer(image_id, plain(label_tag, "label tag"), file)
             if label_tag == FINAL:
                 mask, affine = read_volume(file)
                 seg = segmentation(
