@@ -23,6 +23,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import requests
+import torch
 from filelock import FileLock
 from highdicom.seg import Segmentation
 from monai.transforms import LoadImage
@@ -157,37 +158,25 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read."""
+    from scripts.geometry import load_nifti, millimetres
+
     if str(path).lower().endswith((".nii", ".nii.gz")):
-        image = nib.load(path)
-        mm = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
+        image = load_nifti(str(path))
+        mm = millimetres(image.header)
         return image.shape[:3], np.diag([mm, mm, mm, 1.0]) @ image.affine
     array, affine = read_volume(path)
     return array.shape[:3], affine
 
 
 def reordered(array: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
-    """The same voxels ``(X, Y, Z)`` in the order of another affine's axes; None where the two are not one grid.
+    """`scripts.geometry.reordered` of an array ``(X, Y, Z)``: in the order of another affine's axes, None on another grid."""
+    from scripts.geometry import reordered as reordered_tensor  # the bundle is on the path only once it was chosen
 
-    They are one if no corner lies more than a tenth of a voxel off: headers are rounded.
-    """
-    if not np.isfinite([affine, target]).all() or not abs(np.linalg.det(target)) > 0:
+    if not np.isfinite([affine, target]).all():
         return None
-    to_target = np.linalg.solve(target, affine)
-    axes = np.abs(to_target[:3, :3]).argmax(axis=0)
-    if sorted(axes) != [0, 1, 2]:
-        return None
-    order = np.argsort(axes)
-    flipped = [n for n in range(3) if to_target[n, order[n]] < 0]
-    result = array.transpose(order)
-    if result.shape != tuple(shape):
-        return None
-    # the corners, and where there is only one voxel its far side
-    corners = np.array(np.meshgrid(*[(0, max(n - 1, 1)) for n in array.shape], indexing="ij")).reshape(3, -1)
-    there = (to_target[:3, :3] @ corners) + to_target[:3, 3:]
-    expected = corners[order].astype(float)
-    for n in flipped:
-        expected[n] = result.shape[n] - 1 - expected[n]
-    return np.flip(result, tuple(flipped)) if np.abs(there - expected).max() < 0.1 else None
+    array = np.ascontiguousarray(array)
+    voxels = reordered_tensor(torch.from_numpy(array)[None], torch.tensor(affine), torch.tensor(target), shape)
+    return None if voxels is None else voxels[0].numpy()
 
 
 def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | None = None) -> np.ndarray:
