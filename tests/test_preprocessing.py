@@ -259,21 +259,38 @@ def test_assessed_slices_have_half_of_the_largest_area() -> None:
     assert assessed_slices(x, 0.5).tolist() == [[False, False, True, True]]
 
 
-def test_brain_masks_are_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.eye(4), meta={"filename_or_obj": "a"})
-    calls: list[int] = []
+def test_a_brain_is_kept_by_its_image_and_computed_anew_where_the_file_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    computed = []
 
-    def segment(self: ExtractBraind, image: MetaTensor) -> torch.Tensor:
-        calls.append(1)
-        return image.as_tensor() > 0.5
+    def bright(self: ExtractBraind, image: MetaTensor) -> torch.Tensor:
+        computed.append(image)
+        return image.as_tensor()[:1] > 50
 
-    monkeypatch.setattr(ExtractBraind, "_segment", segment)
-    transform = ExtractBraind("image", cache_dir=str(tmp_path))
-    first, second = transform({"image": image})["brain"], transform({"image": image})["brain"]
-    assert len(calls) == 1
-    np.testing.assert_array_equal(first, second)
-    transform({"image": image + 1})
-    assert len(calls) == 2
+    monkeypatch.setattr(ExtractBraind, "_segment", bright)
+    values = torch.rand(1, 8, 9, 7) * 100
+    image = MetaTensor(values, affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
+    extract = ExtractBraind("image", cache_dir=str(tmp_path / "cache"))
+
+    def brain(of: MetaTensor, by: ExtractBraind = extract) -> torch.Tensor:
+        return by({"image": of})["brain"].as_tensor()
+
+    assert torch.equal(brain(image), (values > 50).byte()) and torch.equal(brain(image), brain(image))
+    assert len(computed) == 1
+    brighter = MetaTensor(values + 1, affine=torch.eye(4), meta=image.meta)
+    larger = MetaTensor(values, affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])), meta=image.meta)
+    assert torch.equal(brain(brighter), (values + 1 > 50).byte()) and torch.equal(brain(larger), brain(image))
+    assert len(computed) == 3
+    brain(image, ExtractBraind("image", precision="float32", cache_dir=str(tmp_path / "cache")))
+    brain(image, ExtractBraind("image", precision="bfloat16", cache_dir=str(tmp_path / "cache")))
+    assert len(computed) == 4  # one of the two is the default
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    assert torch.equal(brain(image), (values > 50).byte()) and len(computed) == 5
+    (tmp_path / "file").touch()
+    assert torch.equal(brain(image, ExtractBraind("image", cache_dir=str(tmp_path / "file"))), brain(image))
+    assert "brain masks can't be kept there" in caplog.text and len(computed) == 6
 
 
 def test_hd_bets_weights_are_normal_numbers() -> None:
