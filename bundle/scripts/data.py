@@ -33,12 +33,14 @@ from monai.transforms import Compose
 from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
-from . import preprocessing as _preprocessing
 from .bundle import bundle_version, default_device, fastest_precision
 from .geometry import slice_numbers
 from .preprocessing import assessed_slices
 
 logger = logging.getLogger(__name__)
+
+PREPROCESSING = ("geometry", "intensities", "loading", "preprocessing")
+"""The modules whose code says what the networks' input is."""
 
 EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """The errors of the operating system that are the machine's and not the file's."""
@@ -167,10 +169,10 @@ def fingerprint(items: Any, preprocessing: Compose) -> str:
 
     Args:
         items: JSON, such as datalists; strings that are ``image``, ``brain`` or ``mask`` are paths.
-        preprocessing: its settings count, deeply, and so do the code of `preprocessing`, the versions of bundle and MONAI, and
+        preprocessing: its settings count, deeply, and so do the code of `PREPROCESSING`, the versions of bundle and MONAI, and
             the precision that the brain extraction takes on this machine.
     """
-    code = hashlib.sha256(Path(_preprocessing.__file__).read_bytes()).hexdigest()
+    code = [hashlib.sha256(Path(__file__).with_name(f"{n}.py").read_bytes()).hexdigest() for n in PREPROCESSING]
     made_by = [bundle_version(), monai.__version__, code, fastest_precision(default_device())]
     return json_digest([_identified(items), settings_of(getattr(preprocessing, "transforms", preprocessing)), made_by])
 

@@ -233,6 +233,7 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_on_time)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
         self._checkpoint = Checkpoint(
             {**self.objects, "trainer": engine, "settings": _Settings(self.settings)},
             DiskSaver(str(self.folder), create_dir=True, atomic=True, require_empty=False),
@@ -298,6 +299,13 @@ class ResumableCheckpoint:
             torch.save(weights, partial)
             os.replace(partial, self.final_path)
             logger.info("wrote %s after %d iterations", self.final_path, engine.state.iteration)
+        self._end()
+
+    def _give_up(self, engine: Engine, error: BaseException) -> None:
+        self._end()
+        raise error  # ignite leaves that to whoever listens
+
+    def _end(self) -> None:
         self._release_signals()
         logging.getLogger().removeHandler(self._log)
         self._log.close()
