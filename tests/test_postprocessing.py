@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from monai.data import MetaTensor
 
 from scripts.bundle import declared
@@ -95,6 +96,22 @@ def test_the_overview_draws_a_mask_by_its_own_affine(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(masks["plain"].dataobj, np.eye(4)), tmp_path / "mask.nii.gz")
     with pytest.raises(ValueError, match="mask.nii.gz: lies on another grid than .*flair.nii.gz"):
         draw_overview(d, str(tmp_path / "mask.nii.gz"), "flair", tmp_path / "wrong.png")
+
+
+def test_the_overview_outlines_what_was_not_assessed_in_blue(tmp_path: Path) -> None:
+    """In the last panel alone, and only where there is any."""
+    d = perfect_result(write_head(tmp_path, "oblique"))
+    blue = []
+    for some in (False, True):
+        pred = d["pred"].clone()
+        pred[pred == NOT_ASSESSED] = 0
+        if some:
+            pred[:, 30:40, 40:50] = NOT_ASSESSED
+        draw_overview({**d, "pred": pred}, None, "flair", tmp_path / "picture.png")
+        picture = imread(tmp_path / "picture.png")[..., :3]
+        blue.append(np.argwhere(np.abs(picture - np.array([91, 155, 255]) / 255).max(axis=-1) < 0.05))
+    assert len(blue[0]) == 0 and len(blue[1]) > 20
+    assert blue[1][:, 1].min() > 0.6 * picture.shape[1]
 
 
 def test_anomaly_map_known_numbers() -> None:

@@ -15,9 +15,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from monai.data import MetaTensor
 
 from .geometry import axial, axial_index, load_mask
-from .postprocessing import LESION
+from .postprocessing import LESION, NOT_ASSESSED
 
-AMBER = "#ffb000"
+AMBER, BLUE = "#ffb000", "#5b9bff"
 
 
 def _axial(image: MetaTensor) -> np.ndarray:
@@ -27,6 +27,8 @@ def _axial(image: MetaTensor) -> np.ndarray:
 
 def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path: Path, num_slices: int = 5) -> None:
     """Draw the assessed slices with the highest scores: input, counterfactual if any, map, mask, truth if known.
+
+    Brain that was not assessed is outlined beside the mask.
 
     Args:
         result: of one volume, after `RestoreGridd`; its ``warnings`` stand at the top.
@@ -71,7 +73,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     axes = figure.subplots(max(len(rows), 1), len(titles), squeeze=False)
     low, high = np.percentile(image[head], [1, 97])
     limit = max(float(np.nanmax(a, initial=0)), 1e-3)
-    drawn = None
+    drawn, unseen = None, False
     for panels, (z, scores) in zip(axes, rows, strict=False):
         base, heat, marked = (v[*box, z].T for v in (image, np.nan_to_num(a), pred))
         for ax, title in zip(panels, titles, strict=True):
@@ -81,7 +83,11 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         drawn = panels[at["Anomaly map"]].imshow(
             heat, cmap="inferno", vmin=0, vmax=limit, alpha=alpha, aspect=spacing[1] / spacing[0]
         )
-        outlines = [(panels[at["Marked lesion"]], marked == LESION, "#ff4040")]
+        outlines = [
+            (panels[at["Marked lesion"]], marked == NOT_ASSESSED, BLUE),
+            (panels[at["Marked lesion"]], marked == LESION, "#ff4040"),
+        ]
+        unseen = unseen or bool((marked == NOT_ASSESSED).any())
         if lesion is not None:
             outlines.append((panels[-1], lesion[*box, z].T, "#40ff80"))
         for ax, mask, color in outlines:
@@ -99,5 +105,6 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         bar.set_label("anomaly", color="white", fontsize=6)
     title = f"{name}   (the patient's right is on the left)"
     figure.text(0.5, 1 - 0.05 / size[1], title, color="white", fontsize=9, ha="center", va="top")
-    figure.supxlabel("Research software, not for clinical use", color="#aaaaaa", fontsize=7)
+    legend = "Blue outline: brain that was not assessed.  " if unseen else ""
+    figure.supxlabel(f"{legend}Research software, not for clinical use", color="#aaaaaa", fontsize=7)
     figure.savefig(path, dpi=110, facecolor="black")
