@@ -466,7 +466,7 @@ def test_cross_origin_headers_are_for_configured_origins_alone(server: Server) -
 
 def test_error_texts_hold_no_paths_nor_passwords() -> None:
     for text, said in {
-        "/work/data/p.nii.gz: can't be read": "p.nii.gz: can't be read",
+        "/srv/data/p.nii.gz: can't be read": "p.nii.gz: can't be read",
         "[Errno 28] No space left: '/tmp/a b/tmp1.nrrd'": "[Errno 28] No space left: 'tmp1.nrrd'",
         "Log File /srv/app/logs/app.log NOT Found": "Log File app.log NOT Found",
         "(/a/b/c.dcm)": "(c.dcm)",
