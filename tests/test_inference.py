@@ -20,7 +20,8 @@ from monai.data import MetaTensor
 
 from scripts.bundle import bundle_root, declared, load_weights, weights_digest
 from scripts.command import message_of
-from scripts.inference import description, save_nifti
+from scripts.data import settings_of
+from scripts.inference import save_nifti
 from scripts.inferer import CounterfactualInferer
 from scripts.postprocessing import NOT_ASSESSED
 from synthetic import GRIDS, write_head
@@ -340,11 +341,11 @@ def test_results_lie_on_the_grid_of_the_file_in_its_own_unit(
     assert result.header.get_xyzt_units()[0] == name and result.shape == (*shape, 2)
 
 
-def test_a_description_tells_what_results_depend_on(weights: dict[str, str]) -> None:
+def test_settings_tell_what_results_depend_on(weights: dict[str, str]) -> None:
     def told(**overrides: Any) -> Any:
         options = {**TINY, **weights, "student": "$None", **overrides}
         parts = {name: declared(name, **options) for name in ("inferer", "preprocessing", "postprocessing")}
-        return json.loads(json.dumps(description(parts)))
+        return json.loads(json.dumps(settings_of(parts)))
 
     first = told()
     assert told() == first

@@ -34,6 +34,7 @@ from torch.utils.data import Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from .bundle import bundle_version, default_device, fastest_precision
+from .command import cause_of
 from .geometry import slice_numbers
 from .preprocessing import assessed_slices
 
@@ -316,7 +317,7 @@ class SliceDataset(Dataset):
                         f"{source['image']}: stopped here, as memory, disk or open files ran out ({exhausted}). The volumes "
                         "before it are kept; free some and start again."
                     ) from error
-                logger.warning("left out: %s", error.__cause__ or error)
+                logger.warning("left out: %s", cause_of(error))
                 return None
             found = list(trained_slices(image, min_area_fraction))
             slices = np.empty(len(found), [("number", "<i4"), ("image", "<f2", tuple(image.shape[:3]))])

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from monai.transforms import Compose
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from .bundle import bundle_root, weights_digest
+from .bundle import weights_digest
+from .command import cause_of
 from .data import fingerprint
 from .geometry import axial, axial_index, load_mask, slice_numbers, to_grid
 from .inferer import CounterfactualInferer
@@ -165,19 +167,17 @@ class Evaluation:
         self.output_dir = Path(output_dir)
         self.cache_dir = Path(cache_dir)
 
-    def _path(self, item: Mapping[str, Any]) -> Path:
-        """Where the results of a volume are kept: another file for everything that they depend on."""
-        names = [item[k] for k in ("image", "mask", "brain") if k in item]
-        files = [Path(p) for n in names for p in (n if isinstance(n, (list, tuple)) else [n])]
-        stats = [(f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else None for f in files]
+    @cached_property
+    def _made_with(self) -> list[Any]:
+        """All that the results depend on, beside a volume's files and the preprocessing."""
         networks = (self.network, self.inferer.classifier, self.inferer.student)
         weights = [weights_digest(network) for network in networks if network is not None]
-        version = json.loads(Path(bundle_root(), "configs", "metadata.json").read_text())["version"]
         alphas = float(self.inferer.alphas_cumprod.double().sum())
-        reading = [self.inferer.settings, alphas, self.polarity, self.median_size]
-        return (
-            self.cache_dir / f"evaluated-{fingerprint([item, stats, weights, version, reading], self.preprocessing)}.pt"
-        )
+        return [weights, self.inferer.settings, alphas, self.polarity, self.median_size]
+
+    def _path(self, item: Mapping[str, Any]) -> Path:
+        """Where the results of a volume are kept: another file for everything that they depend on."""
+        return self.cache_dir / f"evaluated-{fingerprint([item, self._made_with], self.preprocessing)}.pt"
 
     def _kept(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], float]:
         """A volume's cases, whose arrays are read from disk where they are used, and the seconds that the networks took."""
@@ -227,8 +227,7 @@ class Evaluation:
                 try:
                     found, spent = self._kept(item)
                 except Exception as error:
-                    # MONAI wraps what a transform raises
-                    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+                    cause = cause_of(error)
                     failed[str(item["subject"])] = str(cause) or type(cause).__name__
                     logger.error("FAILED %s: %s", item["subject"], failed[str(item["subject"])])
                     continue

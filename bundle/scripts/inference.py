@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path, PurePath
-from types import FunctionType, MethodType
+from pathlib import Path
 from typing import Any
 
 import monai
@@ -26,6 +23,7 @@ from tqdm import tqdm
 
 from .bundle import bundle_version, not_together, weights_digest
 from .command import cause_of, is_true
+from .data import settings_of
 from .geometry import affine_like, load_nifti
 from .inputs import SUFFIXES
 from .overview import draw_overview
@@ -112,7 +110,7 @@ class Report:
             "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
             "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
         }
-        recipe = digest_of_json([self.about, code_digest(), description(pipeline)])
+        recipe = digest_of_json([self.about, code_digest(), settings_of(pipeline)])
         self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
         self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
         self.volumes: list[dict[str, Any]] = []
@@ -260,34 +258,6 @@ class Report:
         if self.skipped:
             print(f"{self.skipped} done before, skipped; --overwrite true runs them again.")
         print(f"Summary: {self.results.output_dir / 'summary.json'} and summary.csv. Not for clinical use.")
-
-
-def description(part: Any, _known: tuple[int, ...] = ()) -> Any:
-    """What JSON can say of a component: its class, and the values that it holds, without the paths among them.
-
-    Two components that are described alike compute alike; a network is told by its weights.
-    """
-    if part is None or isinstance(part, (bool, int, float, str)):
-        return part
-    if id(part) in _known:
-        return None
-    known = (*_known, id(part))
-    if isinstance(part, Mapping):
-        return {str(k): description(v, known) for k, v in part.items()}
-    if isinstance(part, (list, tuple)):
-        return [description(v, known) for v in part]
-    if isinstance(part, (torch.Tensor, np.ndarray)):
-        return hashlib.sha256(torch.as_tensor(part).cpu().numpy().tobytes()).hexdigest()
-    if isinstance(part, partial):
-        return [description(part.func), description(part.args, known), description(part.keywords, known)]
-    if isinstance(part, (torch.dtype, torch.device)):
-        return str(part)
-    name = f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', type(part).__qualname__)}"
-    if isinstance(part, torch.nn.Module) and part.state_dict():
-        return [name, weights_digest(part)]
-    if isinstance(part, (type, FunctionType, MethodType, PurePath)) or not hasattr(part, "__dict__"):
-        return name
-    return {"class": name, **description(vars(part), known)}
 
 
 def code_digest() -> str:
