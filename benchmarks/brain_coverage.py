@@ -20,11 +20,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.bundle import declared  # noqa: E402
-from scripts.data import brain_mr  # noqa: E402
-from scripts.geometry import load_mask, slice_numbers  # noqa: E402
-from scripts.preprocessing import BACKGROUND, assessed_slices  # noqa: E402
-from scripts.reporting import write  # noqa: E402
+from scripts.bundle import declared
+from scripts.files import write
+from scripts.images.foreground import assessed_slices
+from scripts.images.geometry import slice_numbers
+from scripts.images.masks import load_mask
+from scripts.images.normalization import BACKGROUND
+from scripts.learning.datalists import brain_mr
 
 
 def counted(evaluated: np.ndarray, assessed: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[str, Any]:

@@ -38,27 +38,25 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts import DISEASED  # noqa: E402
-from scripts.bundle import autocast, declared, fastest_precision, weights_digest  # noqa: E402
-from scripts.data import SliceDataset, brain_mr, fingerprint  # noqa: E402
-from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings  # noqa: E402
-from scripts.geometry import slice_numbers  # noqa: E402
-from scripts.guidance import ClassifierGuidance  # noqa: E402
-from scripts.inferer import CPU_BATCH, learned_map, with_neighbours  # noqa: E402
-from scripts.metrics import (  # noqa: E402
-    METRICS,
-    MIN_LESION_PIXELS,
-    SliceCase,
-    best_threshold,
-    bootstrap,
-    dice,
-    metrics,
-    paired_bootstrap,
-)
-from scripts.postprocessing import combined_map, gate, slice_score  # noqa: E402
-from scripts.preprocessing import BACKGROUND  # noqa: E402
-from scripts.reporting import write  # noqa: E402
-from scripts.sampler import NoiseModel, ddim_step, timestep_grid  # noqa: E402
+from scripts import DISEASED
+from scripts.bundle import declared
+from scripts.device import autocast, fastest_precision
+from scripts.files import write
+from scripts.fingerprints import fingerprint
+from scripts.images.geometry import slice_numbers
+from scripts.images.normalization import BACKGROUND
+from scripts.judging.bootstrap import bootstrap, paired_bootstrap
+from scripts.judging.cases import SliceCase
+from scripts.judging.metrics import METRICS, MIN_LESION_PIXELS, best_threshold, dice, metrics
+from scripts.judging.readings import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings
+from scripts.learning.datalists import brain_mr
+from scripts.learning.datasets import SliceDataset
+from scripts.method.guidance import ClassifierGuidance
+from scripts.method.inferer import learned_map
+from scripts.method.maps import combined_map, gate, slice_score
+from scripts.method.sampler import NoiseModel, ddim_step, timestep_grid
+from scripts.method.slices import CPU_BATCH, with_neighbours
+from scripts.weights import weights_digest
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 """Slices ``(N, C, H, W)`` to their healthy counterparts."""

@@ -27,8 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.bundle import declared, default_device, fastest_precision  # noqa: E402
-from scripts.reporting import write  # noqa: E402
+from scripts.bundle import declared
+from scripts.device import default_device, fastest_precision
+from scripts.files import write
 
 VOLUME = 155
 """Slices of a BRATS2020 volume."""

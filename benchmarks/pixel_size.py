@@ -24,7 +24,7 @@ import SimpleITK as sitk
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.reporting import write  # noqa: E402
+from scripts.files import write
 
 STARTS = ((1.1, 1.1, 1.0), (1.25, 1.25, 1.0), (1.25, 1.25, 1.3))
 """Ratios of nominal to true voxel sizes to start from, as one start can end in a wrong optimum."""

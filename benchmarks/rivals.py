@@ -32,12 +32,13 @@ from training import config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bundle"))
 
-from scripts import DISEASED, HEALTHY  # noqa: E402
-from scripts.bundle import declared  # noqa: E402
-from scripts.data import augmented, labelled_slices  # noqa: E402
-from scripts.geometry import load_mask, to_grid  # noqa: E402
-from scripts.postprocessing import slice_score  # noqa: E402
-from scripts.preprocessing import BACKGROUND  # noqa: E402
+from scripts import DISEASED, HEALTHY
+from scripts.bundle import declared
+from scripts.images.geometry import to_grid
+from scripts.images.masks import load_mask
+from scripts.images.normalization import BACKGROUND
+from scripts.learning.datasets import augmented, labelled_slices
+from scripts.method.maps import slice_score
 
 Reader = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Rival = Callable[[torch.Tensor, torch.Tensor, torch.nn.Module, float], Reader]

@@ -2,11 +2,11 @@
 
     python benchmarks/sequence_check.py --brain_mr DIR --brats DIR --others DATALIST [--brain_cache DIR]
 
-`brain_mr` is the folder of TCGA-LGG with ``slices.csv`` and T1, T1 with contrast and FLAIR (`scripts.data.brain_mr`), `brats`
+`brain_mr` is the folder of TCGA-LGG with ``slices.csv`` and T1, T1 with contrast and FLAIR (`learning.datalists`), `brats`
 one of BraTS with a folder a case and ``cases.csv``, and `others` a JSON datalist with ``image``, ``sequence``, ``subject``,
 ``stripped`` and, where there is one, ``brain``. Brains are the data set's own, or what the bundle finds.
 
-Fits the logistic regression of `scripts.plausibility` on all images and writes it to bundle/scripts/sequence_check.json; its
+Fits the logistic regression of `images.sequence_check` on all images and writes it to the JSON file beside that module; its
 errors, from five-fold cross-validation over patients (a person in two sets is one patient) and from fits on one set alone, go
 to benchmarks/sequence_check.json, with how many images of each set the other checks warn of.
 """
@@ -33,11 +33,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.data import brain_mr as tcga  # noqa: E402
-from scripts.intensities import RepairIntensitiesd  # noqa: E402
-from scripts.loading import LoadVolumed  # noqa: E402
-from scripts.plausibility import CheckBraind, sequence_features  # noqa: E402
-from scripts.preprocessing import ExtractBraind, ResampleInPlaned  # noqa: E402
+from scripts.images.brain import ExtractBraind
+from scripts.images.intensities import RepairIntensitiesd
+from scripts.images.loading import LoadVolumed
+from scripts.images.plausibility import CheckBraind
+from scripts.images.resampling import ResampleInPlaned
+from scripts.images.sequence_check import sequence_features
+from scripts.learning.datalists import brain_mr as tcga
 
 THRESHOLD = 0.3
 """The least probability of FLAIR that is not warned of: chosen so that about 2 % of FLAIR are."""
@@ -129,7 +131,7 @@ def main(brain_mr: str, brats: str, others: str, brain_cache: str | None = None)
         "intercept": regression.intercept_.round(4).tolist(),
         "threshold": THRESHOLD,
     }
-    (ROOT / "bundle" / "scripts" / "sequence_check.json").write_text(
+    (ROOT / "bundle" / "scripts" / "images" / "sequence_check.json").write_text(
         "{\n" + ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in parameters.items()) + "\n}\n"
     )
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "apps" / "anomaly_detection"), str(ROOT / "bundle")]
 
-from serve import SAMPLE, label_server  # noqa: E402
+from serve import SAMPLE, label_server
 
 IMAGE = SAMPLE.name.removesuffix(".nii.gz")
 

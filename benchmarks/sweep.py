@@ -24,12 +24,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from scripts import DISEASED
-from scripts.bundle import autocast, declared, fastest_precision
-from scripts.evaluation import COUNTERFACTUAL, OURS, readings
-from scripts.guidance import ClassifierGuidance
-from scripts.metrics import SliceCase, metrics
-from scripts.reporting import write
-from scripts.sampler import decode, encode, timestep_grid
+from scripts.bundle import declared
+from scripts.device import autocast, fastest_precision
+from scripts.files import write
+from scripts.judging.cases import SliceCase
+from scripts.judging.metrics import metrics
+from scripts.judging.readings import COUNTERFACTUAL, OURS, readings
+from scripts.method.guidance import ClassifierGuidance
+from scripts.method.sampler import decode, encode, timestep_grid
 
 
 def separability(cases: list[SliceCase], method: str) -> float:

@@ -31,7 +31,7 @@ from monai.inferers import DiffusionInferer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.reporting import write  # noqa: E402
+from scripts.files import write
 
 
 def config(

@@ -16,8 +16,8 @@ import torch
 from monai.networks.schedulers import DDIMScheduler
 
 from scripts import DISEASED, HEALTHY
-from scripts.guidance import ClassifierGuidance
-from scripts.inferer import CounterfactualInferer
+from scripts.method.guidance import ClassifierGuidance
+from scripts.method.inferer import CounterfactualInferer
 
 T = 1000
 STD = 0.1

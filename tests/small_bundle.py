@@ -17,7 +17,7 @@ BRIGHT = '''"""All that is bright is brain."""
 
 from monai.transforms import MapTransform
 
-from scripts.geometry import on_grid
+from scripts.images.geometry import on_grid
 
 
 class BrightBraind(MapTransform):

@@ -23,8 +23,8 @@ from monailabel.datastore.local import LocalDatastore
 
 from lib.trainer import FineTune, TrainingLog, mask_labels, split_patients, tag_labels
 from scripts.bundle import bundle_root, declared
-from scripts.data import SliceDataset
-from scripts.preprocessing import ExtractBraind
+from scripts.images.brain import ExtractBraind
+from scripts.learning.datasets import SliceDataset
 from synthetic import GRIDS, head, write_head
 from test_training import TINY_NETS
 

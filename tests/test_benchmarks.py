@@ -15,9 +15,9 @@ import torch
 from gaussians import NoisedClassifier, alphas_cumprod, distance, images, noise_model, scheduler
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
-from scripts.guidance import ClassifierGuidance
-from scripts.metrics import SliceCase
-from scripts.preprocessing import ExtractBraind
+from scripts.images.brain import ExtractBraind
+from scripts.judging.cases import SliceCase
+from scripts.method.guidance import ClassifierGuidance
 from synthetic import head, write_head
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))

@@ -16,12 +16,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
-from scripts.bundle import autocast, bundle_root, compilation_pays, declared, fastest_precision
-from scripts.evaluation import BASELINE, COUNTERFACTUAL, OURS, PAPER
-from scripts.inferer import CounterfactualInferer
-from scripts.metrics import bootstrap, paired_bootstrap
-from scripts.postprocessing import LESION, NOT_ASSESSED
-from scripts.preprocessing import ExtractBraind
+from scripts.bundle import bundle_root, declared
+from scripts.device import autocast, compilation_pays, fastest_precision
+from scripts.images.brain import ExtractBraind
+from scripts.images.restoring import LESION, NOT_ASSESSED
+from scripts.judging.bootstrap import bootstrap, paired_bootstrap
+from scripts.judging.readings import BASELINE, COUNTERFACTUAL, OURS, PAPER
+from scripts.method.inferer import CounterfactualInferer
 from synthetic import GRIDS, head, write_head
 from test_inference import TINY
 
@@ -102,7 +103,7 @@ def test_metadata_describes_the_network() -> None:
 
 
 def write_patients(folder: Path) -> None:
-    """A data set as `scripts.data.brain_mr` reads it: two patients a split, the lesion outlined in the lower of its slices."""
+    """A data set as `brain_mr` reads it: two patients a split, the lesion outlined in the lower of its slices."""
     rows = ["patient,z,split,has_tumour,mid_slice"]
     for split in ("val", "test"):
         for patient in ("A", "B"):
@@ -138,7 +139,7 @@ def evaluate(folder: Path, out: Path, **overrides: Any) -> dict[str, Any]:
 def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
     for name, function in (("bootstrap", bootstrap), ("paired_bootstrap", paired_bootstrap)):
-        monkeypatch.setattr(f"scripts.evaluation.{name}", partial(function, num_resamples=20))
+        monkeypatch.setattr(f"scripts.judging.evaluation.{name}", partial(function, num_resamples=20))
     write_patients(tmp_path)
     return tmp_path
 

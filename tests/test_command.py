@@ -15,7 +15,9 @@ import pytest
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from scripts.bundle import bundle_root
-from scripts.command import check_command, is_true, message_of
+from scripts.checks import is_true
+from scripts.command import check_command
+from scripts.errors import message_of
 from small_bundle import write_small_bundle
 from synthetic import write_head
 from test_inference import datalist, summary, visible

@@ -13,8 +13,9 @@ import SimpleITK
 import torch
 from monai.data import MetaTensor
 
-from scripts.geometry import axial, load_mask, reordered
-from scripts.loading import LoadVolumed
+from scripts.images.geometry import axial
+from scripts.images.loading import LoadVolumed
+from scripts.images.masks import load_mask, reordered
 from synthetic import GRIDS, head, write_head
 
 ORDERS = [

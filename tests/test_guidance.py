@@ -1,4 +1,4 @@
-"""`scripts.guidance` on the two Gaussians: sign, polarity, gradient and the paper's own setting."""
+"""`method.guidance` on the two Gaussians: sign, polarity, gradient and the paper's own setting."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gaussians import (
     noise_model,
 )
 from scripts import DISEASED, HEALTHY
-from scripts.guidance import ClassifierGuidance
-from scripts.sampler import decode, encode, timestep_grid
+from scripts.method.guidance import ClassifierGuidance
+from scripts.method.sampler import decode, encode, timestep_grid
 
 ALPHAS = alphas_cumprod()
 

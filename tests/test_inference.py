@@ -18,12 +18,13 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from scripts.bundle import bundle_root, declared, load_weights, weights_digest
-from scripts.command import message_of
-from scripts.data import settings_of
-from scripts.inference import save_nifti
-from scripts.inferer import CounterfactualInferer
-from scripts.postprocessing import NOT_ASSESSED
+from scripts.bundle import bundle_root, declared
+from scripts.errors import message_of
+from scripts.fingerprints import settings_of
+from scripts.images.restoring import NOT_ASSESSED
+from scripts.method.inferer import CounterfactualInferer
+from scripts.running.saving import save_nifti
+from scripts.weights import load_weights, weights_digest
 from synthetic import GRIDS, write_head
 
 TINY: dict[str, Any] = {
@@ -158,7 +159,7 @@ def test_a_failed_write_leaves_nothing_behind(
     def no_picture(*args: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("scripts.inference.draw_overview", no_picture)
+    monkeypatch.setattr("scripts.running.report.draw_overview", no_picture)
     out = tmp_path / "out"
     assert run(weights, input=datalist(tmp_path, [write_head(tmp_path)]), output_dir=str(out)) == 1
     assert visible(out) == ["flair", "summary.csv", "summary.json"] and visible(out / "flair") == ["result.json"]

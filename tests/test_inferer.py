@@ -1,4 +1,4 @@
-"""`scripts.inferer.CounterfactualInferer` on volumes whose slices are drawn from the two Gaussians."""
+"""`scripts.method.inferer.CounterfactualInferer` on volumes whose slices are drawn from the two Gaussians."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from monai.data import MetaTensor
 from gaussians import NoisedClassifier, distance, exact, images, noise_model, scheduler
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
-from scripts.guidance import ClassifierGuidance
-from scripts.inferer import CounterfactualInferer, StudentInferer, with_neighbours
+from scripts.method.guidance import ClassifierGuidance
+from scripts.method.inferer import CounterfactualInferer, StudentInferer
+from scripts.method.slices import with_neighbours
 
 EMPTY, SLIVER = -1, -2
 """Slices that are not assessed: no brain at all, and 4 of 16 pixels of it."""

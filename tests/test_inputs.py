@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.inputs import find_inputs
+from scripts.running.inputs import find_inputs
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -13,17 +13,11 @@ from matplotlib.figure import Figure
 from skimage.filters import threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from scripts import metrics as scripts_metrics
-from scripts.metrics import (
-    METRICS,
-    SliceCase,
-    baselines,
-    best_threshold,
-    bootstrap,
-    metrics,
-    paired_bootstrap,
-)
-from scripts.reporting import figure, table
+from scripts.judging.baselines import baselines
+from scripts.judging.bootstrap import _resampled, bootstrap, paired_bootstrap
+from scripts.judging.cases import Domain, SliceCase
+from scripts.judging.metrics import METRICS, best_threshold, metrics
+from scripts.judging.reporting import figure, table
 
 
 def by_hand() -> list[SliceCase]:
@@ -65,13 +59,13 @@ def random_cases(subjects: int = 6, slices: int = 4, size: int = 24, seed: int =
     return cases
 
 
-def pooled(cases: list[SliceCase], method: str, domain: scripts_metrics.Domain) -> tuple[np.ndarray, np.ndarray]:
+def pooled(cases: list[SliceCase], method: str, domain: Domain) -> tuple[np.ndarray, np.ndarray]:
     a = np.concatenate([c.maps[method][c.inside(domain)] for c in cases])
     return a, np.concatenate([c.truth[c.inside(domain)] for c in cases])
 
 
 @pytest.mark.parametrize(("domain", "false", "healthy"), [("brain", 4, 3), ("image", 6, 4)])
-def test_metrics_of_a_slice_done_by_hand(domain: scripts_metrics.Domain, false: int, healthy: int) -> None:
+def test_metrics_of_a_slice_done_by_hand(domain: Domain, false: int, healthy: int) -> None:
     result = metrics(by_hand(), "m", 0.4, domain)
     assert list(result) == list(METRICS)
     assert result["dice_threshold"] == pytest.approx(2 * 20 / (20 + false + healthy + 25))
@@ -105,7 +99,7 @@ def test_otsu_of_a_constant_map_segments_nothing() -> None:
 
 
 @pytest.mark.parametrize("domain", ["brain", "image"])
-def test_metrics_agree_with_sklearn(domain: scripts_metrics.Domain) -> None:
+def test_metrics_agree_with_sklearn(domain: Domain) -> None:
     cases = random_cases()
     a, truth = pooled(cases, "good", domain)
     result = metrics(cases, "good", 0.9, domain)
@@ -161,7 +155,7 @@ def test_ranking_from_histograms_agrees_with_sklearn(share: float, gain: float) 
 
 def test_a_resample_is_what_metrics_gives_for_the_drawn_subjects() -> None:
     cases = random_cases()
-    resampled = scripts_metrics._resampled(cases, "good", 0.9, "brain", num_resamples=3, seed=7)
+    resampled = _resampled(cases, "good", 0.9, "brain", num_resamples=3, seed=7)
     draws = np.random.default_rng(7).multinomial(6, np.full(6, 1 / 6), 3)
     for i, draw in enumerate(draws):
         exact = metrics([c for c in cases for _ in range(draw[int(c.subject[1:])])], "good", 0.9, "brain")
@@ -268,7 +262,7 @@ def test_the_figure_shows_best_median_and_worst(tmp_path: Path, monkeypatch: pyt
             super().__init__(*args, **kwargs)
             drawn.append(self)
 
-    monkeypatch.setattr("scripts.reporting.Figure", Kept)
+    monkeypatch.setattr("scripts.judging.reporting.Figure", Kept)
     figure(cases, "good", 0.9, tmp_path / "cases.png")
     assert [p.name for p in tmp_path.iterdir()] == ["cases.png"]
     assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")

@@ -14,9 +14,9 @@ from monai.networks.schedulers import DDIMScheduler
 
 from gaussians import STD, NoisedClassifier, T, alphas_cumprod, distance, exact, images, modes, noise_model, scheduler
 from scripts import DISEASED, HEALTHY
-from scripts.guidance import ClassifierGuidance
-from scripts.sampler import NoiseModel, ddim_step, decode, encode, timestep_grid
-from scripts.training import AutocastDiffusionInferer
+from scripts.learning.noising import AutocastDiffusionInferer
+from scripts.method.guidance import ClassifierGuidance
+from scripts.method.sampler import NoiseModel, ddim_step, decode, encode, timestep_grid
 
 ALPHAS = alphas_cumprod(torch.float64)
 

@@ -16,11 +16,15 @@ from monai.transforms import Compose, Orientation
 from scipy import ndimage
 
 from scripts.bundle import bundle_root, declared
-from scripts.inference import save_nifti
-from scripts.intensities import CorrectFieldd, RepairIntensitiesd, stripped_foreground
-from scripts.loading import InvalidImageError, LoadVolumed
-from scripts.plausibility import MODEL, CheckBraind, sequence_features, sequence_probabilities
-from scripts.preprocessing import BACKGROUND, ExtractBraind
+from scripts.images.bias_field import CorrectFieldd
+from scripts.images.brain import ExtractBraind
+from scripts.images.foreground import stripped_foreground
+from scripts.images.intensities import RepairIntensitiesd
+from scripts.images.loading import InvalidImageError, LoadVolumed
+from scripts.images.normalization import BACKGROUND
+from scripts.images.plausibility import CheckBraind
+from scripts.images.sequence_check import MODEL, sequence_features, sequence_probabilities
+from scripts.running.saving import save_nifti
 from test_inference import datalist, run, weights  # noqa: F401
 
 SHAPE, AFFINE = (100, 120, 28), nib.affines.from_matvec(np.diag([-2.0, -2.0, 5.0]), (100.0, 120.0, -70.0))
@@ -186,7 +190,7 @@ def test_hd_bet_is_given_no_more_voxels_than_a_head_has(monkeypatch: pytest.Monk
     def network(device: str) -> Any:
         return lambda x: sizes.append(x[0, 0].numel()) or torch.cat([-x, x], dim=1)
 
-    monkeypatch.setattr("scripts.preprocessing._hd_bet", network)
+    monkeypatch.setattr("scripts.images.brain._hd_bet", network)
     image = MetaTensor(torch.rand(1, 64, 64, 64), affine=torch.diag(torch.tensor([-15.0, -15.0, 15.0, 1.0])))
     assert ExtractBraind("image", precision="float32")._segment(image).shape == image.shape
     assert sizes[0] <= 1.2 * ExtractBraind.max_voxels  # padded

@@ -13,18 +13,11 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 
 from scripts.bundle import declared
-from scripts.overview import draw_overview
-from scripts.postprocessing import (
-    LESION,
-    NOT_ASSESSED,
-    AnomalyMapd,
-    RestoreGridd,
-    anomaly_map,
-    combined_map,
-    gate,
-    slice_score,
-)
-from scripts.preprocessing import BACKGROUND, assessed_slices
+from scripts.images.foreground import assessed_slices
+from scripts.images.normalization import BACKGROUND
+from scripts.images.restoring import LESION, NOT_ASSESSED, RestoreGridd
+from scripts.method.maps import AnomalyMapd, anomaly_map, combined_map, gate, slice_score
+from scripts.running.overview import draw_overview
 from synthetic import GRIDS, head, write_head
 
 

@@ -15,17 +15,13 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from scripts.bundle import declared
-from scripts.geometry import slice_numbers
-from scripts.loading import InvalidImageError, LoadVolumed
-from scripts.preprocessing import (
-    BACKGROUND,
-    CropBraind,
-    ExtractBraind,
-    NormalizeBraind,
-    ResampleInPlaned,
-    _hd_bet,
-    assessed_slices,
-)
+from scripts.images.brain import ExtractBraind, _hd_bet
+from scripts.images.cropping import CropBraind
+from scripts.images.foreground import assessed_slices
+from scripts.images.geometry import slice_numbers
+from scripts.images.loading import InvalidImageError, LoadVolumed
+from scripts.images.normalization import BACKGROUND, NormalizeBraind
+from scripts.images.resampling import ResampleInPlaned
 from synthetic import GRIDS, write_head
 
 

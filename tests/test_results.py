@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from scripts.command import message_of
-from scripts.results import MAX_NAME, Results, identify
+from scripts.errors import message_of
+from scripts.running.records import identify
+from scripts.running.results import MAX_NAME, Results
 from synthetic import write_head
 from test_inference import datalist, run, summary, visible, weights  # noqa: F401  # weights is a fixture
 
@@ -233,8 +234,8 @@ def test_a_second_run_keeps_the_lines_of_the_first(tmp_path: Path) -> None:
 AT_ONCE = """
 import sys, time
 from pathlib import Path
-from scripts.command import message_of
-from scripts.results import Results
+from scripts.errors import message_of
+from scripts.running.results import Results
 out, source, who = sys.argv[1:]
 items = [{"image": f"{source}/{who}-{n}.nii.gz", "name": f"{who}-{n}"} for n in range(20)]
 items.append({"image": f"{source}/{who}.nii.gz", "name": "both"})

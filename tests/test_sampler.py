@@ -1,4 +1,4 @@
-"""`scripts.sampler` on noise models whose trajectories are known in closed form."""
+"""`method.sampler` on noise models whose trajectories are known in closed form."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gaussians import T, alphas_cumprod, images, noise_model
-from scripts import sampler
-from scripts.sampler import decode, encode, timestep_grid
+from scripts.method import sampler
+from scripts.method.sampler import decode, encode, timestep_grid
 
 DOUBLE = torch.float64
 ALPHAS = alphas_cumprod(DOUBLE)

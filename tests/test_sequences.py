@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.sequences import sequence_of
+from scripts.images.sequences import sequence_of
 
 NAMES = {
     "FLAIR": (

@@ -32,28 +32,16 @@ from monai.transforms import Compose, RandShiftIntensityd, ScaleIntensityRanged
 from monai.utils import set_determinism
 
 from gaussians import NoisedClassifier, exact
-from scripts.bundle import (
-    MANIFEST,
-    bundle_root,
-    cache_dir,
-    compilation_pays,
-    declared,
-    for_training,
-    not_together,
-    weights_digest,
-)
-from scripts.data import SliceDataset, brain_mr, random_sampler
-from scripts.inference import Report
-from scripts.student import PseudoLabels, filled
-from scripts.training import (
-    AtNoiseLevel,
-    AutocastDiffusionInferer,
-    AutocastInferer,
-    ClipGradients,
-    MinutesLimit,
-    NoisedPrepareBatch,
-    ResumableCheckpoint,
-)
+from scripts.bundle import bundle_root, cache_dir, declared
+from scripts.device import compilation_pays
+from scripts.learning.checkpoint import ResumableCheckpoint
+from scripts.learning.datalists import brain_mr
+from scripts.learning.datasets import SliceDataset, random_sampler
+from scripts.learning.handlers import ClipGradients, MinutesLimit
+from scripts.learning.noising import AtNoiseLevel, AutocastDiffusionInferer, AutocastInferer, NoisedPrepareBatch
+from scripts.learning.pseudo_labels import PseudoLabels, filled
+from scripts.running.report import Report
+from scripts.weights import MANIFEST, for_training, not_together, weights_digest
 from synthetic import write_head
 
 TINY = {

@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import fire
@@ -19,6 +18,8 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+from .errors import say
 
 FORMULAS = ("$", "@", "%")
 """What a config value begins with that MONAI evaluates."""
@@ -114,55 +115,3 @@ def _ids(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + key
             if isinstance(value, dict) and "_target_" not in value:
                 yield from _ids(value, f"{prefix}{key}#")
-
-
-def is_true(value: bool | str, name: str) -> bool:
-    """An option that is true or false, which MONAI's command line leaves as text when it is written in small letters.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if str(value).lower() not in ("true", "false"):
-        raise ValueError(f"{name} must be true or false, got {value!r}.")
-    return str(value).lower() == "true"
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """What went wrong, without the frames that MONAI puts around it."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def message_of(error: BaseException) -> str | None:
-    """What a user can do something about, a line for each; None for a fault of the program's, which needs its traceback.
-
-    That is what our own code refuses, what the operating system refuses, and a value that a component of the config can't
-    be made with.
-    """
-    cause = cause_of(error)
-    # of several paragraphs, the others are MONAI's advice and the traceback of a missing package
-    text = " ".join(str(cause).strip().split("\n\n")[0].split()) or type(cause).__name__
-    if isinstance(cause, OSError):
-        return text
-    trace = cause.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    ours = trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
-    if isinstance(cause, ValueError) and ours:
-        return str(cause)
-    wrapper = error
-    while isinstance(wrapper, RuntimeError) and wrapper.__cause__ is not None:
-        if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError, RuntimeError, ImportError)):
-            return f"{str(wrapper).splitlines()[0].rstrip('.')}: {text}"
-        wrapper = wrapper.__cause__
-    return None
-
-
-def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An excepthook: one line for what a user can mend, Python's traceback for all else."""
-    message = message_of(error)
-    if message is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
-        print(f"ERROR: {message}", file=sys.stderr)

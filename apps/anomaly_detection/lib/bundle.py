@@ -203,7 +203,7 @@ class Bundle:
 
     def _warn(self, loaded: Mapping[str, Any], threshold: float) -> None:
         """Log which weights don't belong together, where the bundle says that."""
-        scripts = importlib.import_module("scripts.bundle")
+        scripts = importlib.import_module("scripts.weights")
         if hasattr(scripts, "not_together"):  # another bundle may not know
             networks = {name: loaded.get(name) for name in ("network", "classifier", "student")}
             digests = {
@@ -358,7 +358,7 @@ def on_one_grid(paths: Sequence[str]) -> Iterator[list[str]]:
     if len(paths) == 1:
         yield list(paths)
         return
-    from scripts.inference import save_nifti  # the bundle is on the path only once it was chosen
+    from scripts.running.saving import save_nifti
 
     load = LoadImage(image_only=True, ensure_channel_first=True)
     first = load(paths[0])

@@ -230,7 +230,7 @@ def warn(params: dict[str, Any], warnings: list[str]) -> None:
 
 def write(image: MetaTensor, source: str, extension: str, dtype: str) -> str:
     """Write ``(1, X, Y, Z)`` on its grid to a new temporary file; NIfTI takes over the header of its source."""
-    from scripts.inference import save_nifti  # the bundle is on the path only once it was chosen
+    from scripts.running.saving import save_nifti
 
     handle, path = tempfile.mkstemp(suffix=extension)
     os.close(handle)
@@ -244,7 +244,7 @@ def write(image: MetaTensor, source: str, extension: str, dtype: str) -> str:
 
 def write_results(result: Mapping[str, Any], source: str, folder: Path) -> dict[str, Path]:
     """Write the float results on the grid of the input, as NIfTI, each under its tag."""
-    from scripts.inference import save_nifti
+    from scripts.running.saving import save_nifti
 
     paths = {}
     for tag in (MAP_TAG, COUNTERFACTUAL_TAG):

@@ -94,7 +94,7 @@ def named_as(name: str) -> tuple[str | None, str]:
     Args:
         name: its path in the folder of the studies.
     """
-    from scripts.sequences import RULES, sequence_of  # the bundle is on the path only once it was chosen
+    from scripts.images.sequences import RULES, sequence_of
 
     path = Path(name)
     stem = split_ending(path.name)[0]
@@ -158,7 +158,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read."""
-    from scripts.geometry import load_nifti, millimetres
+    from scripts.images.geometry import load_nifti, millimetres
 
     if str(path).lower().endswith((".nii", ".nii.gz")):
         image = load_nifti(str(path))
@@ -169,8 +169,8 @@ def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 def reordered(array: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
-    """`scripts.geometry.reordered` of an array ``(X, Y, Z)``: in the order of another affine's axes, None on another grid."""
-    from scripts.geometry import reordered as reordered_tensor  # the bundle is on the path only once it was chosen
+    """The bundle's `reordered` of an array ``(X, Y, Z)``: in the order of another affine's axes, None on another grid."""
+    from scripts.images.masks import reordered as reordered_tensor
 
     if not np.isfinite([affine, target]).all():
         return None
@@ -227,7 +227,7 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
 
 def _spoken(series: Mapping[str, Any] | Dataset) -> str | None:
     """The sequence that a series' description speaks of, or where it is empty its protocol's name."""
-    from scripts.sequences import sequence_of  # the bundle is on the path only once it was chosen
+    from scripts.images.sequences import sequence_of
 
     return sequence_of(str(series.get("SeriesDescription") or series.get("ProtocolName") or ""))
 
@@ -479,7 +479,7 @@ class _Studies(LocalDatastore):
         return lambda part: shutil.copyfile(file, part)
 
     def _allowed(self, tag: str) -> tuple[int, ...] | None:
-        from scripts.postprocessing import LESION, NOT_ASSESSED
+        from scripts.images.restoring import LESION, NOT_ASSESSED
 
         return (0, LESION, NOT_ASSESSED) if tag in (FINAL, ORIGINAL) else None
 
@@ -523,7 +523,7 @@ class _Studies(LocalDatastore):
                 MONAILabelError.INVALID_INPUT,
                 f"{image_id}: the model takes {', '.join(channels)}; {', '.join(missing)} is missing in this study. Found: "
                 f"{', '.join(f'{c} ({i})' for c, i in found.items()) or 'none'}. The rules are in the bundle's "
-                "scripts/sequences.json.",
+                "scripts/images/sequences.json.",
             )
         return [found[c] for c in channels]
 

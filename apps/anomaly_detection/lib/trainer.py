@@ -32,7 +32,7 @@ METRIC = "val_loss"
 """What must not rise for new weights to be published."""
 
 HEALTHY, ANOMALOUS, UNKNOWN = 0, 1, -1
-"""A slice's label, as `scripts.data.SliceDataset` takes it."""
+"""A slice's label, as `scripts.learning.datasets.SliceDataset` takes it."""
 
 CLASSES = {HEALTHY: "healthy", ANOMALOUS: "anomalous"}
 
@@ -93,8 +93,8 @@ def mask_labels(image: str, mask: str) -> list[int]:
     Raises:
         ValueError: a file can't be read, the mask lies on another grid, or holds other values than 0, 1 and 2.
     """
-    from scripts.geometry import slice_numbers
-    from scripts.postprocessing import LESION, NOT_ASSESSED
+    from scripts.images.geometry import slice_numbers
+    from scripts.images.restoring import LESION, NOT_ASSESSED
 
     volume, marks = axial_volume(image), axial_volume(mask)
     if marks.shape != (1, *volume.shape[1:]) or not np.allclose(marks.affine, volume.affine, atol=1e-3):
@@ -196,7 +196,7 @@ class TrainingLog:
 
     def attach(self, engine: Engine) -> None:
         """To the trainer."""
-        from scripts.training import loss_of
+        from scripts.learning.noising import loss_of
 
         self._loss_of = loss_of
         engine.add_event_handler(Events.STARTED, self._start)
@@ -347,7 +347,7 @@ class FineTune(TrainTask):
         return studies, skipped
 
     def _fine_tune(self, options: dict[str, Any], studies: list[Study], skipped: int, folder: Path) -> dict[str, Any]:
-        from scripts.bundle import load_weights, replace_weights
+        from scripts.weights import load_weights, replace_weights
 
         val_split = options.pop("val_split")
         candidate = folder / "run" / "model.pt"

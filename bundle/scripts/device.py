@@ -1,0 +1,52 @@
+"""Where the networks run, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fastest_precision(device: torch.device | str) -> str:
+    """The precision that the networks run fastest in, "bfloat16" or "float32".
+
+    bfloat16 pays where the hardware multiplies it. Where it does not, as on CPUs without AVX512-BF16, AMX or their Arm
+    counterparts, PyTorch converts back and forth at twice the time of float32 and more.
+    """
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        can = torch.cpu.get_capabilities()
+        native = any(can.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def compilation_pays(device: torch.device | str, minutes: float) -> bool:
+    """Whether `torch.compile` makes a training of so many minutes faster, its own minute or two included.
+
+    On a CPU it fuses what lies between the convolutions, if there is what it compiles with: a C++ compiler and the headers of
+    Python. Inference gains nothing from it. On GPUs it was not measured.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
+    return torch.device(device).type == "cpu" and minutes >= 20 and compiler is not None and headers
+
+
+def autocast(device: torch.device | str, precision: str) -> torch.autocast:
+    """A context in which the networks run in `precision`; "float32" also switches a caller's autocast off.
+
+    Raises:
+        ValueError: `precision` is not "float32", "bfloat16" or "float16".
+    """
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"precision must be float32, bfloat16 or float16, got {precision!r}.")
+    low = torch.bfloat16 if precision == "float32" else getattr(torch, precision)
+    return torch.autocast(torch.device(device).type, low, enabled=precision != "float32")

@@ -1,0 +1,45 @@
+"""The SHA-256 of files, of JSON and of the bundle's own code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 of a file's content; None if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def json_digest(content: Any) -> str:
+    """The SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1 << 17)
+def _digest_of_state(path: str, size: int, changed: int) -> str | None:
+    return digest_of(Path(path))
+
+
+def source_digest(path: str) -> str | None:
+    """As `digest_of`, of an input: read once, as long as it isn't changed."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return _digest_of_state(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def code_digest(folder: str = "") -> str:
+    """Of the bundle's own code, which its version alone does not tell while it is worked on, or of a folder of it."""
+    files = sorted(p for p in (Path(__file__).parent / folder).rglob("*") if p.suffix in (".py", ".json"))
+    return json_digest([digest_of(path) for path in files])

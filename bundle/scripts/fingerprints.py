@@ -1,0 +1,97 @@
+"""Short hashes of data, code and settings, by which results are found again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from enum import Enum
+from functools import partial
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.transforms import Compose
+
+from .bundle import bundle_version
+from .device import default_device, fastest_precision
+from .digests import code_digest, json_digest
+
+NO_SETTINGS = ("cache_dir", "filenames", "_tracing")
+"""Attributes of transforms that change nothing of what they do: a place, and what MONAI's remember of their last call."""
+
+
+def settings_of(thing: Any, _around: tuple[int, ...] = ()) -> Any:
+    """What an object was made with, as JSON has it: its type and its attributes, deeply.
+
+    Left out is what doesn't say what it does: the values of a network's parameters (their shapes stay), the state of random
+    generators, and `NO_SETTINGS`. Of a device its type counts, of an optimizer its defaults.
+    """
+    if isinstance(thing, (Enum, np.generic)):
+        thing = thing.value if isinstance(thing, Enum) else thing.item()
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, (PurePath, complex, bytes)):
+        return repr(thing)
+    if id(thing) in _around:
+        return "..."
+    inside = (*_around, id(thing))
+    if isinstance(thing, Mapping):
+        return {str(k): settings_of(v, inside) for k, v in sorted(thing.items(), key=str) if k not in NO_SETTINGS}
+    if isinstance(thing, (list, tuple)):
+        return [settings_of(v, inside) for v in thing]
+    if isinstance(thing, (set, frozenset)):
+        return sorted(str(v) for v in thing)
+    if isinstance(thing, torch.device):
+        return thing.type
+    if isinstance(thing, (torch.Tensor, np.ndarray)):
+        array = np.asarray(thing.detach().cpu() if isinstance(thing, torch.Tensor) else thing)
+        return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:16]]
+    if isinstance(thing, (type, FunctionType)):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    name = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    if isinstance(thing, torch.nn.Module):
+        attributes: dict[str, Any] = {k: v for k, v in vars(thing).items() if k[0] != "_" and k != "training"}
+        attributes |= dict(thing.named_children())
+        attributes |= {k: list(v.shape) for k, v in thing.named_parameters(recurse=False)}
+    elif isinstance(thing, torch.optim.Optimizer):
+        attributes = thing.defaults
+    elif isinstance(thing, partial):
+        attributes = {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
+    else:
+        attributes = getattr(thing, "__dict__", {})
+    return [name, settings_of(attributes, inside)]
+
+
+def _identity(path: str) -> list[Any]:
+    """A file's path, size and time of change, so that one that was replaced in place is another one."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return [os.path.abspath(path)]
+    return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def identified(thing: Any, key: str = "") -> Any:
+    """JSON with the `_identity` of each path in it."""
+    if isinstance(thing, Mapping):
+        return {k: identified(v, k) for k, v in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [identified(v, key) for v in thing]
+    return _identity(thing) if key in ("image", "brain", "mask") and isinstance(thing, str) else settings_of(thing)
+
+
+def fingerprint(items: Any, preprocessing: Compose) -> str:
+    """A short hash that changes with the items, with the files that they name and with what the preprocessing does to them.
+
+    Args:
+        items: JSON, such as datalists; strings that are ``image``, ``brain`` or ``mask`` are paths.
+        preprocessing: its settings count, deeply, and so do the code in ``images``, the versions of bundle and MONAI, and
+            the precision that the brain extraction takes on this machine.
+    """
+    made_by = [bundle_version(), monai.__version__, code_digest("images"), fastest_precision(default_device())]
+    settings = settings_of(getattr(preprocessing, "transforms", preprocessing))
+    return json_digest([identified(items), settings, made_by])[:16]

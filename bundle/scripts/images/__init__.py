@@ -1,0 +1,1 @@
+"""Images: from files to what the networks take, and back to the input's grid."""

@@ -1,0 +1,62 @@
+"""To the networks' field of view."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, ResizeWithPadOrCrop
+from monai.transforms.utils import generate_spatial_bounding_box
+
+from ..checks import check_number
+from .geometry import on_grid
+from .loading import InvalidImageError
+from .normalization import BACKGROUND
+
+
+class CropBraind(MapTransform):
+    """Crop or pad the first two axes to ``size`` pixels around the brain's centre, the third to slices with brain.
+
+    Args:
+        keys: images and masks.
+        size: the networks' input size in pixels, two whole numbers.
+        mask_key: the brain's coverage in [0, 1].
+
+    Raises:
+        ValueError: another size.
+        InvalidImageError: the brain covers under a quarter of the network's input in each direction.
+    """
+
+    def __init__(self, keys: KeysCollection, size: Sequence[int], mask_key: str = "brain") -> None:
+        super().__init__(keys)
+        for n in size:
+            check_number("spatial_size", n, 1, 4096, "two whole numbers from 1 to 4096", whole=True)
+        if len(size) != 2:
+            raise ValueError(f"spatial_size must be two whole numbers from 1 to 4096, got {list(size)}.")
+        self.size = tuple(size)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        lower, upper = generate_spatial_bounding_box(d[self.mask_key].as_tensor(), lambda m: m >= 0.5)
+        extent = [b - a for a, b in zip(lower, upper, strict=True)]
+        if extent[0] < self.size[0] // 4 and extent[1] < self.size[1] // 4:
+            raise InvalidImageError(
+                f"{d[self.mask_key].meta['filename_or_obj']}: the brain covers only {extent[0]} x {extent[1]} pixels of the "
+                f"network's {self.size[0]} x {self.size[1]}; are the voxel sizes in the header right?"
+            )
+        box = (slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))
+        for key in self.key_iterator(d):
+            image = d[key]
+            value = 0.0 if key == self.mask_key else BACKGROUND
+            d[key] = ResizeWithPadOrCrop((*self.size, -1), mode="constant", value=value)(_cropped(image, box, lower))
+        return d
+
+
+def _cropped(image: MetaTensor, box: tuple[slice, ...], lower: Sequence[int]) -> MetaTensor:
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = torch.as_tensor(lower, dtype=torch.float64)
+    return on_grid(image.as_tensor()[box], torch.as_tensor(image.affine, dtype=torch.float64) @ shift, image)

@@ -1,0 +1,116 @@
+"""Where voxels lie: grids, slices of a file, and masks that come with an affine of their own."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation, SpatialResample
+from monai.utils import convert_to_tensor
+
+from ..checks import check_number
+
+MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+
+
+def load_nifti(path: str) -> nib.Nifti1Image:
+    """A NIfTI file, compressed or not whatever its name says: some tools write the one under the other's name.
+
+    Raises:
+        OSError, ValueError, nibabel.filebasedimages.ImageFileError: it is none.
+    """
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    if zipped == path.lower().endswith(".gz"):
+        return nib.load(path)
+    content = Path(path).read_bytes()
+    content = gzip.decompress(content) if zipped else content
+    kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+    return kind.from_bytes(content)
+
+
+def millimetres(header: nib.Nifti1Header) -> float:
+    """How many mm one unit of a NIfTI's affine is."""
+    return MILLIMETRES[header.get_xyzt_units()[0]]
+
+
+def affine_like(affine: np.ndarray, source: nib.Nifti1Image) -> np.ndarray:
+    """An affine in mm in the units of a NIfTI; exactly that file's own where they are the same.
+
+    Args:
+        affine: ``(4, 4)``.
+        source: whose header a result takes over.
+    """
+    in_its_units = np.array(affine, dtype=np.float64)
+    in_its_units[:3] /= millimetres(source.header)
+    return source.affine if np.allclose(in_its_units, source.affine, rtol=1e-6, atol=1e-9) else in_its_units
+
+
+def on_grid(tensor: torch.Tensor, affine: torch.Tensor, like: MetaTensor) -> MetaTensor:
+    """`tensor` on the grid of `affine`, with the meta of another image but its affine."""
+    return MetaTensor(tensor, affine=affine, meta={k: v for k, v in like.meta.items() if k != "affine"})
+
+
+def axial(image: MetaTensor) -> MetaTensor:
+    """``(C, X, Y, Z)`` in the order left, posterior, superior ("LPS")."""
+    return Orientation("LPS", labels=None)(image)
+
+
+def checked_spacing(spacing: Any) -> torch.Tensor:
+    """Three voxel sizes in mm, float64 ``(3,)``.
+
+    Raises:
+        ValueError: other than three numbers from 0.01 to 100.
+    """
+    if not isinstance(spacing, (list, tuple, np.ndarray)) or len(spacing) != 3:
+        raise ValueError(f"spacing must be three voxel sizes in mm, got {spacing!r}.")
+    for size in spacing:
+        check_number("spacing", size, 0.01, 100, "three voxel sizes in mm from 0.01 to 100")
+    return torch.tensor([float(size) for size in spacing], dtype=torch.float64)
+
+
+def to_grid(tensor: torch.Tensor, affine: torch.Tensor, target: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resample ``(C, H, W, D)`` from the grid of one affine to that of another, trilinear, 0 outside.
+
+    Args:
+        tensor: values.
+        affine: of its grid, ``(4, 4)``.
+        target: of the new grid.
+        size: of the new grid, ``(X, Y, Z)``.
+
+    Returns:
+        float32 ``(C, X, Y, Z)`` on the CPU.
+    """
+    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False, dtype=torch.float32)
+    source = MetaTensor(convert_to_tensor(tensor).float().cpu(), affine=affine)
+    return resample(source, dst_affine=target, spatial_size=tuple(size)).as_tensor()
+
+
+def slice_numbers(image: MetaTensor) -> list[int]:
+    """The slice of the input file, counted from 0 along its axis nearest to superior-inferior, behind every slice.
+
+    Args:
+        image: preprocessed ``(C, H, W, D)`` with ``input_affine`` in its meta.
+    """
+    to_file = torch.linalg.inv(image.meta["input_affine"]) @ torch.as_tensor(image.affine, dtype=torch.float64)
+    axis = int(to_file[:3, 2].abs().argmax())
+    centre = torch.tensor([(image.shape[1] - 1) / 2, (image.shape[2] - 1) / 2, 0.0, 1.0], dtype=torch.float64)
+    return [int(torch.round((to_file @ (centre + torch.tensor([0, 0, z, 0])))[axis])) for z in range(image.shape[3])]
+
+
+def axial_index(number: int, affine: torch.Tensor, depth: int) -> int:
+    """Where a slice of the file, as `slice_numbers` counts, lies once the volume is in the order left, posterior, superior.
+
+    Args:
+        number: of the slice.
+        affine: of the file, ``(4, 4)``.
+        depth: number of slices.
+    """
+    directions = affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)
+    return number if directions[directions.abs().argmax()] > 0 else depth - 1 - number

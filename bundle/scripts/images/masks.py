@@ -1,0 +1,112 @@
+"""Masks from files, on the grid of the image that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+
+from .geometry import load_nifti, millimetres, on_grid
+
+SAME_GRID = 0.1
+"""Two grids are one if no corner of theirs lies further apart than this, in voxels: headers are rounded."""
+
+
+def reordered(
+    voxels: torch.Tensor, affine: torch.Tensor, target: torch.Tensor, size: Sequence[int]
+) -> torch.Tensor | None:
+    """The same voxels in the order of another affine's axes, exactly; None where the two are not one grid.
+
+    Args:
+        voxels: ``(C, ...)`` of three dimensions.
+        affine: of their grid, ``(4, 4)``.
+        target: of the grid wanted.
+        size: of the grid wanted, ``(X, Y, Z)``.
+    """
+    affine, target = (torch.as_tensor(a, dtype=torch.float64) for a in (affine, target))
+    try:
+        to_source = torch.linalg.solve(affine, target)
+    except RuntimeError:  # a singular affine
+        return None
+    axes = to_source[:3, :3].abs().argmax(dim=0).tolist()
+    if not bool(torch.isfinite(to_source).all()) or sorted(axes) != [0, 1, 2]:
+        return None
+    flipped = [n for n, axis in enumerate(axes) if to_source[axis, n] < 0]
+    result = voxels.permute(0, *(axis + 1 for axis in axes))
+    if tuple(result.shape[1:]) != tuple(size):
+        return None
+    for corner in product(*((0, n - 1) for n in size)):
+        place = to_source @ torch.tensor([*corner, 1], dtype=torch.float64)
+        for n, axis in enumerate(axes):
+            there = size[n] - 1 - corner[n] if n in flipped else corner[n]
+            if abs(float(place[axis]) - there) > SAME_GRID:
+                return None
+    # an axis of one voxel has no second corner to show its length
+    lengths, wanted = (torch.linalg.norm(a[:3, :3], dim=0) for a in (affine[:, axes], target))
+    if not torch.allclose(lengths, wanted, rtol=0.01):
+        return None
+    return result.flip([n + 1 for n in flipped])
+
+
+def _read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a file's voxels are above 0, and its affine in mm."""
+    if path.lower().endswith((".nii", ".nii.gz")):
+        image = load_nifti(path)
+        affine = np.array(image.affine, dtype=np.float64)
+        affine[:3] *= millimetres(image.header)
+        return torch.from_numpy(np.asarray(image.dataobj) > 0), torch.from_numpy(affine)
+    image = LoadImage(image_only=True, ensure_channel_first=False)(path)
+    return image.as_tensor() > 0, image.affine
+
+
+def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
+    """A mask by its own affine, in the order of an image's voxels.
+
+    Its file may hold the voxels in any order of the axes. Other grids are refused rather than resampled: whether two files
+    share one space can't be told from their headers. Where the image's voxel sizes were replaced by an item's ``spacing``, a
+    mask may have the header's or the true ones.
+
+    Args:
+        path: of an image file; what is above 0 is marked.
+        like: the image ``(C, X, Y, Z)``, not resampled, in the order of its file or in another.
+
+    Returns:
+        bool ``(1, X, Y, Z)`` with the affine of `like`.
+
+    Raises:
+        ValueError: the file is missing, unreadable, not one volume, or lies on another grid.
+    """
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{path!r}: a mask is one file.")
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file.")
+    try:
+        voxels, own = _read(str(path))
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise ValueError(f"{path}: can't be read as a mask ({lines[0] if lines else type(error).__name__}).") from error
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    while voxels.ndim < 3:
+        voxels = voxels[..., None]
+    if voxels.ndim > 3:
+        raise ValueError(f"{path}: a mask is one 3D volume, got {tuple(voxels.shape)} voxels.")
+    affine = torch.as_tensor(like.affine, dtype=torch.float64)
+    grids = [affine]
+    if "header_affine" in like.meta:
+        # as the file has it, then in the order that the axes have now
+        order = torch.linalg.solve(torch.as_tensor(like.meta["input_affine"], dtype=torch.float64), affine)
+        grids.append(torch.as_tensor(like.meta["header_affine"], dtype=torch.float64) @ order)
+    for grid in grids:
+        mask = reordered(voxels[None], own, grid, like.shape[1:])
+        if mask is not None:
+            return on_grid(mask.contiguous(), affine, like)
+    raise ValueError(
+        f"{path}: lies on another grid than {like.meta.get('filename_or_obj', 'the image')} (shape {tuple(voxels.shape)} "
+        f"against {tuple(like.shape[1:])} in some order, or another affine); resample the mask to the image's grid first."
+    )

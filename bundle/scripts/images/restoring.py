@@ -1,0 +1,93 @@
+"""Results on the input's own grid."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ..checks import check_number
+from .geometry import to_grid
+from .masks import reordered
+
+LESION, NOT_ASSESSED = 1, 2
+"""Labels of the mask; 0 is everything that was assessed and holds no lesion, and all that is not brain."""
+
+
+class RestoreGridd(MapTransform):
+    """Bring the results back to the grid, affine and orientation of the input file.
+
+    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in brain that was not assessed and 0 outside the brain; adds
+    ``counterfactual`` where the inferer gave one, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what
+    changed, so that what did not change keeps the input's full resolution; and replaces the inferer's dictionary by the
+    mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in brain that was not assessed.
+
+    Brain that was not assessed is every voxel of the brain mask that lies in no assessed slice, or beyond the field that the
+    networks see of one.
+
+    Args:
+        keys: the preprocessed image, with ``input_affine`` and ``intensity_scale`` in its meta.
+        threshold: on the anomaly map, above 0 and at most 2 a channel, which no map exceeds.
+        channels: of the image.
+        input_key: the input volume ``(C, X, Y, Z)`` as it was loaded.
+        pred_key: the inferer's dictionary.
+        mask_key: the whole brain's mask ``(1, ...)`` on the input's grid, its axes in any order.
+
+    Raises:
+        ValueError: the threshold is out of its range; or, of a volume, the brain's mask lies on another grid.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        threshold: float,
+        channels: int = 1,
+        input_key: str = "input_image",
+        pred_key: str = "pred",
+        mask_key: str = "input_brain",
+    ) -> None:
+        super().__init__(keys)
+        highest = 2 * channels
+        check_number("threshold", threshold, sys.float_info.min, highest, f"above 0 and at most {highest}")
+        self.threshold = threshold
+        self.input_key = input_key
+        self.pred_key = pred_key
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image, pred = d[self.keys[0]], d[self.pred_key]
+        original, brain = d[self.input_key], d[self.mask_key]
+        affine = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64)
+        whole = reordered(brain.as_tensor().cpu(), brain.affine, affine, original.shape[1:])
+        if whole is None:
+            raise ValueError(f"{self.mask_key} must lie on the grid of {self.input_key}, in any order of the axes.")
+        assessed = torch.as_tensor(pred["assessed"]).cpu()
+        scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
+        scale = scale * torch.as_tensor(d.get("bias_field", 1.0)).cpu()
+        changed = torch.zeros(0, *image.shape[1:])
+        if "counterfactual" in pred:
+            changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
+        looked_at = assessed.float().expand(1, *image.shape[1:])
+        parts = [looked_at, d["anomaly_map"].as_tensor().cpu(), changed]
+        restored = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
+        in_assessed, a, difference = restored.split([1, 1, len(changed)])
+
+        unseen = (whole > 0) & (in_assessed < 0.5)
+        mask = (a > self.threshold).to(torch.uint8) * LESION
+        mask[unseen] = NOT_ASSESSED
+        a[unseen] = torch.nan
+
+        def on_input_grid(tensor: torch.Tensor) -> MetaTensor:
+            return MetaTensor(tensor, affine=affine, meta={"filename_or_obj": image.meta["filename_or_obj"]})
+
+        d["anomaly_map"] = on_input_grid(a)
+        if len(changed):
+            d["counterfactual"] = on_input_grid(torch.as_tensor(original).cpu() - difference)
+        d[self.pred_key] = on_input_grid(mask)
+        return d

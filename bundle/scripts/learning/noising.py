@@ -1,0 +1,122 @@
+"""What MONAI's trainer and evaluator need beyond their own parts to train on noised slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines import default_prepare_batch
+from monai.engines.utils import PrepareBatch
+from monai.inferers import DiffusionInferer, SimpleInferer
+from monai.utils import convert_to_tensor
+
+from ..device import autocast
+
+
+class _Autocast:
+    """Makes of an inferer one whose networks run in `precision`, on whatever device the inputs are.
+
+    MONAI's engines know CUDA's autocast only.
+    """
+
+    def __init__(self, *args: Any, precision: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        autocast("cpu", precision)  # refuses what it doesn't know
+        self.precision = precision
+
+    def __call__(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with autocast(inputs.device, self.precision):
+            return super().__call__(inputs, *args, **kwargs).float()  # type: ignore[misc]  # of the other base
+
+
+class AutocastInferer(_Autocast, SimpleInferer):
+    """MONAI's `SimpleInferer` under autocast.
+
+    Args:
+        precision: "float32", "bfloat16", or "float16" (GPU; set the trainer's ``amp`` for its gradient scaler).
+
+    Raises:
+        ValueError: another precision.
+    """
+
+
+class AutocastDiffusionInferer(_Autocast, DiffusionInferer):
+    """MONAI's `DiffusionInferer` under autocast.
+
+    Args:
+        scheduler: MONAI's.
+        precision: as for `AutocastInferer`.
+
+    Raises:
+        ValueError: another precision.
+    """
+
+
+class NoisedPrepareBatch(PrepareBatch):
+    """Draw a timestep and a noise field for every image; the target is the noise (diffusion) or the label (classifier).
+
+    Args:
+        num_train_timesteps: timesteps are drawn uniformly from 0 to this.
+        target: "noise" or "label".
+        noise_levels: for validation: repeat every image at each of these timesteps, one level after the other, with a
+            noise that depends on `seed` and the batch alone, so that two validations compare.
+        seed: of the validation noise.
+
+    Returns (as MONAI's engines expect): images ``(N, C, H, W)``, targets, no arguments, and ``noise`` and ``timesteps`` by
+    keyword for `DiffusionInferer`.
+    """
+
+    def __init__(
+        self, num_train_timesteps: int, target: str = "noise", noise_levels: list[int] | None = None, seed: int = 0
+    ) -> None:
+        if target not in ("noise", "label"):
+            raise ValueError(f"target must be 'noise' or 'label', got {target!r}.")
+        self.num_train_timesteps = num_train_timesteps
+        self.target = target
+        self.noise_levels = noise_levels
+        self.seed = seed
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
+        images, labels = default_prepare_batch(dict(batchdata), device, non_blocking, **kwargs)
+        images = convert_to_tensor(images)  # a MetaTensor slows every operation, and can't be compiled
+        if self.noise_levels is None:
+            timesteps = torch.randint(0, self.num_train_timesteps, (len(images),), device=images.device)
+            noise = torch.randn_like(images)
+        else:
+            timesteps = torch.tensor(self.noise_levels, device=images.device).repeat_interleave(len(images))
+            images = images.repeat(len(self.noise_levels), 1, 1, 1)
+            labels = labels.repeat(len(self.noise_levels))
+            generator = torch.Generator().manual_seed(self.seed)
+            noise = torch.randn(images.shape, generator=generator).to(images.device)
+        target = noise if self.target == "noise" else labels
+        return images, target, (), {"noise": noise, "timesteps": timesteps}
+
+
+def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
+    """Output transform: the loss of an iteration, of a batch or of its images, each of which has it."""
+    return float((output if isinstance(output, Mapping) else output[0])["loss"])
+
+
+class AtNoiseLevel:
+    """Output transform: predictions and labels at one of the `noise_levels` of `NoisedPrepareBatch`.
+
+    Args:
+        index: which level.
+        total: how many there are.
+        probability: give p(diseased) instead of the logits, for AUROC.
+    """
+
+    def __init__(self, index: int, total: int, probability: bool = False) -> None:
+        self.index, self.total, self.probability = index, total, probability
+
+    def __call__(self, output: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        pred = output["pred"].chunk(self.total)[self.index]
+        label = output["label"].chunk(self.total)[self.index]
+        return (pred.softmax(dim=1)[:, 1] if self.probability else pred), label

@@ -1,0 +1,57 @@
+"""A training's weights into the bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..files import write
+from ..weights import MANIFEST, load_weights, read_manifest, replace_weights, weights_digest
+from .checkpoint import RUN
+
+
+def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
+    """Bring the weights of a training into the bundle; what is there is kept beside them under a name with the time.
+
+    Student and threshold belong to networks: ``weights.json`` beside the weights says which, and a student brings what it
+    learned from. For other networks inference warns (`bundle.not_together`), as this does.
+
+    Args:
+        run_dir: of the training.
+        path: in the bundle's ``models``.
+        network: of the definition that the bundle declares; the weights must fit it.
+
+    Raises:
+        SystemExit: there are no weights in `run_dir`, or the bundle can't be written.
+        ValueError: see `bundle.load_weights`.
+    """
+    source, target = Path(run_dir) / "model.pt", Path(path)
+    if not source.is_file():
+        raise SystemExit(f"{source}: no weights there; finish the training, or give the --run_dir of another.")
+    digest = weights_digest(load_weights(network, str(source)))
+    teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
+    manifest = target.with_name(MANIFEST)
+    belonging = read_manifest(manifest)
+    copy = target.with_suffix(".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+        kept = replace_weights(copy, target)
+        if teacher is not None:
+            belonging["student"] = {**teacher, "student": digest}
+            write(manifest, (json.dumps(belonging, indent=4) + "\n").encode())
+    except OSError as error:
+        raise SystemExit(
+            f"{target}: can't be written ({error.strerror or error}); give a copy of the bundle as --bundle_root."
+        ) from error
+    print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
+    if teacher is None and digest not in belonging.get("student", {}).values():
+        print(
+            "The student and the threshold belong to other networks: run with --student '$None' until there is a student for "
+            "these, and choose a threshold anew."
+        )
+    elif teacher is not None and digest not in belonging.get("threshold", {}).values():
+        print("The threshold was chosen for another student: choose one anew.")

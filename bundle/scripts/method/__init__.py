@@ -1,0 +1,1 @@
+"""The method: from a slice to its healthy counterpart and what changed."""

@@ -1,0 +1,1 @@
+"""Running on one's own files."""

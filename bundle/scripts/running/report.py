@@ -1,0 +1,214 @@
+"""Running the bundle on one's own files: what to read, what to write, and what to say about it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
+from tqdm import tqdm
+
+from ..bundle import bundle_version
+from ..checks import is_true
+from ..digests import json_digest
+from ..errors import cause_of
+from ..fingerprints import code_digest, settings_of
+from ..images.restoring import LESION, NOT_ASSESSED
+from ..weights import not_together, weights_digest
+from .overview import draw_overview
+from .results import Results
+from .saving import save_nifti
+
+OUTPUTS = ("anomaly_map", "counterfactual", "pred")
+
+
+class Report:
+    """Writes each volume's results whole or not at all, and a summary of all that lie in the output folder.
+
+    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz``,
+    ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all volumes, of earlier runs
+    too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose postprocessing ends with
+    `RestoreGridd`.
+
+    Args:
+        items: see `find_inputs`.
+        output_dir: made if it is missing.
+        settings, networks: what the results depend on, for the record; a network that is None has no part in them.
+        pipeline: all else that they depend on: transforms and inferer.
+        overwrite: compute again what was computed before from the same input in the same way.
+        manifest: says which weights belong together, see `bundle.not_together`; where they don't, every volume has a warning.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[dict[str, Any]],
+        output_dir: str,
+        settings: Mapping[str, Any],
+        networks: Mapping[str, torch.nn.Module | None],
+        pipeline: Mapping[str, Any],
+        manifest: str | None = None,
+        overwrite: bool | str = False,
+    ) -> None:
+        self.items = items
+        self.about = {
+            "settings": dict(settings),
+            "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
+            "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
+        }
+        recipe = json_digest([self.about, code_digest(), settings_of(pipeline)])
+        self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
+        self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
+        self.volumes: list[dict[str, Any]] = []
+        self.skipped = 0
+        self._current: dict[str, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """To an evaluator with batches of one volume."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._tick)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._networks_done)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+
+    def run(self, evaluator: Evaluator) -> None:
+        """Run the evaluator on all volumes; say what was found and where it lies.
+
+        A volume whose networks fail is a failed one, and the next one follows. Ctrl-C leaves whole results and a summary.
+
+        Raises:
+            ValueError: what is in the way in the output folder, see `Results.prepare`.
+            SystemExit: with status 1 if a volume failed, 130 after Ctrl-C.
+        """
+        self.results.prepare(self.items)
+        stopped = False
+        try:
+            # behind a run that failed, ignite's next one does nothing
+            for _ in range(2 * len(self.items)):
+                if len(self.volumes) + self.skipped == len(self.items):
+                    break
+                try:
+                    evaluator.run()
+                except Exception as error:
+                    if not self._current:
+                        raise
+                    self.failed(self._current["item"], error)
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            self.results.close()
+        self._say()
+        if stopped:
+            print("Stopped; the same command goes on with the other volumes.")
+            raise SystemExit(130)
+        if any(v["status"] == "failed" for v in self.volumes):
+            raise SystemExit(1)
+
+    def was_done(self, item: dict[str, Any]) -> bool:
+        """Whether a volume can be skipped, as its results are there, of the same input, settings, weights and version."""
+        done = self.results.done(item)
+        self.skipped += done
+        return done
+
+    def begin(self, item: dict[str, Any], seconds: float, warnings: Sequence[str]) -> None:
+        """The next volume was preprocessed in so many seconds, with such warnings."""
+        self._current = {"item": item, "seconds": {"preprocessing": seconds}, "warnings": [*warnings]}
+
+    def failed(self, item: dict[str, Any], error: Exception) -> None:
+        """A volume could not be processed; what lay there of older results is replaced by a record that says so.
+
+        Raises:
+            ValueError: the disk is full, which is no fault of the volume's and would be that of all others.
+        """
+        self._current = {}
+        cause = cause_of(error)
+        reason = str(cause) or type(cause).__name__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{item['name']}: {reason}. Make room; the same command goes on.") from error
+        if not isinstance(cause, (ValueError, OSError)):  # a fault of the program's
+            tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
+        tqdm.write(f"FAILED {item['name']}: {reason}")
+        record = {"status": "failed", "error": reason, "warnings": [*item.get("warnings", [])], **self.about}
+        self.volumes.append(self.results.place(item, self.results.new_folder(), record))
+
+    def _tick(self, engine: Engine) -> None:
+        self._start = time.perf_counter()
+
+    def _networks_done(self, engine: Engine) -> None:
+        self._current["seconds"]["networks"] = time.perf_counter() - self._start
+        self._start = time.perf_counter()
+
+    def _write(self, engine: Engine) -> None:
+        item, seconds, warnings = (self._current[key] for key in ("item", "seconds", "warnings"))
+        result = {**engine.state.batch[0], **engine.state.output[0], "warnings": warnings}
+        seconds["postprocessing"] = time.perf_counter() - self._start
+        start = time.perf_counter()
+        try:
+            folder = self.results.new_folder()
+            self._write_files(item, result, folder)
+            seconds["writing"] = time.perf_counter() - start
+            self.volumes.append(self.results.place(item, folder, self._record(result, seconds)))
+        except Exception as error:
+            self.failed(item, error)
+        self._current = {}
+
+    def _record(self, result: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+        assessed = [s for s in result["slices"] if s["assessed"]]
+        pred = result["pred"]
+        voxel_ml = float(abs(torch.linalg.det(pred.affine[:3, :3]))) / 1000
+        return {
+            "status": "ok",
+            "score": max((s["score"] for s in assessed), default=None),
+            "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
+            "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
+            "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
+            "warnings": result["warnings"],
+            "slices": result["slices"],
+            "seconds": {k: round(v, 2) for k, v in seconds.items()},
+            "outputs": [f"{o}.nii.gz" for o in self._outputs(result)],
+            **self.about,
+        }
+
+    def _write_files(self, item: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> None:
+        for key in self._outputs(result):
+            save_nifti(result[key], item["image"], folder / f"{key}.nii.gz")
+        picture = folder / "overview.png"
+        try:
+            draw_overview(result, item.get("mask"), item["name"], picture)
+        except Exception as error:
+            if item.get("mask") is None:
+                raise
+            # the mask is there to look at: without it the result is the same
+            tqdm.write(f"{item['mask']}: {cause_of(error)}")
+            result["warnings"].append("The known lesion mask could not be drawn beside the result.")
+            draw_overview(result, None, item["name"], picture)
+
+    @staticmethod
+    def _outputs(result: Mapping[str, Any]) -> list[str]:
+        return [o for o in OUTPUTS if o in result]
+
+    def _say(self) -> None:
+        for v in self.volumes:
+            if v["status"] == "failed":
+                print(f"{v['name']}: FAILED: {v['error']}")
+                continue
+            if v["score"] is None:
+                print(f"{v['name']}: not assessed: no slice lies within the trained range.")
+            else:
+                print(
+                    f"{v['name']}: p(diseased) {v['p_diseased']:.2f}, score {v['score']:.3f}, "
+                    f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml of brain"
+                )
+            for warning in v["warnings"]:
+                print(f"  WARNING: {warning}")
+            print(f"  {self.results.output_dir / v['name']}: {', '.join(v['outputs'])}, overview.png")
+            print("  " + ", ".join(f"{part} {s:.1f} s" for part, s in v["seconds"].items()))
+        if self.skipped:
+            print(f"{self.skipped} done before, skipped; --overwrite true runs them again.")
+        print(f"Summary: {self.results.output_dir / 'summary.json'} and summary.csv. Not for clinical use.")

@@ -1,0 +1,52 @@
+"""Preprocessed volumes, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from monai.data import IterableDataset
+from monai.transforms import Compose
+from tqdm import tqdm
+
+from .report import Report
+
+
+class VolumeDataset(IterableDataset):
+    """Preprocessed volumes, one after the other; one that fails is reported and the next one follows.
+
+    Args:
+        items: see `find_inputs`.
+        preprocessing: dictionary transforms.
+        report: told of every failure.
+
+    Iterated again, it goes on where it was left, behind a volume whose networks failed.
+    """
+
+    def __init__(self, items: Sequence[dict[str, Any]], preprocessing: Compose, report: Report) -> None:
+        super().__init__(items)
+        self.items = items
+        self._rest: Iterator[dict[str, Any]] | None = None
+        self.preprocessing = preprocessing
+        self.report = report
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._rest is None:
+            self._rest = iter(tqdm(self.items, desc="volumes", unit="volume"))
+        for item in self._rest:
+            if self.report.was_done(item):
+                continue
+            start = time.perf_counter()
+            try:
+                if "error" in item:
+                    raise ValueError(item["error"])
+                # a mask and the name are the report's business
+                data = self.preprocessing({k: v for k, v in item.items() if k in ("image", "brain", "spacing")})
+            except Exception as error:
+                self.report.failed(item, error)
+                continue
+            warnings = [*item.get("warnings", []), *data.get("warnings", [])]
+            # sentences don't go through the loader, which makes batches of what it is given
+            self.report.begin(item, time.perf_counter() - start, [*self.report.warnings, *warnings])
+            yield {k: data[k] for k in ("image", "input_brain", "input_image", "bias_field") if k in data}

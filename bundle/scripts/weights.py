@@ -1,0 +1,134 @@
+"""The networks' weights: read, identified, replaced, and which belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MANIFEST = "weights.json"
+"""Beside the weights: see `read_manifest`."""
+
+
+def load_weights(network: torch.nn.Module, path: str, device: torch.device | str = "cpu") -> torch.nn.Module:
+    """`network` with the state dict in `path`, ready for inference on `device`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no state dict, or not one of this network. Code in a file is never run.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no weights there; train them or give another bundle_root.")
+    return for_training(network, device, path).eval().requires_grad_(False)
+
+
+def for_training(
+    network: torch.nn.Module, device: torch.device | str, initial_weights: str | None = None
+) -> torch.nn.Module:
+    """`network` on `device`, in the layout that it is fastest in, with the state dict in a file or as it is initialised.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as for `load_weights`.
+    """
+    if initial_weights is not None:
+        _load(network, initial_weights)
+    # the layout that convolutions are fastest in, on CPUs up to threefold
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+
+
+def weights_digest(network: torch.nn.Module) -> str:
+    """The SHA-256 of a network's weights, 64 hexadecimal digits, whatever file, device and memory layout they lie in."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def replace_weights(source: Path, target: Path) -> str | None:
+    """Move a file of weights to where the bundle reads them, and keep those that were there.
+
+    Args:
+        source: on the same file system.
+        target: in the bundle's ``models``.
+
+    Returns:
+        The name, with the time in it, of the old weights; None where there were none.
+    """
+    if not target.exists():
+        os.replace(source, target)
+        return None
+    kept = target.with_name(f"{target.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{target.suffix}")
+    part = source.with_name(kept.name + ".part")
+    shutil.copy2(target, part)
+    os.replace(part, kept)
+    try:
+        os.replace(source, target)
+    except OSError:
+        kept.unlink()
+        raise
+    return kept.name
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """What ``models/weights.json`` says about which weights belong together; empty where there is none.
+
+    ``student``: the digests (see `weights_digest`) of a student, and of the network and classifier that it learned from.
+    ``threshold``: the digests of those that the thresholds in ``values`` were chosen for.
+
+    Raises:
+        ValueError: it isn't JSON.
+    """
+    try:
+        return dict(json.loads(Path(path).read_text("utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: can't be read as JSON ({error}).") from error
+
+
+def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: float) -> list[str]:
+    """Warnings, where the student or the threshold was made for other networks than those in use.
+
+    Args:
+        manifest: see `read_manifest`. Without it nothing is known, and nothing said.
+        weights: the digests of the networks in use, by the names of the config: "network", "classifier", "student".
+        threshold: in use. One that isn't the manifest's was chosen by someone, who is not warned.
+    """
+    content = read_manifest(manifest)
+    student, chosen = (dict(content.get(name, {})) for name in ("student", "threshold"))
+    values = chosen.pop("values", [])
+    warnings = []
+    if (
+        "student" in weights
+        and weights["student"] == student.get("student")
+        and not set(weights.values()) <= set(student.values())
+    ):
+        warnings.append("The student learned from other networks than those in use.")
+    if threshold in values and not set(weights.values()) <= set(chosen.values()):
+        warnings.append("The threshold was chosen for other networks than those in use.")
+    return warnings
+
+
+def _load(network: torch.nn.Module, path: str) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: is not a PyTorch state dict ({type(error).__name__}).") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = str(error).strip().splitlines()
+        raise ValueError(
+            f"{path}: its weights don't fit the {type(network).__name__} that the config declares "
+            f"({len(lines) - 1} differences, the first: {lines[min(1, len(lines) - 1)].strip()})."
+        ) from error
