@@ -16,6 +16,7 @@ from skimage.morphology import convex_hull_image
 
 from ..checks import check_number
 from ..errors import InvalidImageError
+from ..weights import weights_digest
 from .geometry import on_grid
 from .masks import load_mask
 from .resampling import resized_in_plane
@@ -118,13 +119,14 @@ class ByNetworkd(Foregroundd):
         check_number("threshold", threshold, 0, 1)
         check_number("dilation", dilation, 0, 1)
         self.network = network.eval()
+        self.weights = weights_digest(network)  # by which what was computed before is found again
         self.size = tuple(size)
         self.threshold = threshold
         self.convex_hull = convex_hull
         self.dilation = dilation
 
     def find(self, image: MetaTensor) -> torch.Tensor:
-        x = resized_in_plane(image[:1], self.size).as_tensor()[0].movedim(-1, 0)[:, None]
+        x = resized_in_plane(image[:1], self.size).as_tensor()[0].movedim(-1, 0)[:, None].nan_to_num()
         low, high = (x.flatten(1).quantile(q, dim=1).view(-1, 1, 1, 1) for q in (0.01, 0.99))
         x = (2 * (x - low) / (high - low).clamp_min(1e-6) - 1).clamp(-1, 1)
         device = next(self.network.parameters()).device

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, ResizeWithPadOrCrop
 
 from ..checks import check_number
+from .normalization import BACKGROUND
 from .resampling import resized_in_plane
-
-BACKGROUND = -1.0
-"""The lowest value of the networks' intensity scale [-1, 1]."""
 
 
 class ResizeInPlaned(MapTransform):
@@ -51,5 +48,4 @@ class ResizeInPlaned(MapTransform):
             value = 0.0 if key == self.mask_key else BACKGROUND
             pad = ResizeWithPadOrCrop((*self.size, -1), mode="constant", value=value)
             d[key] = pad(resized_in_plane(image, fitting))
-            d[key].affine = torch.as_tensor(d[key].affine, dtype=torch.float64)
         return d
