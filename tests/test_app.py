@@ -40,11 +40,17 @@ from starlette.testclient import TestClient
 from urllib3.filepost import encode_multipart_formdata
 
 import serve
-from lib.bundle import FULL, PREVIEW, Bundle, fetch_bundle, on_one_grid
-from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, changed_options, heat_map, lesion_mask, write_results
-from lib.server import Guard
-from lib.studies import DICOMwebStudies, FolderStudies
-from serve import label_server
+from lib.demonstration.label_server import label_server
+from lib.http.guard import Guard
+from lib.models.fetching import fetch_bundle
+from lib.models.model import FULL, PREVIEW, Bundle
+from lib.models.one_grid import on_one_grid
+from lib.studies.dicomweb import DICOMwebStudies
+from lib.studies.folder import FolderStudies
+from lib.tasks.inference import AnomalyInferTask
+from lib.tasks.summaries import changed_options
+from lib.tasks.views import HEAT_MAP_LABELS, heat_map, lesion_mask
+from lib.tasks.writing import write_results
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
 

@@ -43,11 +43,16 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import serve
-from lib.bundle import FULL, Abandoned, Bundle, abandoned, fetch_bundle, out_of_memory
-from lib.dicom import series_from_nifti
-from lib.proxy import resource
-from lib.server import SERVER, Guard, without_paths
-from serve import ServeError, label_server, running, watch
+from lib.demonstration.label_server import label_server
+from lib.demonstration.processes import ServeError, running, watch
+from lib.demonstration.series import series_from_nifti
+from lib.http.answers import without_paths
+from lib.http.guard import Guard
+from lib.http.processes import SERVER
+from lib.http.proxy import resource
+from lib.models.abandoning import Abandoned, abandoned
+from lib.models.fetching import fetch_bundle
+from lib.models.model import FULL, Bundle, out_of_memory
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
 from test_app import free_port
@@ -295,7 +300,7 @@ def test_only_dicomweb_requests_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         assert resource(method, path) is None, path
     prefixes = {"QIDO": "q", "WADO": "w/rs", "STOW": "s"}
     for name, prefix in prefixes.items():
-        monkeypatch.setattr(f"lib.proxy.settings.MONAI_LABEL_{name}_PREFIX", prefix)
+        monkeypatch.setattr(f"lib.http.proxy.settings.MONAI_LABEL_{name}_PREFIX", prefix)
     assert resource("GET", "qido/studies/1.2/series") == "q/studies/1.2/series"
     assert resource("GET", "qido/studies/1.2/metadata") == "w/rs/studies/1.2/metadata"
     assert resource("POST", "wado/studies") == "s/studies"
@@ -624,7 +629,7 @@ def test_what_the_server_began_ends_with_it() -> None:
     sleep = "import time; time.sleep(60)"
     script = f"""
 import sys; sys.path.insert(0, {str(Path(serve.__file__).parent)!r})
-from lib.server import end_with_server
+from lib.http.processes import end_with_server
 end_with_server(); print("up", flush=True); {sleep}
 """
     with subprocess.Popen([sys.executable, "-c", sleep]) as parent:
@@ -800,7 +805,7 @@ def test_a_fetched_bundle_writes_nowhere_else(tmp_path: Path, harm: str, monkeyp
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("bundle/configs/inference.json", "{}")
         if harm == "large":
-            monkeypatch.setattr("lib.bundle.MAX_BUNDLE_BYTES", 1)
+            monkeypatch.setattr("lib.models.fetching.MAX_BUNDLE_BYTES", 1)
         elif harm == "link":
             link = zipfile.ZipInfo("bundle/scripts")
             link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -817,7 +822,7 @@ def test_a_bundle_is_not_unpacked_before_its_hash_is_known(tmp_path: Path, monke
     def unpack(*_: Any, **__: Any) -> None:
         raise AssertionError("it was unpacked")
 
-    monkeypatch.setattr("lib.bundle.extractall", unpack)
+    monkeypatch.setattr("lib.models.fetching.extractall", unpack)
     archive = tmp_path / "b.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("bundle/configs/inference.json", "{}")

@@ -22,9 +22,12 @@ import pytest
 import SimpleITK
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
-from lib import triage
-from lib.studies import FINAL, FolderStudies, checked_label, read_volume, reordered, result_tag
-from lib.triage import Dice, EveryStudy, MostAnomalousFirst
+from lib.studies.folder import FolderStudies
+from lib.studies.grids import read_volume, reordered
+from lib.studies.labels import checked_label
+from lib.studies.tags import FINAL, result_tag
+from lib.tasks import triage
+from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from main import AnomalyDetection
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import threading
@@ -18,17 +17,21 @@ from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
-from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle, proceed
-from lib.infer import AnomalyInferTask, allow_any_image, warn, write, write_results
-from lib.server import dicomweb_seconds, end_with_server, environment_on_path, prepare
-from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies, result_tag
+from lib.http.preparing import prepare
+from lib.http.processes import end_with_server, environment_on_path
+from lib.models.abandoning import proceed
+from lib.models.fetching import REPOSITORY_BUNDLE, fetch_bundle
+from lib.models.model import FULL, PREVIEW, Bundle
+from lib.studies.connection import dicomweb_seconds, session
+from lib.studies.dicomweb import DICOMwebStudies
+from lib.studies.folder import FolderStudies
+from lib.studies.tags import ORIGINAL, result_tag
+from lib.tasks.inference import AnomalyInferTask, allow_any_image
+from lib.tasks.summaries import warn
+from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
+from lib.tasks.writing import write, write_results
 from lib.trainer import FineTune
-from lib.triage import Dice, EveryStudy, MostAnomalousFirst
-
-logger = logging.getLogger(__name__)
 
 
 class AnomalyDetection(MONAILabelApp):
@@ -234,7 +237,7 @@ class AnomalyDetection(MONAILabelApp):
         self._download_dcmqi_tools()
         client = DICOMwebClientX(
             url=self.studies,
-            session=_session(*dicomweb_seconds(self.conf)),
+            session=session(*dicomweb_seconds(self.conf)),
             qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
             wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
             stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
@@ -247,33 +250,3 @@ class AnomalyDetection(MONAILabelApp):
             cache_path=(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip() or None,
             store_results=self.conf.get("store_results", "true").lower() != "false",
         )
-
-
-class _TimeLimited(HTTPAdapter):
-    """Requests that end: each has a time limit unless it brings its own."""
-
-    def __init__(self, timeout: tuple[float, float], retries: Retry) -> None:
-        self._timeout = timeout
-        super().__init__(max_retries=retries)
-
-    def send(self, *args: Any, **kwargs: Any) -> Any:
-        return super().send(*args, **{**kwargs, "timeout": kwargs.get("timeout") or self._timeout})
-
-
-def _session(connect: float, read: float) -> Any:
-    """For requests to the DICOM server; those that it did not take are tried again, those that it does not answer are not."""
-    from dicomweb_client.session_utils import create_session, create_session_from_user_pass
-
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    session = create_session_from_user_pass(user, password) if user and password else create_session()
-    retries = Retry(
-        total=2,
-        read=0,
-        status_forcelist=(429, 503, 504),
-        backoff_factor=0.1,
-        respect_retry_after_header=False,
-        raise_on_status=False,
-    )
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _TimeLimited((connect, read), retries))
-    return session

@@ -17,9 +17,10 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.bundle import reason
-from lib.infer import LESION
-from lib.studies import FINAL, ORIGINAL, SCORE, grid_of, read_volume, reordered
+from lib.models.model import reason
+from lib.studies.grids import grid_of, read_volume, reordered
+from lib.studies.tags import FINAL, ORIGINAL, SCORE
+from lib.tasks.views import LESION
 
 logger = logging.getLogger(__name__)
 

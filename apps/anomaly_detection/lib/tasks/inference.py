@@ -5,60 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from monai.data import MetaTensor
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-from monailabel.transform.writer import write_itk
 
-from lib.bundle import FULL, PREVIEW, Bundle
-from lib.studies import COUNTERFACTUAL_TAG, MAP_TAG
+from lib.models.model import FULL, PREVIEW, Bundle
+from lib.tasks.summaries import changed_options, summary
+from lib.tasks.views import HEAT_MAP_LABELS, LEVELS, LEVELS_BELOW_THRESHOLD, MASK_LABELS, heat_map, lesion_mask
+from lib.tasks.writing import write
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd")
 DTYPES = ("uint8", "uint16", "int16", "float32")
-LESION, NOT_ASSESSED = 1, 2
-
-# OHIF colours a segment by a sum over the letters of its name: these are bright green and nearly white
-MASK_LABELS = {"lesion": LESION, "not assessed": NOT_ASSESSED}
-LEVELS = 9
-# and these run from dark violet over blue and green to pale yellow
-HEAT_MAP_LABELS = {
-    f"anomaly {level} {word}": level
-    for level, word in enumerate(
-        ("trace", "faint", "small", "minor", "notable", "high", "extreme", "top", "full"),
-        start=1,
-    )
-}
-# and this one is slate blue
-HEAT_MAP_LABELS["not assessed: no result"] = LEVELS + 1
-LEVELS_BELOW_THRESHOLD = 3
-SHORT_OPTIONS = {"noise_level": "L", "guidance_scale": "g", "num_inference_steps": "s", "threshold": "t"}
-
-
-def lesion_mask(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
-    """1 where the bundle marks a lesion, 2 in brain that was not assessed, 0 elsewhere: uint8 ``(X, Y, Z)``."""
-    return result["pred"][0].to(torch.uint8)
-
-
-def heat_map(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
-    """The anomaly map in nine levels: uint8 ``(X, Y, Z)``, 0 is below the first, 10 was not assessed.
-
-    Three levels make one threshold, the one that was chosen on validation, whatever the request's: two studies compare.
-
-    Args:
-        result: what the bundle gave.
-        threshold: the bundle's default. Level n begins at n / 3 of it, so the third begins where the mask does.
-    """
-    a = result["anomaly_map"][0].nan_to_num(nan=0.0)
-    # level n holds what is above its edge, as the mask does
-    levels = (torch.ceil(a / (threshold / LEVELS_BELOW_THRESHOLD)) - 1).clamp(0, LEVELS)
-    return torch.where(result["pred"][0] == NOT_ASSESSED, LEVELS + 1, levels).to(torch.uint8)
 
 
 class AnomalyInferTask(InferTask):
@@ -201,53 +162,3 @@ def allow_any_image(request: Mapping[str, Any]) -> bool:
             MONAILabelError.INVALID_INPUT, f"allow_any_image must be true or false, got {value!r}."
         )
     return value
-
-
-def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of a volume: its highest slice's, the volume of what is marked, and the warnings."""
-    assessed = [s for s in result["slices"] if s["assessed"]]
-    voxel_ml = float(abs(torch.linalg.det(result["pred"].affine[:3, :3]))) / 1000
-    return {
-        "score": max((s["score"] for s in assessed), default=None),
-        "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
-        "lesion_ml": float((result["pred"] == LESION).sum()) * voxel_ml,
-        "not_assessed_slices": [s["slice"] for s in result["slices"] if not s["assessed"]],
-        "warnings": list(result.get("warnings", [])),
-        "slices": result["slices"],
-    }
-
-
-def changed_options(options: Mapping[str, float], defaults: Mapping[str, float]) -> str:
-    """Those that are not the default, short as in "L500 s20": noise (L)evel, (g)uidance, (s)teps, (t)hreshold."""
-    return " ".join(f"{SHORT_OPTIONS.get(k, k)}{v:.4g}" for k, v in options.items() if v != defaults[k])
-
-
-def warn(params: dict[str, Any], warnings: list[str]) -> None:
-    """Put sentences that say why a result may be wrong before those that `AnomalyInferTask` gave."""
-    for place in (params, params["result"]):
-        place["warnings"] = [*warnings, *place.get("warnings", [])]
-
-
-def write(image: MetaTensor, source: str, extension: str, dtype: str) -> str:
-    """Write ``(1, X, Y, Z)`` on its grid to a new temporary file; NIfTI takes over the header of its source."""
-    from scripts.running.saving import save_nifti
-
-    handle, path = tempfile.mkstemp(suffix=extension)
-    os.close(handle)
-    image = image.to(getattr(torch, dtype))
-    if extension in (".nii", ".nii.gz"):
-        save_nifti(image, source, Path(path))
-    else:
-        write_itk(image[0].as_tensor().numpy(), path, image.affine.numpy(), None, compress=False)
-    return path
-
-
-def write_results(result: Mapping[str, Any], source: str, folder: Path) -> dict[str, Path]:
-    """Write the float results on the grid of the input, as NIfTI, each under its tag."""
-    from scripts.running.saving import save_nifti
-
-    paths = {}
-    for tag in (MAP_TAG, COUNTERFACTUAL_TAG):
-        paths[tag] = folder / f"{tag}.nii.gz"
-        save_nifti(result[tag], source, paths[tag])
-    return paths

@@ -1,4 +1,4 @@
-"""The bundle, found or fetched, loaded once, and run on one study at a time."""
+"""A bundle's model: loaded once, and run on one study at a time."""
 
 from __future__ import annotations
 
@@ -8,105 +8,29 @@ import logging
 import math
 import os
 import re
-import stat
 import sys
-import tempfile
 import threading
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from monai.apps.utils import HashCheckError, download_url, extractall
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImage, ResampleToMatch
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+from lib.models.abandoning import proceed
+from lib.models.one_grid import on_one_grid
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY_BUNDLE = Path(__file__).resolve().parents[3] / "bundle"
 KEPT_STUDIES = 2
 """So many studies stay in memory, preprocessed and with what the networks gave: another option of one needs no brain
 extraction, another threshold or the other view no network."""
-
 FULL, PREVIEW = "inference", "preview"
 """How a study is run, by the config that says it: with a counterfactual, or by the student alone, one call a slice."""
-
-MAX_BUNDLE_BYTES = 4 * 2**30
-"""A fetched bundle is refused if it unpacks to more."""
-
-abandoned: ContextVar[Callable[[], bool] | None] = ContextVar("abandoned", default=None)
-"""Whether the client that asked for what runs here has gone; None: nobody can tell."""
-
-
-class Abandoned(Exception):
-    """The client has gone, so what it asked for is not finished."""
-
-
-def proceed() -> None:
-    """Called between two steps.
-
-    Raises:
-        Abandoned: nobody waits for the next one.
-    """
-    gone = abandoned.get()
-    if gone is not None and gone():
-        raise Abandoned
-
-
-def fetch_bundle(url: str, sha256: str, folder: Path) -> Path:
-    """Download a zipped bundle and check it before it is unpacked.
-
-    Args:
-        url: of the zip, which holds the bundle's folder or its content.
-        sha256: of the zip, 64 hexadecimal digits. A bundle holds code, so it is never fetched unchecked.
-        folder: where bundles are kept; one that is there already is not fetched again.
-
-    Raises:
-        ValueError: the file is another one than expected, or holds no bundle, or one that is too large or would write
-            elsewhere.
-    """
-    if len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
-        raise ValueError(f"bundle_sha256 must be the 64 hexadecimal digits of the zip's SHA-256, got {sha256!r}.")
-    target = folder / sha256.lower()
-    if not target.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as partial:
-            archive = Path(partial) / "bundle.zip"
-            try:
-                download_url(url, str(archive), hash_val=sha256.lower(), hash_type="sha256", progress=False)
-            except HashCheckError as error:
-                raise ValueError(f"{url}: its SHA-256 is not {sha256.lower()}; nothing of it was used.") from error
-            try:
-                _check_archive(archive)
-                extractall(archive, Path(partial) / "bundle", file_type="zip", has_base=False)
-            except (ValueError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{url}: {error}; nothing of it was used.") from error
-            configs = sorted(Path(partial, "bundle").rglob("configs/inference.json"), key=lambda path: len(path.parts))
-            if not configs:
-                raise ValueError(f"{url}: there is no configs/inference.json in it, so it is no MONAI bundle.")
-            os.replace(configs[0].parent.parent, target)
-    return target
-
-
-def _check_archive(path: Path) -> None:
-    """MONAI's `extractall` refuses paths that lead elsewhere, this the rest; a file never unpacks to more than is declared."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    size = sum(member.file_size for member in members)
-    if size > MAX_BUNDLE_BYTES:
-        raise ValueError(f"it unpacks to {size >> 20} MiB, {MAX_BUNDLE_BYTES >> 20} are allowed")
-    for member in members:
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"{member.filename!r} in it is a symbolic link")
-        if "\\" in member.filename or Path(member.filename).is_absolute() or ".." in Path(member.filename).parts:
-            raise ValueError(f"{member.filename!r} in it leads to another folder")
 
 
 class Bundle:
@@ -350,22 +274,3 @@ def reason(error: Exception) -> str:
     while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
         cause = cause.__cause__
     return str(cause) or type(cause).__name__
-
-
-@contextmanager
-def on_one_grid(paths: Sequence[str]) -> Iterator[list[str]]:
-    """Volumes on the grid of the first: itself, and for as long as this is open, copies of those that need it."""
-    if len(paths) == 1:
-        yield list(paths)
-        return
-    from scripts.running.saving import save_nifti
-
-    load = LoadImage(image_only=True, ensure_channel_first=True)
-    first = load(paths[0])
-    with tempfile.TemporaryDirectory(prefix="sequences-") as folder:
-        placed = [paths[0]]
-        for n, path in enumerate(paths[1:], start=1):
-            image = ResampleToMatch(mode="bilinear", padding_mode="zeros")(load(path), img_dst=first)
-            placed.append(str(Path(folder) / f"{n}.nii.gz"))
-            save_nifti(image, path, Path(placed[-1]))
-        yield placed
