@@ -849,10 +849,11 @@ def test_a_server_that_ends_by_itself_is_said(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(serve.__file__).parent)!r})
 from contextlib import contextmanager
 import serve
+from lib.demonstration.processes import running
 serve.find_orthanc = lambda: None
 @contextmanager
 def fake(studies, folder, port, conf):
-    with serve.running({command!r}, name="MONAI Label", ready="http://127.0.0.1:{port}/", log=folder / "log", cwd=folder) as p:
+    with running({command!r}, name="MONAI Label", ready="http://127.0.0.1:{port}/", log=folder / "log", cwd=folder) as p:
         print("pid", p.pid, flush=True)
         yield "http://127.0.0.1:{port}"
 serve.label_server = fake

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pydicom
@@ -49,6 +49,7 @@ def segmentation(
     algorithm: bool = True,
     warnings: Sequence[str] = (),
     options: str = "",
+    parameters: Mapping[str, str] | None = None,
 ) -> Segmentation:
     """A mask as a binary DICOM Segmentation, in a series of its own in the images' study.
 
@@ -69,6 +70,7 @@ def segmentation(
             (`REVIEWED_LABEL`).
         warnings: sentences that say why the mask may be wrong; the series' description then begins with CHECK.
         options: other ones than the default, short, for the series' description.
+        parameters: of the algorithm, by their names.
 
     Returns:
         the object, referring to every instance of the series.
@@ -87,7 +89,9 @@ def segmentation(
         description = described(label, series, score, warnings, options)
     else:
         description = shortened(label, source_of(series), " (reviewed)")
-    identification = AlgorithmIdentificationSequence(ALGORITHM, _ARTIFICIAL_INTELLIGENCE, version)
+    identification = AlgorithmIdentificationSequence(
+        ALGORITHM, _ARTIFICIAL_INTELLIGENCE, version, parameters=dict(parameters) if parameters else None
+    )
 
     def segment(number: int, name: str, category: Code, kind: Code, colour: CIELabColor) -> SegmentDescription:
         item = SegmentDescription(
