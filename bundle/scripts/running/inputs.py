@@ -41,7 +41,7 @@ def find_inputs(
 
     Args:
         path: a NIfTI file, a folder, or a JSON datalist: a list of items with ``image`` (a path, or one a channel) and
-            optionally ``subject`` (the name), ``mask``, ``brain`` and ``spacing``; its paths are relative to it.
+            optionally ``subject`` (the name), ``mask``, ``foreground`` and ``spacing``; its paths are relative to it.
         sequences: the model's, one a channel.
         allow_any_image: take a file or an item that is named as another sequence, with a warning in ``warnings``.
 

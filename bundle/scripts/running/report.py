@@ -203,7 +203,7 @@ class Report:
             else:
                 print(
                     f"{v['name']}: p(diseased) {v['p_diseased']:.2f}, score {v['score']:.3f}, "
-                    f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml of brain"
+                    f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml"
                 )
             for warning in v["warnings"]:
                 print(f"  WARNING: {warning}")
