@@ -51,8 +51,10 @@ from lib.http.guard import Guard
 from lib.http.processes import SERVER
 from lib.http.proxy import resource
 from lib.models.abandoning import Abandoned, abandoned
+from lib.models.declaration import FULL
 from lib.models.fetching import fetch_bundle
-from lib.models.model import FULL, Bundle, out_of_memory
+from lib.models.finding import find_models
+from scripts.errors import out_of_memory
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
 from test_app import free_port
@@ -772,16 +774,16 @@ def test_what_nobody_waits_for_is_not_computed(server: Server) -> None:
 
 
 def test_a_run_ends_at_the_next_batch_or_with_the_memory(tmp_path: Path) -> None:
-    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
     image = write_head(tmp_path)["image"]
     bundle.load()
-    network, calls = bundle._loaded[FULL]["network"], []
+    network, calls = bundle.networks[FULL]["network"], []
     counts = network.register_forward_hook(lambda *_: calls.append(1))
 
     def run() -> None:
         abandoned.set(lambda: len(calls) >= 2)
         with pytest.raises(Abandoned):
-            bundle([image], bundle.options())
+            bundle([image], bundle.declared.options())
 
     contextvars.copy_context().run(run)
     assert len(calls) == 2
@@ -793,10 +795,10 @@ def test_a_run_ends_at_the_next_batch_or_with_the_memory(tmp_path: Path) -> None
     hook = network.register_forward_pre_hook(fails)
     assert bundle._inputs
     with pytest.raises(MONAILabelException) as lack:
-        bundle([image], bundle.options())
+        bundle([image], bundle.declared.options())
     assert lack.value.error == MONAILabelError.SERVER_ERROR and not bundle._inputs
     hook.remove()
-    assert bundle([image], bundle.options())["pred"].shape == (1, *GRIDS["plain"][0])
+    assert bundle([image], bundle.declared.options())["pred"].shape == (1, *GRIDS["plain"][0])
 
 
 @pytest.mark.parametrize("harm", ["../evil.py", "/tmp/evil.py", "..\\evil.py", "link", "large"])

@@ -24,7 +24,9 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
         ValueError: highdicom is not installed.
     """
     if importlib.util.find_spec("highdicom") is None:
-        raise ValueError("--write_dicom true needs highdicom: install the extra `dicom` of this project's pyproject.toml.")
+        raise ValueError(
+            "--write_dicom true needs highdicom: install the extra `dicom` of this project's pyproject.toml."
+        )
     for item in items:
         if "error" not in item and not Path(_source(item)).is_dir():
             item["error"] = (

@@ -17,8 +17,6 @@ from monailabel.interfaces.exception import (
 )
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from lib.models.model import out_of_memory
-
 logger = logging.getLogger(__name__)
 
 STATUS = {MONAILabelError.INVALID_INPUT: 400, MONAILabelError.SERVER_ERROR: 503}
@@ -46,6 +44,8 @@ def without_paths(text: str) -> str:
 
 async def answer(request: Request, error: Exception) -> Response:
     """The HTTP answer to an exception: 404 and 400 for the client's, 503 for what may be better later, 500 for our own."""
+    from scripts.errors import out_of_memory
+
     if isinstance(error, StarletteHTTPException):
         if isinstance(error.detail, str):
             error.detail = without_paths(error.detail)

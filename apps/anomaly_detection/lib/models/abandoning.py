@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 abandoned: ContextVar[Callable[[], bool] | None] = ContextVar("abandoned", default=None)
@@ -22,3 +24,18 @@ def proceed() -> None:
     gone = abandoned.get()
     if gone is not None and gone():
         raise Abandoned
+
+
+@contextmanager
+def turn(lock: threading.Lock) -> Iterator[None]:
+    """One at a time; who goes away while waiting loses the turn.
+
+    Raises:
+        Abandoned: see `proceed`.
+    """
+    while not lock.acquire(timeout=0.2):
+        proceed()
+    try:
+        yield
+    finally:
+        lock.release()

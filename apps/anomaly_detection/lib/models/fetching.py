@@ -10,7 +10,6 @@ from pathlib import Path
 
 from monai.apps.utils import HashCheckError, download_url, extractall
 
-REPOSITORY_BUNDLE = Path(__file__).resolve().parents[4] / "bundle"
 MAX_BUNDLE_BYTES = 4 * 2**30
 """A fetched bundle is refused if it unpacks to more."""
 

@@ -1,27 +1,22 @@
-"""A bundle's model: loaded once, and run on one study at a time."""
+"""A model, run on one study at a time."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import logging
-import math
 import os
-import re
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 from lib.models.abandoning import proceed
+from lib.models.declaration import FULL, Declaration
+from lib.models.networks import Networks
 from lib.models.one_grid import on_one_grid
 
 logger = logging.getLogger(__name__)
@@ -29,133 +24,36 @@ logger = logging.getLogger(__name__)
 KEPT_STUDIES = 2
 """So many studies stay in memory, preprocessed and with what the networks gave: another option of one needs no brain
 extraction, another threshold or the other view no network."""
-FULL, PREVIEW = "inference", "preview"
-"""How a study is run, by the config that says it: with a counterfactual, or by the student alone, one call a slice."""
 
 
-class Bundle:
-    """What ``configs/inference.json`` declares, with networks that stay loaded, for studies on disk.
+class Kept(OrderedDict[tuple[Any, ...], dict[str, Any]]):
+    """What was used last of `KEPT_STUDIES` studies."""
 
-    MONAI Label's own `BundleInferTask` serves the bundle too, but imports its scripts and loads its classifier and the brain
-    extraction anew in every request.
+    def keep(self, key: tuple[Any, ...], data: dict[str, Any]) -> None:
+        """Keep one more, and forget the one that was not asked for the longest."""
+        self[key] = data
+        while len(self) > KEPT_STUDIES:
+            self.popitem(last=False)
+
+
+class Model:
+    """What a bundle's configs declare, with networks that stay loaded, for studies on disk.
 
     Args:
-        path: the bundle's folder.
-        device: as torch names it; by default a GPU if there is one.
-
-    Raises:
-        ValueError: `path` is no bundle.
+        declared: by the bundle, whose folder is on ``sys.path``.
     """
 
-    def __init__(self, path: str | Path, device: str | None = None) -> None:
-        self.path = Path(path).resolve()
-        if not (self.path / "configs" / "inference.json").is_file():
-            raise ValueError(f"{self.path}: there is no configs/inference.json, so it is no MONAI bundle.")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.metadata = json.loads((self.path / "configs" / "metadata.json").read_text())
-        image = self.metadata["network_data_format"]["inputs"]["image"]
-        self.modality: str = image["modality"]
-        self.channels: list[str] = [image["channel_def"][str(c)] for c in range(image["num_channels"])]
-        # the bundle's code is imported as `scripts`, the name that its configs use
-        if str(self.path) not in sys.path:
-            sys.path.insert(0, str(self.path))
-        config = ConfigParser.load_config_file(self.path / "configs" / f"{FULL}.json")
-        self._configs: dict[str, dict[str, Any]] = {FULL: config}
-        overlay = self.path / "configs" / f"{PREVIEW}.json"
-        if overlay.is_file():
-            preview = {**config, **ConfigParser.load_config_file(overlay)}
-            # a bundle that was trained anew may have no student yet
-            if preview["network"] != "@student" or preview.get("student"):
-                self._configs[PREVIEW] = preview
-        self._loaded: dict[str, dict[str, Any]] = {}
-        self._weights: tuple[int, ...] = ()
-        self._inputs: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
-        self._studies: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
+    def __init__(self, declared: Declaration) -> None:
+        self.declared = declared
+        self.networks = Networks(declared)
+        self._inputs, self._studies = Kept(), Kept()
         self._lock = threading.RLock()
-
-    @property
-    def modes(self) -> list[str]:
-        """The ways in which this bundle can run a study."""
-        return list(self._configs)
-
-    def options(self, mode: str = FULL) -> dict[str, float]:
-        """The options that a request may set, with their defaults."""
-        return dict(self._configs[mode]["displayable_configs"])
-
-    def config(self, mode: str = FULL) -> dict[str, Any]:
-        """What the bundle's files say of a mode."""
-        return deepcopy(self._configs[mode])
-
-    @property
-    def version(self) -> str:
-        """Of the bundle."""
-        return str(self.metadata["version"])
-
-    @property
-    def weights(self) -> list[int]:
-        """When each weights file was changed, in ns: two runs with the same weights, options and version are the same."""
-        return list(self._weights)
-
-    def declared(self, name: str, options: Mapping[str, float] | None = None, mode: str = FULL) -> Any:
-        """What the config declares under `name`, with these options and the networks that are loaded."""
-        known = {"bundle_root": str(self.path), "device": self.device, **self._loaded.get(mode, {})}
-        parser = ConfigParser({**deepcopy(self._configs[mode]), **known})  # it writes into what it is given
-        parser.update({f"displayable_configs#{k}": v for k, v in (options or {}).items()})
-        return parser.get_parsed_content(name)
 
     def load(self) -> None:
         """Load the networks, unless they are loaded and their files have not changed."""
         with self._lock:
-            weights = tuple(path.stat().st_mtime_ns for path in sorted((self.path / "models").glob("*.pt")))
-            if self._loaded and weights == self._weights:
-                return
-            logger.info("loading the networks of %s on %s", self.path, self.device)
-            self._loaded, self._weights = {}, ()
-            names = [n for n in ("classifier", "student", "preprocessing") if n in self._configs[FULL]]
-            shared: dict[str, Any] = {name: self.declared(name) for name in names}
-            for transform in shared["preprocessing"].transforms:
-                if hasattr(transform, "load"):
-                    transform.load()
-            self._loaded = {mode: dict(shared) for mode in self.modes}
-            for mode, loaded in self._loaded.items():
-                loaded["network"] = self.declared("network", mode=mode)
-                self._warn(loaded, self.options(mode).get("threshold", math.nan))
-                # a batch of slices is what can't be interrupted
-                loaded["network"].register_forward_pre_hook(lambda *_: proceed())
-            self._weights = weights
-            self._studies.clear()
-
-    def _warn(self, loaded: Mapping[str, Any], threshold: float) -> None:
-        """Log which weights don't belong together, where the bundle says that."""
-        scripts = importlib.import_module("scripts.weights")
-        if hasattr(scripts, "not_together"):  # another bundle may not know
-            networks = {name: loaded.get(name) for name in ("network", "classifier", "student")}
-            digests = {
-                name: scripts.weights_digest(network) for name, network in networks.items() if network is not None
-            }
-            for warning in scripts.not_together(self.path / "models" / scripts.MANIFEST, digests, threshold):
-                logger.warning("%s: %s", self.path, warning)
-
-    def checked_options(self, request: Mapping[str, Any], mode: str = FULL) -> dict[str, float]:
-        """The options of a request, each a number of its default's type; those it lacks have their defaults.
-
-        Raises:
-            MONAILabelException: INVALID_INPUT, an option is no number.
-        """
-        options = {}
-        for name, default in self.options(mode).items():
-            value = request.get(name, default)
-            try:
-                number = float(value)
-                if isinstance(value, bool) or (isinstance(default, int) and number != int(number)):
-                    raise ValueError
-            except (TypeError, ValueError, OverflowError):
-                kind = "a whole number" if isinstance(default, int) else "a number"
-                raise MONAILabelException(
-                    MONAILabelError.INVALID_INPUT, f"{name} must be {kind}, got {value!r}; its default is {default}."
-                ) from None
-            options[name] = int(number) if isinstance(default, int) else number
-        return options
+            if self.networks.load():
+                self._studies.clear()
 
     def __call__(
         self, paths: Sequence[str], options: Mapping[str, float], mode: str = FULL, allow_any_image: bool = False
@@ -163,11 +61,11 @@ class Bundle:
         """Process one study.
 
         Args:
-            paths: its volumes, one a channel of the model, in the order of `channels`. Those that lie on another grid than
+            paths: its volumes, one a channel of the model, in the order of its channels. Those that lie on another grid than
                 the first are resampled to it.
-            options: see `checked_options`.
-            mode: one of `modes`.
-            allow_any_image: run what is no MR image of a head too, with a warning.
+            options: see `Declaration.checked_options`.
+            mode: one of the model's.
+            allow_any_image: run what is no image of the model's too, with a warning.
 
         Returns:
             What the bundle's postprocessing gives, all on the grid of the first volume: ``pred``, ``anomaly_map``,
@@ -184,10 +82,10 @@ class Bundle:
             proceed()
             self.load()
             try:
-                inferer = self.declared("inferer", options, mode)
-                postprocessing = self.declared("postprocessing", options, mode)
+                inferer = self.networks.parsed("inferer", options, mode)
+                postprocessing = self.networks.parsed("postprocessing", options, mode)
             except (RuntimeError, ValueError) as error:
-                raise MONAILabelException(MONAILabelError.INVALID_INPUT, reason(error)) from error
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, _said(error, ())) from error
             files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
             inputs_key = (allow_any_image, files)
             key = (mode, *inputs_key, *((k, v) for k, v in options.items() if k != "threshold"))
@@ -197,38 +95,22 @@ class Bundle:
             try:
                 if key not in self._studies:
                     if inputs_key not in self._inputs:
-                        _keep(self._inputs, inputs_key, self._preprocessed(paths, transforms, allow_any_image))
+                        self._inputs.keep(inputs_key, self._preprocessed(paths, transforms, allow_any_image))
                     data = dict(self._inputs[inputs_key])
                     seconds["preprocessing"] = perf_counter() - start
                     start = perf_counter()
-                    inputs = data["image"].as_tensor()[None].to(self.device)
-                    inside = data["foreground"].as_tensor()[None].to(self.device)
-                    pred = inferer(inputs, self._loaded[mode]["network"], inside)
+                    inputs, inside = (
+                        data[name].as_tensor()[None].to(self.declared.device) for name in ("image", "foreground")
+                    )
+                    pred = inferer(inputs, self.networks[mode]["network"], inside)
                     data["pred"] = {name: tensor[0].cpu() for name, tensor in pred.items()}
                     seconds["networks"] = perf_counter() - start
                     start = perf_counter()
-                    _keep(self._studies, key, data)
+                    self._studies.keep(key, data)
                 self._studies.move_to_end(key)
                 result = dict(postprocessing(dict(self._studies[key])))
             except (RuntimeError, ValueError, MemoryError) as error:
-                if out_of_memory(error):
-                    self._inputs.clear()
-                    self._studies.clear()
-                    logger.exception("out of memory")
-                    other = (
-                        "a machine with more memory"
-                        if self.device.type == "cpu"
-                        else "the processor: --conf device cpu"
-                    )
-                    raise MONAILabelException(
-                        MONAILabelError.SERVER_ERROR,
-                        f"The memory of this server's {self.device.type} was not enough for this volume. Nothing was stored. "
-                        f"Try again when less runs beside it, or start the server on {other}.",
-                    ) from error
-                message = reason(error)
-                for path in paths:  # the client knows names, not where this server keeps files
-                    message = message.replace(str(path), Path(path).name)
-                raise MONAILabelException(MONAILabelError.INVALID_INPUT, message) from error
+                raise self._refusal(error, paths) from error
             seconds["postprocessing"] = perf_counter() - start
             result["seconds"], result["transforms"] = seconds, transforms
             return result
@@ -240,38 +122,36 @@ class Bundle:
         with on_one_grid(paths) as volumes:
             data: dict[str, Any] = {"image": volumes[0] if len(volumes) == 1 else volumes}
             data["allow_any_image"] = allow_any_image
-            for transform in self._loaded[FULL]["preprocessing"].transforms:
+            for transform in self.networks[FULL]["preprocessing"].transforms:
                 proceed()
                 begin = perf_counter()
                 data = transform(data)
                 transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
         return data
 
+    def _refusal(self, error: Exception, paths: Sequence[str]) -> MONAILabelException:
+        from scripts.errors import out_of_memory
 
-def _keep(studies: OrderedDict[tuple[Any, ...], dict[str, Any]], key: tuple[Any, ...], data: dict[str, Any]) -> None:
-    """Keep one more, and forget the one that was not asked for the longest."""
-    studies[key] = data
-    while len(studies) > KEPT_STUDIES:
-        studies.popitem(last=False)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this, or what it came from, is a lack of memory; on the CPU, torch says so in words only."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        if isinstance(cause, RuntimeError) and re.search(
-            r"DefaultCPUAllocator|not enough memory|out of memory", str(cause)
-        ):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+        if not out_of_memory(error):
+            return MONAILabelException(MONAILabelError.INVALID_INPUT, _said(error, paths))
+        self._inputs.clear()
+        self._studies.clear()
+        logger.exception("out of memory")
+        device = self.declared.device.type
+        other = "a machine with more memory" if device == "cpu" else "the processor: --conf device cpu"
+        return MONAILabelException(
+            MONAILabelError.SERVER_ERROR,
+            f"The memory of this server's {device} was not enough for this volume. Nothing was stored. "
+            f"Try again when less runs beside it, or start the server on {other}.",
+        )
 
 
-def reason(error: Exception) -> str:
-    """What a transform or a config component said, without the frames that MONAI puts around it."""
-    cause: BaseException = error
-    while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    return str(cause) or type(cause).__name__
+def _said(error: Exception, paths: Sequence[str]) -> str:
+    """What a transform or a config component said; the client knows names, not where this server keeps files."""
+    from scripts.errors import cause_of
+
+    cause = cause_of(error)
+    message = str(cause) or type(cause).__name__
+    for path in paths:
+        message = message.replace(str(path), Path(path).name)
+    return message

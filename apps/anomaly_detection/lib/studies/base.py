@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def _as_json(value: Any) -> str:
 class Studies(Register):
     """What both kinds of studies share; see `LocalDatastore` for the rest."""
 
-    sequence: str | None = None
-    """What the model takes first; images that are named as another sequence are left out of the worklist."""
+    sequences: Collection[str] = ()
+    """What the models take first; images that are named as another sequence are left out of the worklist. () takes all."""
     version = ""
     """Of the software, for DICOM objects."""
 
@@ -165,13 +165,17 @@ class Studies(Register):
         """The sequence that an image is named as; None if its name says nothing."""
         raise NotImplementedError
 
+    def modality(self, image_id: str) -> str | None:
+        """The Modality of an image, in DICOM's words; None where nothing says it."""
+        return None
+
     def siblings(self, image_id: str, channels: Sequence[str]) -> list[str]:
         """The images of the same study that hold `channels`, in that order; `image_id` is one of them.
 
         Raises:
             MONAILabelException: INVALID_INPUT, one is missing.
         """
-        if len(channels) == 1:
+        if len(channels) <= 1:
             return [image_id]
         found = self._sequences(image_id)
         missing = [c for c in channels if c not in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMwebClientX
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
@@ -28,7 +29,7 @@ class _TimeLimited(HTTPAdapter):
         return super().send(*args, **{**kwargs, "timeout": kwargs.get("timeout") or self._timeout})
 
 
-def session(connect: float, read: float) -> Any:
+def _session(connect: float, read: float) -> Any:
     """For requests to the DICOM server; those that it did not take are tried again, those that it does not answer are not."""
     from dicomweb_client.session_utils import create_session, create_session_from_user_pass
 
@@ -45,3 +46,17 @@ def session(connect: float, read: float) -> Any:
     for scheme in ("http://", "https://"):
         session.mount(scheme, _TimeLimited((connect, read), retries))
     return session
+
+
+def client_of(url: str, conf: dict[str, str]) -> DICOMwebClientX:
+    """A client of a DICOMweb server, see `dicomweb_seconds` and MONAI Label's settings."""
+    client = DICOMwebClientX(
+        url=url,
+        session=_session(*dicomweb_seconds(conf)),
+        qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+        wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+        stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+    )
+    # the default tries for half a minute, also where nothing listens, and five times where nothing answers
+    client.set_http_retry_params(retry=False)
+    return client

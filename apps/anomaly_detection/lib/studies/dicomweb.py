@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,19 @@ logger = logging.getLogger(__name__)
 
 
 class DICOMwebStudies(Studies, DICOMWebDatastore):
-    """Studies on a DICOMweb server: every series of the search filter is an image, its SeriesInstanceUID the id.
+    """Studies on a DICOMweb server: every series of the models' modalities is an image, its SeriesInstanceUID the id.
 
     Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
     back to the server, in series of their own.
+
+    Args:
+        modalities: of the series, in DICOM's words; every other one is left out.
+        store_results: whether predicted masks and maps are sent to the server.
+        args, kwargs: of MONAI Label's `DICOMWebDatastore`.
     """
 
-    def __init__(self, *args: Any, store_results: bool = True, **kwargs: Any) -> None:
-        self._store_results = store_results
+    def __init__(self, *args: Any, modalities: Sequence[str], store_results: bool = True, **kwargs: Any) -> None:
+        self._modalities, self._store_results = modalities, store_results
         super().__init__(*args, **kwargs)
         self._server = DicomServer(self._client)
         self._reviews = Reviews(self._server, Path(self._datastore_path) / "segmentations.json")
@@ -52,9 +57,15 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             return {"total": 0, "completed": 0, "label_tags": {}, "error": error.msg}
 
     def list_images(self) -> list[str]:
-        found = self._server.series(**self._search_filter)
-        wanted = (None, self.sequence)
-        return [str(s.SeriesInstanceUID) for s in found if not self.sequence or spoken_sequence(s) in wanted]
+        searches = [{**self._search_filter, "Modality": modality} for modality in self._modalities]
+        found = [series for search in searches for series in self._server.series(**search)]
+        wanted = (None, *self.sequences)
+        return [str(s.SeriesInstanceUID) for s in found if not self.sequences or spoken_sequence(s) in wanted]
+
+    def modality(self, image_id: str) -> str | None:
+        known = self._datastore.objects.get(plain(image_id, "image id"))
+        found = known.image.info if known else self._server.one_series(image_id)
+        return str(found.get("Modality") or "") or None
 
     def named(self, image_id: str) -> str | None:
         known = self._datastore.objects.get(plain(image_id, "image id"))
@@ -78,11 +89,11 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         if self._is_fetched(image_id) and self._is_complete(image_id):
             return str(path.resolve())
         series = self._server.one_series(image_id)
-        modality, wanted = str(series.get("Modality", "")), self._search_filter.get("Modality")
-        if wanted and modality != wanted:
+        modality = str(series.get("Modality", ""))
+        if modality not in self._modalities:
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
-                f"{image_id}: is {modality or 'of no modality'}; the model takes {wanted}.",
+                f"{image_id}: is {modality or 'of no modality'}; allowed is {', '.join(self._modalities)}.",
             )
         expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
         with tempfile.TemporaryDirectory(dir=self._datastore_path, prefix=".fetch-") as partial:

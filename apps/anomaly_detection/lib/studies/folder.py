@@ -9,6 +9,7 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ class FolderStudies(Studies):
 
     Args:
         folder: of the studies; labels and scores are kept in it.
-        sequence: see `Studies.sequence`.
+        sequences: see `Studies.sequences`.
         auto_reload: look for files that came or went later.
     """
 
-    def __init__(self, folder: str, sequence: str | None = None, auto_reload: bool = True) -> None:
-        self.sequence = sequence
+    def __init__(self, folder: str, sequences: Collection[str] = (), auto_reload: bool = True) -> None:
+        self.sequences = sequences
         self._live = auto_reload
         self._unfit: dict[Path, list[int]] = {}
         self._left_out: dict[str, list[str]] = {}
@@ -150,9 +151,8 @@ class FolderStudies(Studies):
         return self._named(image_id)[0] if image_id in self._datastore.objects else None
 
     def _listed(self) -> list[str]:
-        if self.sequence is None:
-            return list(self._datastore.objects)
-        return [i for i in self._datastore.objects if self._named(i)[0] in (None, self.sequence)]
+        wanted = (None, *self.sequences)
+        return [i for i in self._datastore.objects if not self.sequences or self._named(i)[0] in wanted]
 
     def list_images(self) -> list[str]:
         self._look()

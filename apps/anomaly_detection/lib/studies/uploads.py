@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -25,3 +26,27 @@ def holds_itself(path: str | Path) -> None:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, "The voxels must be in the file itself; its header names another file."
         )
+
+
+def is_upload(image: str, sessions: str | None) -> bool:
+    """Whether the server itself put this file there for this request.
+
+    Args:
+        image: what a request asks for: an id, or the path of an upload.
+        sessions: the folder of the sessions' uploads.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it is empty, or any other path.
+    """
+    if not image:
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, "image must be the id of one of the studies' images.")
+    path = Path(image)
+    if not path.is_absolute():
+        return False
+    resolved, uploads = path.resolve(), Path(tempfile.gettempdir()).resolve()
+    uploaded = resolved.parent == uploads and path.name.startswith(tempfile.gettempprefix())
+    if sessions is not None:
+        uploaded = uploaded or resolved.is_relative_to(Path(sessions).resolve())
+    if uploaded and path.exists():
+        return True
+    raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"image {image!r} is a path; give the id of an image.")

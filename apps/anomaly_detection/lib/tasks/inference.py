@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +13,8 @@ from monai.data import MetaTensor
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from lib.models.model import FULL, PREVIEW, Bundle
+from lib.models.declaration import FULL, PREVIEW
+from lib.models.model import Model
 from lib.tasks.summaries import changed_options, summary
 from lib.tasks.views import HEAT_MAP_LABELS, LEVELS, LEVELS_BELOW_THRESHOLD, MASK_LABELS, heat_map, lesion_mask
 from lib.tasks.writing import write
@@ -26,9 +27,9 @@ class AnomalyInferTask(InferTask):
     """One view of what the bundle finds in a study, as a label map on the study's own grid.
 
     Args:
-        bundle: shared by all views, so that the second one of a study takes no time.
+        model: shared by all views, so that the second one of a study takes no time.
         view: "mask" or "heat_map".
-        mode: one of the bundle's.
+        mode: one of the model's.
 
     `__call__` takes MONAI Label's request and returns the path of the label map and, as ``params``, the scores: ``result``
     holds ``score`` and ``p_diseased`` of the volume (its highest slice's; None if no slice was assessed), ``lesion_ml``,
@@ -41,13 +42,14 @@ class AnomalyInferTask(InferTask):
 
     VIEWS = {"mask": (lesion_mask, MASK_LABELS), "heat_map": (heat_map, HEAT_MAP_LABELS)}
 
-    def __init__(self, bundle: Bundle, view: str, mode: str = FULL) -> None:
-        self.bundle = bundle
+    def __init__(self, model: Model, view: str, mode: str = FULL) -> None:
+        self.model = model
+        declared = model.declared
         self.mode = mode
         self.view, labels = self.VIEWS[view]
-        threshold = bundle.options(mode)["threshold"]
+        threshold = declared.options(mode)["threshold"]
         what = {
-            "mask": "Lesion mask: 1 lesion, 2 not assessed (brain that the model did not look at, no statement on it)",
+            "mask": "Lesion mask: 1 lesion, 2 not assessed (where the model did not look, no statement on it)",
             "heat_map": f"Anomaly heat map in nine levels: level n is above n / {LEVELS_BELOW_THRESHOLD} of the threshold "
             f"{threshold:g}, so that 1 begins at {threshold / LEVELS_BELOW_THRESHOLD:.3g}, 3 is the edge of the mask, "
             f"9 is above {LEVELS / LEVELS_BELOW_THRESHOLD * threshold:.3g}; level 10 was not assessed",
@@ -58,8 +60,8 @@ class AnomalyInferTask(InferTask):
             InferType.SEGMENTATION,
             dict(labels),
             3,
-            f"{what}. Takes {', '.join(bundle.channels)}. Research software, not for clinical use.",
-            bundle.options(mode),
+            f"{what}. Takes {', '.join(declared.channels or declared.modalities)}. Research software, not for clinical use.",
+            declared.options(mode),
         )
 
     def info(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class AnomalyInferTask(InferTask):
             "dimension": self.dimension,
             "description": self.description,
             "config": self.config(),
-            "version": self.bundle.version,
+            "version": self.model.declared.version,
         }
 
     @property
@@ -86,15 +88,15 @@ class AnomalyInferTask(InferTask):
         Raises:
             MONAILabelException: INVALID_INPUT, an option is no number.
         """
-        self.bundle.load()
-        config = json.dumps(self.bundle.config(self.mode), sort_keys=True)
+        self.model.load()
+        config = json.dumps(self.model.declared.config(self.mode), sort_keys=True)
         return {
             "model": request["model"],
             "input": [[file.st_size, file.st_mtime_ns] for file in map(os.stat, request["image"])],
-            "options": self.bundle.checked_options(request, self.mode),
+            "options": self.model.declared.checked_options(request, self.mode),
             "config": hashlib.sha256(config.encode()).hexdigest(),
-            "weights": self.bundle.weights,
-            "version": self.bundle.version,
+            "weights": self.model.networks.weights,
+            "version": self.model.declared.version,
         }
 
     def is_valid(self) -> bool:
@@ -120,12 +122,12 @@ class AnomalyInferTask(InferTask):
                 raise MONAILabelException(
                     MONAILabelError.INVALID_INPUT, f"{name} must be one of {', '.join(allowed)}, got {value!r}."
                 )
-        options = self.bundle.checked_options(request, self.mode)
+        options = self.model.declared.checked_options(request, self.mode)
         image = request["image"]
         paths = [image] if isinstance(image, str) else list(image)
-        result = self.bundle(paths, options, self.mode, allow_any_image(request))
+        result = self.model(paths, options, self.mode, allow_any_image(request))
         start = perf_counter()
-        labels = self.view(result, self.bundle.options(self.mode)["threshold"])
+        labels = self.view(result, self.model.declared.options(self.mode)["threshold"])
         file = write(MetaTensor(labels[None], affine=result["pred"].affine), paths[0], extension, dtype)
         seconds = {**result["seconds"], "writing": perf_counter() - start}
         scores = summary(result)
@@ -134,9 +136,9 @@ class AnomalyInferTask(InferTask):
             "result": {k: v for k, v in scores.items() if k != "slices"},
             "label_names": self.labels,
             "options": options,
-            "changed_options": changed_options(options, self.bundle.options(self.mode)),
-            "version": self.bundle.version,
-            "weights": self.bundle.weights,
+            "changed_options": changed_options(options, self.model.declared.options(self.mode)),
+            "version": self.model.declared.version,
+            "weights": self.model.networks.weights,
             "warning": "Research software, not for clinical use.",
             "latencies": {
                 "pre": round(seconds["preprocessing"], 3),
@@ -148,6 +150,22 @@ class AnomalyInferTask(InferTask):
             },
         }
         return file, params, result
+
+
+def infer_tasks(models: Sequence[Model]) -> dict[str, AnomalyInferTask]:
+    """What clients can run, by name: of every model its mask and its heat map, and the preview if it has a student.
+
+    Args:
+        models: the names of the first one's tasks stand alone; those of another one begin with its name.
+    """
+    tasks = {}
+    for n, model in enumerate(models):
+        prefix = f"{model.declared.name}_" if n else ""
+        tasks[f"{prefix}lesion_mask"] = AnomalyInferTask(model, "mask")
+        tasks[f"{prefix}anomaly_heat_map"] = AnomalyInferTask(model, "heat_map")
+        if PREVIEW in model.declared.modes:
+            tasks[f"{prefix}lesion_preview"] = AnomalyInferTask(model, "mask", PREVIEW)
+    return tasks
 
 
 def allow_any_image(request: Mapping[str, Any]) -> bool:

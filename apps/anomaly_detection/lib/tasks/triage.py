@@ -17,7 +17,6 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.models.model import reason
 from lib.studies.grids import grid_of, read_volume, reordered
 from lib.studies.tags import FINAL, ORIGINAL, SCORE
 from lib.tasks.views import LESION
@@ -113,7 +112,10 @@ class EveryStudy(BatchInferTask):
 
 
 def _said(error: Exception) -> str:
-    return str(getattr(error, "msg", None) or reason(error))
+    from scripts.errors import cause_of
+
+    cause = cause_of(error)
+    return str(getattr(error, "msg", None) or cause) or type(cause).__name__
 
 
 class Dice(ScoringMethod):

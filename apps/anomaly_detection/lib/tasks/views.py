@@ -25,7 +25,7 @@ LEVELS_BELOW_THRESHOLD = 3
 
 
 def lesion_mask(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
-    """1 where the bundle marks a lesion, 2 in brain that was not assessed, 0 elsewhere: uint8 ``(X, Y, Z)``."""
+    """1 where the bundle marks a lesion, 2 where nothing was assessed, 0 elsewhere: uint8 ``(X, Y, Z)``."""
     return result["pred"][0].to(torch.uint8)
 
 
