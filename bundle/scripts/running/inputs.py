@@ -21,6 +21,7 @@ SUFFIXES = (".nii.gz", ".nii")
 OTHER_FORMATS = tuple(".mgh .mgz .mha .mhd .nrrd .nhdr .img .dcm .npy .npz .png .jpg .jpeg".split())
 
 
+INPUTS = "an image, a folder of them or a JSON datalist"
 FIELDS = (*FILES, "spacing", "subject")
 
 
@@ -46,12 +47,13 @@ def find_inputs(
         allow_any_image: take a file or an item that is named as another sequence, with a warning in ``warnings``.
 
     Raises:
-        ValueError: no path, nothing there, or a datalist that can't be read.
+        ValueError: something else than a path, nothing there, or a datalist that can't be read.
     """
+    if path is None:
+        return []  # MONAI's tools build what a config declares without an input; `Report.run` asks for one
     if not isinstance(path, str):
-        number = f", got {path!r}; of a path, write ./{path}"
-        got = "" if path is None else ", got no value" if path is True else number
-        raise ValueError(f"--input PATH is needed: a NIfTI file, a folder of them or a JSON datalist{got}.")
+        got = "no value" if path is True else f"{path!r}; of a path, write ./{path}"
+        raise ValueError(f"--input PATH is needed: {INPUTS}, got {got}.")
     source = Path(path)
     if source.is_dir():
         return _of_folder(source, sequences)

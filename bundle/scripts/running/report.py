@@ -24,6 +24,7 @@ from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
 from ..images.restoring import LESION, NOT_ASSESSED
 from ..weights import not_together, weights_digest
+from .inputs import INPUTS
 from .overview import draw_overview
 from .results import Results
 from .saving import save_nifti
@@ -83,9 +84,11 @@ class Report:
         A volume whose networks fail is a failed one, and the next one follows. Ctrl-C leaves whole results and a summary.
 
         Raises:
-            ValueError: what is in the way in the output folder, see `Results.prepare`.
+            ValueError: no input, or what is in the way in the output folder, see `Results.prepare`.
             SystemExit: with status 1 if a volume failed, 130 after Ctrl-C.
         """
+        if not self.items:
+            raise ValueError(f"--input PATH is needed: {INPUTS}.")
         self.results.prepare(self.items)
         stopped = False
         try:
