@@ -104,11 +104,20 @@ def test_each_channel_has_its_sequence(tmp_path: Path) -> None:
 
 
 def test_paths_of_a_datalist_are_relative_to_it(tmp_path: Path) -> None:
-    path = write_datalist(tmp_path, [{"image": ["a/flair.nii.gz", "b/flair.nii"], "subject": "x", "brain": "m.nii"}])
+    path = write_datalist(
+        tmp_path, [{"image": ["a/flair.nii.gz", "b/flair.nii"], "subject": "x", "foreground": "m.nii"}]
+    )
     [item] = find_inputs(str(path))
     assert item["image"] == [str(tmp_path / "a" / "flair.nii.gz"), str(tmp_path / "b" / "flair.nii")]
-    assert item["brain"] == str(tmp_path / "m.nii") and item["name"] == "x"
-    assert names(write_datalist(tmp_path, [{"image": "a/flair.nii.gz"}])) == ["a/flair"]
+    assert item["foreground"] == str(tmp_path / "m.nii") and item["name"] == "x"
+    assert names(write_datalist(tmp_path, [{"image": "a/flair.nii.gz"}, "b.nii"])) == ["a/flair", "b"]
+
+
+def test_a_datalist_with_splits_gives_the_images_of_all(tmp_path: Path) -> None:
+    content = {"name": "ours", "training": [{"image": "a.nii", "label": [0, 1]}], "test": ["b.nii", {"label": 0}]}
+    items = find_inputs(str(write_datalist(tmp_path, content)))
+    assert [item["name"] for item in items] == ["a", "b", "item-2"]
+    assert items[2]["error"].startswith("d.json, test[1]: 'image' must be")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -116,7 +125,7 @@ def test_the_encodings_of_windows_are_no_fault(encoding: str, tmp_path: Path) ->
     assert names(write_datalist(tmp_path, '[{"image": "Größe.nii", "subject": ""}]', encoding)) == ["Größe"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]', "[" * 100000])
+@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '{"training": []}', "[" * 100000])
 def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="d.json"):
         find_inputs(str(write_datalist(tmp_path, content)))
@@ -129,12 +138,12 @@ def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
         ({"image": 5}, "'image' must be a path, or a list of paths, one a channel, got 5"),
         ({"image": []}, "'image' must be"),
         ({"image": "a\0.nii"}, "'image' must be"),
-        ({"image": "a.nii", "brain": "\ud800"}, "'brain' must be a path"),
+        ({"image": "a.nii", "foreground": "\ud800"}, "'foreground' must be a path"),
         ({"image": "a.nii", "mask": ["m.nii"]}, r"'mask' must be a path, got \[\"m.nii\"\]"),
         ({"image": "a.nii", "spacing": [1, 1]}, "'spacing' must be three voxel sizes in mm above 0"),
         ({"image": "a.nii", "spacing": [1, 1, float("nan")]}, "'spacing' must be three voxel sizes"),
         ({"image": "a.nii", "spacing": ["1", "1", "1"]}, "'spacing' must be three voxel sizes"),
-        ({"image": "a.nii", "brian": "b.nii"}, "'brian' is no field; did you mean 'brain'"),
+        ({"image": "a.nii", "forground": "b.nii"}, "'forground' is no field; did you mean 'foreground'"),
         ({"image": "a.nii", "subject": ["x"]}, "'subject' must be a text"),
     ],
 )
