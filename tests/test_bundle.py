@@ -24,7 +24,7 @@ from scripts.judging.bootstrap import bootstrap, paired_bootstrap
 from scripts.judging.readings import BASELINE, COUNTERFACTUAL, OURS, PAPER
 from scripts.method.inferer import CounterfactualInferer
 from synthetic import GRIDS, head, write_head
-from test_inference import TINY
+from tiny_run import TINY
 
 CONFIGS = Path(bundle_root()) / "configs"
 SAMPLE = Path(bundle_root()) / "sample" / "TCGA_FG_6692_flair.nii.gz"

@@ -21,7 +21,7 @@ from scripts.errors import message_of
 from scripts.running.records import identify
 from scripts.running.results import MAX_NAME, Results
 from synthetic import write_head
-from test_inference import datalist, run, summary, visible, weights  # noqa: F401  # weights is a fixture
+from tiny_run import datalist, run, summary, visible
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -59,7 +59,7 @@ def run_on(out: Path, *items: dict[str, Any], **options: Any) -> list[str]:
     return [item["name"] for item in items]
 
 
-def test_the_patients_own_folder_is_not_replaced(tmp_path: Path, weights: dict[str, str]) -> None:  # noqa: F811
+def test_the_patients_own_folder_is_not_replaced(tmp_path: Path, weights: dict[str, str]) -> None:
     """The README's datalist with the data's own folder as output: refused before anything is computed."""
     (tmp_path / "a").mkdir()
     item = {**write_head(tmp_path / "a"), "name": "a"}
@@ -431,7 +431,7 @@ def test_an_input_is_told_by_its_content(tmp_path: Path) -> None:
 
 def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
     tmp_path: Path,
-    weights: dict[str, str],  # noqa: F811
+    weights: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The whole way, with networks."""
