@@ -75,7 +75,7 @@ class ExtractBraind(MapTransform):
 
     Raises:
         InvalidImageError: no brain was found, or voxels within it are missing.
-        ValueError: the brain mask given can't be used, see `geometry.load_mask`.
+        ValueError: the brain mask given can't be used, see `masks.load_mask`.
     """
 
     spacing = 1.5
