@@ -26,7 +26,7 @@ from ..images.restoring import LESION, NOT_ASSESSED
 from ..weights import not_together, weights_digest
 from .overview import draw_overview
 from .results import Results
-from .saving import save_nifti
+from .saving import is_of_picture, save_labels_png, save_nifti
 
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 
@@ -34,10 +34,10 @@ OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 class Report:
     """Writes each volume's results whole or not at all, and a summary of all that lie in the output folder.
 
-    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz``,
-    ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all volumes, of earlier runs
-    too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose postprocessing ends with
-    `RestoreGridd`.
+    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz`` (of a picture
+    ``pred.png`` too), ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all
+    volumes, of earlier runs too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose
+    postprocessing ends with `RestoreGridd`.
 
     Args:
         items: see `find_inputs`.
@@ -153,12 +153,12 @@ class Report:
             folder = self.results.new_folder()
             self._write_files(item, result, folder)
             seconds["writing"] = time.perf_counter() - start
-            self.volumes.append(self.results.place(item, folder, self._record(result, seconds)))
+            self.volumes.append(self.results.place(item, folder, self._record(result, seconds, folder)))
         except Exception as error:
             self.failed(item, error)
         self._current = {}
 
-    def _record(self, result: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _record(self, result: Mapping[str, Any], seconds: Mapping[str, float], folder: Path) -> dict[str, Any]:
         assessed = [s for s in result["slices"] if s["assessed"]]
         pred = result["pred"]
         voxel_ml = float(abs(torch.linalg.det(pred.affine[:3, :3]))) / 1000
@@ -171,13 +171,15 @@ class Report:
             "warnings": result["warnings"],
             "slices": result["slices"],
             "seconds": {k: round(v, 2) for k, v in seconds.items()},
-            "outputs": [f"{o}.nii.gz" for o in self._outputs(result)],
+            "outputs": sorted(path.name for path in folder.iterdir() if path.stem != "overview"),
             **self.about,
         }
 
     def _write_files(self, item: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> None:
         for key in self._outputs(result):
             save_nifti(result[key], item["image"], folder / f"{key}.nii.gz")
+        if is_of_picture(result["pred"], item["image"]):
+            save_labels_png(result["pred"], folder / "pred.png")
         picture = folder / "overview.png"
         try:
             draw_overview(result, item.get("mask"), item["name"], picture)
