@@ -22,11 +22,11 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import declared
 from scripts.files import write
-from scripts.images.foreground import assessed_slices
 from scripts.images.geometry import slice_numbers
 from scripts.images.masks import load_mask
 from scripts.images.normalization import BACKGROUND
 from scripts.learning.datalists import brain_mr
+from scripts.method.slices import assessed_slices
 
 
 def counted(evaluated: np.ndarray, assessed: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[str, Any]:

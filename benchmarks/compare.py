@@ -230,7 +230,7 @@ class Algorithms:
         eps = self.counted("network", lambda x, t: self.network(x, t).float())
 
         def guided(scale: float) -> ClassifierGuidance:
-            guidance = ClassifierGuidance(eps, self.classifier, alphas, scale)
+            guidance = ClassifierGuidance(self.classifier, alphas, scale)(eps)
             guidance.gradient = self.counted("gradient", guidance.gradient)
             return guidance
 
@@ -334,7 +334,7 @@ def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, 
     """The mean Dice of slices by the pixels of their lesion, and how many slices that is."""
     found: dict[str, list[float]] = {name: [] for name in SIZES}
     for case in cases:
-        values, truth = case.pixels(method, "brain")
+        values, truth = case.pixels(method, "foreground")
         for name, (low, high) in SIZES.items():
             if low < truth.sum() <= high:
                 found[name].append(dice(values > threshold, truth))
@@ -438,12 +438,12 @@ def compare(
             for split, found in cases.items()
         }
         for method in everywhere if where == "all" else [*everywhere, *(m for m in costs if m not in everywhere)]:
-            threshold = best_threshold(chosen["val"], method, "brain")
+            threshold = best_threshold(chosen["val"], method, "foreground")
             from_labels = label_threshold(chosen["val"], method)
-            point = metrics(chosen["test"], method, threshold, "brain")
-            interval = bootstrap(chosen["test"], method, threshold, "brain")
-            point["dice_labels"] = metrics(chosen["test"], method, from_labels, "brain")["dice_threshold"]
-            interval["dice_labels"] = bootstrap(chosen["test"], method, from_labels, "brain")["dice_threshold"]
+            point = metrics(chosen["test"], method, threshold, "foreground")
+            interval = bootstrap(chosen["test"], method, threshold, "foreground")
+            point["dice_labels"] = metrics(chosen["test"], method, from_labels, "foreground")["dice_threshold"]
+            interval["dice_labels"] = bootstrap(chosen["test"], method, from_labels, "foreground")["dice_threshold"]
             thresholds[where, method] = threshold
             without_masks[f"{where}: {method}"] = from_labels
             sizes.setdefault(where, {})[method] = by_size(chosen["test"], method, threshold)
@@ -457,7 +457,7 @@ def compare(
         differences = {
             f"{ours} - {other}": {
                 m: paired_bootstrap(
-                    chosen["test"], ours, other, m, thresholds[where, ours], thresholds[where, other], "brain"
+                    chosen["test"], ours, other, m, thresholds[where, ours], thresholds[where, other], "foreground"
                 )
                 for m in COMPARED
             }

@@ -71,15 +71,15 @@ def items(brain_mr: str, brats: str, others: str) -> Iterator[dict[str, Any]]:
 
 def measured(item: dict[str, Any], extract: ExtractBraind) -> dict[str, Any]:
     """Of one image: the features, whether it was taken for stripped, the volume of the brain, and the warnings."""
-    d = LoadVolumed("image")({k: v for k, v in item.items() if k in ("image", "brain", "spacing")})
+    d = LoadVolumed("image")({k: v for k, v in item.items() if k in ("image", "foreground", "spacing")})
     d = RepairIntensitiesd("image")(Orientationd("image", axcodes="LPS", labels=None)(d))
     found = "foreground" in d
     d = CheckBraind("image")(extract(d))
-    brain = d["brain"]
+    brain = d["foreground"]
     ml = float(brain.sum()) * float(np.prod(brain.pixdim.tolist())) / 1000
     # in the images of these sets no field is so strong that it is corrected
-    d = ResampleInPlaned(["image", "brain"], 2.4)(d)
-    image, coverage = (d[k].as_tensor()[0].numpy() for k in ("image", "brain"))
+    d = ResampleInPlaned(["image", "foreground"], 2.4)(d)
+    image, coverage = (d[k].as_tensor()[0].numpy() for k in ("image", "foreground"))
     features = sequence_features(image, coverage, d["image"].pixdim.tolist())
     return {"features": features, "taken_for_stripped": found, "ml": ml, "warnings": d["warnings"]}
 

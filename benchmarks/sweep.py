@@ -76,7 +76,7 @@ def sweep(
         with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
             noise = [encode(noise_model, b, grid, alphas, iterations) for b in x.split(16)]
         for scale in tqdm(scales, f"L = {level}"):
-            guided = ClassifierGuidance(noise_model, classifier, alphas, scale)
+            guided = ClassifierGuidance(classifier, alphas, scale)(noise_model)
             with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
                 healthy = torch.cat([decode(guided, n, grid, alphas) for n in noise])
             healthy = torch.where(x > -1, healthy.clamp(-1, 1), x)
@@ -90,7 +90,7 @@ def sweep(
                 {name: all_slices(s) for name, s in of_image.items()} | {"number": torch.arange(len(split.x))},
             )
             cases = [c for c in cases if int(c.scores["number"]) in chosen]
-            result = metrics(cases, "map", label_threshold(cases, "map"), "brain")
+            result = metrics(cases, "map", label_threshold(cases, "map"), "foreground")
             row = {
                 "noise_level": level,
                 "scale": scale,
@@ -99,8 +99,8 @@ def sweep(
                 "dice_oracle": result["dice_oracle"],
                 "dice_labels": result["dice_threshold"],
                 "image_auroc": result["image_auroc"],
-                "dice_oracle_alone": metrics(cases, "alone", np.inf, "brain")["dice_oracle"],
-                "contrast": metrics(cases, "plain", np.inf, "brain")["image_auroc"],
+                "dice_oracle_alone": metrics(cases, "alone", np.inf, "foreground")["dice_oracle"],
+                "contrast": metrics(cases, "plain", np.inf, "foreground")["image_auroc"],
                 "separability": separability(cases, "plain"),
             }
             rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})

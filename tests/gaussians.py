@@ -9,7 +9,6 @@ own, whose DDIM steps are linear (`healthy_ddim`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -124,8 +123,7 @@ def exact(
 ) -> CounterfactualInferer:
     """An inferer guided by `classifier`."""
     schedule = schedule or scheduler()
-    guidance = partial(
-        ClassifierGuidance,
+    guidance = ClassifierGuidance(
         classifier=classifier,
         alphas_cumprod=schedule.alphas_cumprod,
         guidance_scale=guidance_scale,

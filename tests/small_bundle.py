@@ -1,4 +1,4 @@
-"""A copy of the bundle that runs in milliseconds: tiny networks with random weights, and all that is bright is brain."""
+"""A copy of the bundle that runs in milliseconds: tiny networks with random weights, and all that is bright is foreground."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from monai.bundle import ConfigParser
 from scripts.bundle import bundle_root
 from test_inference import TINY
 
-BRIGHT = '''"""All that is bright is brain."""
+BRIGHT = '''"""All that is bright is foreground."""
 
 from monai.transforms import MapTransform
 
 from scripts.images.geometry import on_grid
 
 
-class BrightBraind(MapTransform):
+class Brightd(MapTransform):
     def __call__(self, data):
         d = dict(data)
         image = d[self.keys[0]]
-        d["brain"] = on_grid((image.as_tensor()[:1] > 0).byte(), image.affine, image)
+        d["foreground"] = on_grid((image.as_tensor()[:1] > 0).byte(), image.affine, image)
         return d
 '''
 
@@ -47,9 +47,7 @@ def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> 
             node = node[parent]
         node[last] = values
     config["displayable_configs"] |= {"num_inference_steps": 2, "threshold": 0.05}
-    transforms = config["preprocessing"]["transforms"]
-    n = next(i for i, t in enumerate(transforms) if t["_target_"].endswith("ExtractBraind"))
-    transforms[n] = {"_target_": "bright.BrightBraind", "keys": "image"}
+    config["foreground"] = {"_target_": "bright.Brightd", "keys": "image"}
     path.write_text(json.dumps(config))
     path = bundle / "configs" / "metadata.json"
     metadata = json.loads(path.read_text())

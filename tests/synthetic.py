@@ -48,4 +48,4 @@ def write_head(
         paths.append(str(path))
     mask = folder / f"{name}_brain.nii.gz"
     nib.save(nib.Nifti1Image(brain.astype(np.uint8), affine), mask)
-    return {"image": paths if channels > 1 else paths[0], "brain": str(mask), "name": name}
+    return {"image": paths if channels > 1 else paths[0], "foreground": str(mask), "name": name}

@@ -99,14 +99,14 @@ def test_the_reference_pairs_timesteps_as_its_code_does() -> None:
 def test_ancestral_sampling_ends_in_the_mode_it_is_guided_to(guided: bool) -> None:
     torch.manual_seed(0)
     eps = noise_model()
-    f = ClassifierGuidance(eps, NoisedClassifier(), alphas_cumprod(), 1.0) if guided else eps
+    f = ClassifierGuidance(NoisedClassifier(), alphas_cumprod(), 1.0)(eps) if guided else eps
     y = distance(compare.ancestral(f, alphas_cumprod(), 500, 50)(images(DISEASED, 64)), HEALTHY)
     # at level 500 noise hides the mode, so without guidance both come back
     assert (y < 0.5).float().mean() == 1 if guided else 0.2 < (y < 0.5).float().mean() < 0.8
 
 
 def test_the_tutorials_loop_heals() -> None:
-    guidance = ClassifierGuidance(noise_model(), NoisedClassifier(), alphas_cumprod(), 1.0)
+    guidance = ClassifierGuidance(NoisedClassifier(), alphas_cumprod(), 1.0)(noise_model())
     y = compare.tutorial(noise_model(), guidance, scheduler(), 200)(images(DISEASED, 4))
     assert y.shape == (4, 1, 4, 4) and distance(y, HEALTHY).mean() < 0.8
 

@@ -148,15 +148,22 @@ def test_evaluation_by_its_config(patients: Path) -> None:
     """evaluate.json on a small data set of the same layout, with tiny networks and the ellipsoid as brain."""
     out = patients / "out"
     record = evaluate(patients, out)
-    files = ["cases.png", "results.json", "test_brain.csv", "test_brain.md", "test_image.csv", "test_image.md"]
-    assert sorted(p.name for p in out.iterdir()) == [*files, "validation_brain.csv", "validation_brain.md"]
+    files = [
+        "cases.png",
+        "results.json",
+        "test_foreground.csv",
+        "test_foreground.md",
+        "test_image.csv",
+        "test_image.md",
+    ]
+    assert sorted(p.name for p in out.iterdir()) == [*files, "validation_foreground.csv", "validation_foreground.md"]
     assert record["test"]["patients"] == 2 and record["test"]["slices"] == 8 and record["failed"] == {}
-    assert {OURS, COUNTERFACTUAL, PAPER, BASELINE} < set(record["test"]["brain"])
+    assert {OURS, COUNTERFACTUAL, PAPER, BASELINE} < set(record["test"]["foreground"])
     # the lesion lies in slices 2 and 3, as large in both, and alone is brighter than its slice's median: all of it is found,
     # and the half in slice 3, which the mask leaves out, is false
     image, brain = head(GRIDS["plain"][0])
     lesion, others = int((image[..., 2] == 170).sum()), int(brain[..., 1:5].sum() - (image[..., 2] == 170).sum())
-    for domain, pixels in (("brain", others), ("image", 64 * 80 * 4 - lesion)):
+    for domain, pixels in (("foreground", others), ("image", 64 * 80 * 4 - lesion)):
         baseline = record["test"][domain]["FLAIR minus slice median"]
         assert baseline["dice_threshold"] == baseline["dice_oracle"] == pytest.approx(2 / 3)
         assert baseline["pixel_ap"] == pytest.approx(1 / 2)
@@ -204,7 +211,7 @@ def test_an_evaluation_keeps_maps_on_disk(patients: Path) -> None:
     assert "evaluated-" in Path("/proc/self/maps").read_text()
     for a, b in zip(fresh, kept, strict=True):
         assert (a.subject, a.slice, a.diseased, a.scores) == (b.subject, b.slice, b.diseased, b.scores)
-        for name in ("image", "brain", "truth", "counterfactual"):
+        for name in ("image", "foreground", "truth", "counterfactual"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         assert list(a.maps) == list(b.maps)
         for name, values in a.maps.items():

@@ -27,14 +27,14 @@ ALPHAS = alphas_cumprod()
 
 
 def guidance(scale: float, target_class: int = HEALTHY) -> ClassifierGuidance:
-    """The exact noise model guided by the exact classifier."""
-    return ClassifierGuidance(noise_model(), NoisedClassifier(), ALPHAS, scale, target_class)
+    """By the exact classifier."""
+    return ClassifierGuidance(NoisedClassifier(), ALPHAS, scale, target_class)
 
 
 def counterfactual(x: torch.Tensor, guided: ClassifierGuidance, steps: int = 100, iterations: int = 5) -> torch.Tensor:
     """Encode to L = 500 without guidance (round-trip error under 1e-6), decode with it."""
     grid = timestep_grid(500, steps, T)
-    return decode(guided, encode(guided.noise_model, x, grid, ALPHAS, iterations), grid, ALPHAS)
+    return decode(guided(noise_model()), encode(noise_model(), x, grid, ALPHAS, iterations), grid, ALPHAS)
 
 
 def p_diseased(x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_scale_one_is_the_healthy_mode(steps: int) -> None:
     """Bayes: the mixture's eps guided with scale 1 is the healthy mode's eps, whose DDIM is linear and known."""
     grid = timestep_grid(500, steps, T)
     noise = torch.randn((16, 1, 4, 4), generator=torch.Generator().manual_seed(0))
-    result = decode(guidance(1.0), noise, grid, ALPHAS)
+    result = decode(guidance(1.0)(noise_model()), noise, grid, ALPHAS)
     torch.testing.assert_close(result, healthy_ddim(noise, grid), rtol=0, atol=5e-6)
 
 
@@ -81,7 +81,7 @@ def test_scale_zero_is_no_guidance() -> None:
     """Scale 0 gives the very bits of the noise model, and so returns the input."""
     x = torch.cat([images(HEALTHY, 4), images(DISEASED, 4)])
     t = torch.full((8,), 300)
-    assert torch.equal(guidance(0.0)(x, t), noise_model()(x, t))
+    assert torch.equal(guidance(0.0)(noise_model())(x, t), noise_model()(x, t))
     torch.testing.assert_close(counterfactual(x, guidance(0.0)), x, rtol=0, atol=2e-6)
 
 
@@ -115,7 +115,7 @@ def test_gradient_is_the_closed_form() -> None:
     expected = gradient_log_p_healthy(x.double(), t)
     assert float(expected.flatten(1).norm(dim=1).min()) > 1e-3
     torch.testing.assert_close(guidance(1.0).gradient(x, t).double(), expected, rtol=1e-4, atol=1e-5)
-    unguided, guided = noise_model()(x, t), guidance(10.0)(x, t)
+    unguided, guided = noise_model()(x, t), guidance(10.0)(noise_model())(x, t)
     torch.testing.assert_close((unguided - guided).double(), 10 * (1 - a).sqrt() * expected, rtol=1e-3, atol=1e-4)
 
 
@@ -124,9 +124,9 @@ def test_gradient_under_a_callers_context(context: Callable[[], AbstractContextM
     """The same bits as without, also for a classifier with parameters, which collect no gradient."""
     x, t = images(DISEASED, 4), torch.full((4,), 300)
     guided = guidance(10.0)
-    expected = guided(x, t).detach()
+    expected = guided(noise_model())(x, t).detach()
     with context():
-        inside = guided(x.clone(), t.clone())
+        inside = guided(noise_model())(x.clone(), t.clone())
         gradient = guided.gradient(x.clone(), t.clone())
     assert torch.equal(inside, expected)
     assert float(gradient.abs().max()) > 0.01 and not gradient.requires_grad
@@ -137,7 +137,7 @@ def test_input_gets_no_gradient() -> None:
     """The caller's tensor is neither marked nor changed."""
     x, t = images(DISEASED, 2), torch.full((2,), 300)
     before = x.clone()
-    guidance(10.0)(x, t)
+    guidance(10.0)(noise_model())(x, t)
     assert not x.requires_grad and x.grad is None and torch.equal(x, before)
 
 
@@ -163,7 +163,7 @@ def test_papers_decode_step_by_hand(t: int) -> None:
     eps = noise_model()(x, t_full) - 100 * (1 - a) ** 0.5 * gradient_log_p_healthy(x, t_full)
     x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
     expected = b**0.5 * x0 + (1 - b) ** 0.5 * eps
-    result = decode(guidance(100.0), x.float(), [t - 1, t], ALPHAS)
+    result = decode(guidance(100.0)(noise_model()), x.float(), [t - 1, t], ALPHAS)
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -180,6 +180,6 @@ def test_papers_setting_counts() -> None:
     noise = encode(counted, images(DISEASED, 2), grid, ALPHAS)
     assert times == list(range(500)) and classifier.calls == 0
     times.clear()
-    result = decode(ClassifierGuidance(counted, classifier, ALPHAS, 100.0, HEALTHY), noise, grid, ALPHAS)
+    result = decode(ClassifierGuidance(classifier, ALPHAS, 100.0, HEALTHY)(counted), noise, grid, ALPHAS)
     assert times == list(range(500, 0, -1)) and classifier.calls == 500
     assert float(p_diseased(result).max()) < 1e-9

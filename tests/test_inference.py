@@ -124,13 +124,15 @@ def test_one_bad_volume_does_not_stop_the_others(tmp_path: Path, weights: dict[s
     assert [int(r["slice"]) for r in slices] == [s["slice"] for s in volumes["plain"]["slices"]]
 
 
-def test_brain_beyond_the_networks_field_is_counted_as_not_assessed(tmp_path: Path, weights: dict[str, str]) -> None:
+def test_foreground_beyond_the_networks_field_is_counted_as_not_assessed(
+    tmp_path: Path, weights: dict[str, str]
+) -> None:
     """A head of 1.6 times the size: what lies beside the field is 2 in the mask, NaN in the map, and in the summary."""
     item = write_head(tmp_path)
-    for path in (item["image"], item["brain"]):
+    for path in (item["image"], item["foreground"]):
         volume = nib.load(path)
         nib.save(nib.Nifti1Image(volume.dataobj, np.diag([4.0, 4.0, 5.0, 1.0]), volume.header), path)
-    brain = np.asarray(nib.load(item["brain"]).dataobj) > 0
+    brain = np.asarray(nib.load(item["foreground"]).dataobj) > 0
     assert run(weights, input=datalist(tmp_path, [item]), output_dir=str(tmp_path / "out")) == 0
     mask, a = (
         np.asarray(nib.load(tmp_path / "out" / "flair" / f"{n}.nii.gz").dataobj) for n in ("pred", "anomaly_map")

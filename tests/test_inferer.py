@@ -35,6 +35,11 @@ def volume(slices: Sequence[int], channels: int = 1, seed: int = 0) -> torch.Ten
     return x
 
 
+def inside(x: torch.Tensor) -> torch.Tensor:
+    """Where `volume` drew anything."""
+    return x[:, :1] > -1
+
+
 def inferer(channels: int = 1, **options: Any) -> CounterfactualInferer:
     """With the exact classifier, float32 and scale 1 unless told otherwise."""
     return exact(NoisedClassifier(channels), **{"guidance_scale": 1.0, "precision": "float32", **options})
@@ -56,9 +61,9 @@ def test_probability_with_neighbours() -> None:
 
 def test_defaults_guide_to_healthy() -> None:
     """Class 0 is healthy in labels, classifier, default target and config; 20 steps of 25 up to 500."""
-    guided = ClassifierGuidance(noise_model(), NoisedClassifier(), scheduler().alphas_cumprod, 1.0)
+    guided = ClassifierGuidance(NoisedClassifier(), scheduler().alphas_cumprod, 1.0)
     assert (HEALTHY, DISEASED, guided.target_class, declared("target_class")) == (0, 1, 0, 0)
-    default = CounterfactualInferer(lambda f: f, NoisedClassifier(), scheduler())
+    default = CounterfactualInferer(guided, NoisedClassifier(), scheduler())
     assert default.timesteps == list(range(0, 501, 25))
 
 
@@ -67,7 +72,7 @@ def test_every_slice_by_its_kind() -> None:
     kinds = torch.tensor([[EMPTY, HEALTHY, DISEASED, SLIVER, HEALTHY], [DISEASED, SLIVER, DISEASED, HEALTHY, EMPTY]])
     x = torch.cat([volume(kinds[0].tolist()), volume(kinds[1].tolist(), seed=10)])
     before = x.clone()
-    result = inferer(num_fixed_point_iterations=20)(x, noise_model())
+    result = inferer(num_fixed_point_iterations=20)(x, noise_model(), inside(x))
     y, p, assessed = result["counterfactual"], result["probability"], result["assessed"]
     assert torch.equal(x, before) and y.shape == x.shape and y.dtype == torch.float32
     assert torch.equal(assessed, kinds >= 0) and torch.equal(p.isnan(), kinds < 0)
@@ -83,7 +88,9 @@ def test_every_slice_by_its_kind() -> None:
 def test_scale_zero_returns_the_volume() -> None:
     """Converged fixed points: every slice comes back to its own place in the volume, to float32 rounding."""
     x = torch.cat([volume([HEALTHY, DISEASED, EMPTY]), volume([DISEASED, HEALTHY, HEALTHY], seed=5)])
-    result = inferer(guidance_scale=0.0, num_inference_steps=100, num_fixed_point_iterations=10)(x, noise_model())
+    result = inferer(guidance_scale=0.0, num_inference_steps=100, num_fixed_point_iterations=10)(
+        x, noise_model(), inside(x)
+    )
     torch.testing.assert_close(result["counterfactual"], x, rtol=0, atol=1e-6)
 
 
@@ -91,7 +98,7 @@ def test_outside_of_the_brain_stays() -> None:
     """Pixels at -1 in an assessed slice come back as -1 exactly; inside stays within [-1, 1] at any scale."""
     x = volume([DISEASED, HEALTHY])
     x[:, :, 3] = -1.0
-    result = inferer(guidance_scale=100.0)(x, noise_model())
+    result = inferer(guidance_scale=100.0)(x, noise_model(), inside(x))
     assert bool(result["assessed"].all())
     assert bool((result["counterfactual"][:, :, 3] == -1).all())
     assert float(result["counterfactual"].abs().max()) <= 1
@@ -103,9 +110,9 @@ def test_batching_changes_nothing(iterations: int) -> None:
     x = torch.cat(
         [volume([HEALTHY, DISEASED, EMPTY, DISEASED]), volume([DISEASED, HEALTHY, DISEASED, HEALTHY], seed=7)]
     )
-    whole = inferer(batch_size=16, num_fixed_point_iterations=iterations)(x, noise_model())
+    whole = inferer(batch_size=16, num_fixed_point_iterations=iterations)(x, noise_model(), inside(x))
     for batch_size in (1, 3):
-        parts = inferer(batch_size=batch_size, num_fixed_point_iterations=iterations)(x, noise_model())
+        parts = inferer(batch_size=batch_size, num_fixed_point_iterations=iterations)(x, noise_model(), inside(x))
         for key in ("counterfactual", "probability"):
             torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=1e-6, equal_nan=True)
         assert torch.equal(parts["assessed"], whole["assessed"])
@@ -120,7 +127,8 @@ def test_batch_size_is_obeyed() -> None:
         seen.append(len(x))
         return exact(x, t)
 
-    inferer(batch_size=3, num_inference_steps=2, num_fixed_point_iterations=0)(volume([HEALTHY] * 7 + [EMPTY]), counted)
+    x = volume([HEALTHY] * 7 + [EMPTY])
+    inferer(batch_size=3, num_inference_steps=2, num_fixed_point_iterations=0)(x, counted, inside(x))
     assert seen == [3] * 8 + [1] * 4
 
 
@@ -135,12 +143,12 @@ def test_batch_size_is_chosen_by_the_memory() -> None:
             raise torch.OutOfMemoryError("out of memory")
         return exact(x, t)
 
-    result = inferer(num_inference_steps=2)(x, small_device)
-    expected = inferer(num_inference_steps=2)(x, exact)
+    result = inferer(num_inference_steps=2)(x, small_device, inside(x))
+    expected = inferer(num_inference_steps=2)(x, exact, inside(x))
     torch.testing.assert_close(result["counterfactual"], expected["counterfactual"], rtol=0, atol=1e-6)
     assert [n for n, before in zip(seen, [0, *seen], strict=False) if n != before] == [10, 5, 2]
     with pytest.raises(torch.OutOfMemoryError):
-        inferer(num_inference_steps=2, batch_size=4)(x, small_device)
+        inferer(num_inference_steps=2, batch_size=4)(x, small_device, inside(x))
 
 
 def test_memory_is_freed_before_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +194,7 @@ def test_refuses_what_is_no_number_of_its_range(name: str, value: Any) -> None:
 def test_one_slice_volume(label: int) -> None:
     """A radiograph: D = 1, assessed because it is its own largest."""
     x = volume([label])
-    result = inferer()(x, noise_model())
+    result = inferer()(x, noise_model(), inside(x))
     assert result["counterfactual"].shape == (1, 1, 4, 4, 1) and result["assessed"].tolist() == [[True]]
     assert float((result["probability"] - label).abs()) < 1e-6
     assert float(lesion(result["counterfactual"]).abs()) < 0.25
@@ -196,7 +204,7 @@ def test_one_slice_volume(label: int) -> None:
 def test_several_channels(channels: int) -> None:
     """Only the last channel holds the lesion, and only it is healed; the others come back within 1e-6."""
     x = volume([HEALTHY, DISEASED, EMPTY], channels)
-    result = inferer(channels, num_fixed_point_iterations=20)(x, noise_model(channels))
+    result = inferer(channels, num_fixed_point_iterations=20)(x, noise_model(channels), inside(x))
     y = result["counterfactual"]
     assert y.shape == x.shape
     assert float(lesion(x)[0, 1]) > 0.75 and float(lesion(y)[0, :2].abs().max()) < 0.25
@@ -208,7 +216,7 @@ def test_callers_choice_of_slices() -> None:
     """`assessed` replaces the rule: the diseased slice left out stays, the sliver chosen is run."""
     x = volume([DISEASED, DISEASED, SLIVER])
     chosen = torch.tensor([[False, True, True]])
-    result = inferer()(x, noise_model(), assessed=chosen)
+    result = inferer()(x, noise_model(), inside(x), assessed=chosen)
     assert torch.equal(result["assessed"], chosen) and result["probability"].isnan().tolist() == [[True, False, False]]
     assert torch.equal(result["counterfactual"][..., 0], x[..., 0])
     assert float(lesion(result["counterfactual"])[0, 1].abs()) < 0.25
@@ -221,7 +229,7 @@ def test_nothing_to_assess() -> None:
     def never(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         raise AssertionError("called")
 
-    result = inferer()(x, never)
+    result = inferer()(x, never, inside(x))
     assert torch.equal(result["counterfactual"], x) and bool(result["probability"].isnan().all())
 
 
@@ -230,11 +238,11 @@ def test_nothing_to_assess() -> None:
 def test_same_bits_in_every_context(context: Callable[[], AbstractContextManager[None]], precision: str) -> None:
     """Twice, under other random states, with and without a caller's context: the same bits, no random number drawn."""
     x, run = volume([HEALTHY, DISEASED, EMPTY]), inferer(precision=precision, guidance_scale=10.0)
-    expected = run(x, noise_model())
+    expected = run(x, noise_model(), inside(x))
     torch.manual_seed(1)
     state = torch.get_rng_state()
     with context():
-        result = run(x, noise_model())
+        result = run(x, noise_model(), inside(x))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(result["counterfactual"], expected["counterfactual"])
     assert torch.equal(result["probability"][:, :2], expected["probability"][:, :2])
@@ -244,8 +252,8 @@ def test_same_bits_in_every_context(context: Callable[[], AbstractContextManager
 def test_metatensor_gives_the_same_numbers() -> None:
     """As a MONAI evaluator hands it over."""
     x = volume([HEALTHY, DISEASED, EMPTY])
-    expected = inferer()(x, noise_model())["counterfactual"]
-    result = inferer()(MetaTensor(x), noise_model())["counterfactual"]
+    expected = inferer()(x, noise_model(), inside(x))["counterfactual"]
+    result = inferer()(MetaTensor(x), noise_model(), MetaTensor(inside(x)))["counterfactual"]
     assert torch.equal(torch.as_tensor(result).as_subclass(torch.Tensor), expected)
 
 
@@ -258,10 +266,10 @@ def test_precision(precision: str) -> None:
         lambda module, args, out: seen.add(torch.nn.functional.linear(args[0].flatten(1), module.weight).dtype)
     )
     x = volume([HEALTHY, DISEASED])
-    result = run(x, noise_model())
+    result = run(x, noise_model(), inside(x))
     assert seen == {getattr(torch, precision)}
     assert result["counterfactual"].dtype == result["probability"].dtype == torch.float32
-    exact = inferer()(x, noise_model())
+    exact = inferer()(x, noise_model(), inside(x))
     torch.testing.assert_close(result["counterfactual"], exact["counterfactual"], rtol=0, atol=5e-3)
     torch.testing.assert_close(result["probability"], torch.tensor([[1 / 3, 2 / 3]]), rtol=0, atol=1e-6)
 
@@ -269,7 +277,7 @@ def test_precision(precision: str) -> None:
 def test_half_input_gives_float32() -> None:
     """A float16 volume is computed in float32."""
     x = volume([HEALTHY, DISEASED]).half()
-    result = inferer()(x, noise_model())["counterfactual"]
+    result = inferer()(x, noise_model(), inside(x))["counterfactual"]
     assert torch.equal(result, inferer()(x.float(), noise_model())["counterfactual"])
 
 
@@ -279,7 +287,9 @@ def test_classifier_is_run_in_eval_mode() -> None:
     run.classifier.train()
     run.classifier.register_forward_pre_hook(lambda m, args: (torch.dropout(args[0], 0.5, m.training), args[1]))
     x = volume([HEALTHY, DISEASED])
-    assert torch.equal(run(x, noise_model())["counterfactual"], inferer()(x, noise_model())["counterfactual"])
+    assert torch.equal(
+        run(x, noise_model(), inside(x))["counterfactual"], inferer()(x, noise_model(), inside(x))["counterfactual"]
+    )
 
 
 @pytest.mark.parametrize("noise_level", [0, -5, 1000, 1500])
@@ -321,9 +331,9 @@ def test_refuses_precision() -> None:
 def test_float32_under_a_callers_autocast() -> None:
     """The option decides, not the evaluator's `amp`."""
     x, run = volume([HEALTHY, DISEASED]), inferer()
-    expected = run(x, noise_model())["counterfactual"]
+    expected = run(x, noise_model(), inside(x))["counterfactual"]
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(run(x, noise_model())["counterfactual"], expected)
+        assert torch.equal(run(x, noise_model(), inside(x))["counterfactual"], expected)
 
 
 class Bright(torch.nn.Module):
@@ -341,10 +351,10 @@ class Bright(torch.nn.Module):
 def test_a_student_beside_the_counterfactual_changes_nothing_of_it() -> None:
     """The same bits as without; the student sees the slices as they are, once each, the assessed ones only."""
     x, student = volume([HEALTHY, EMPTY, DISEASED]), Bright()
-    alone, both = inferer()(x, noise_model()), inferer(student=student)(x, noise_model())
+    alone, both = inferer()(x, noise_model(), inside(x)), inferer(student=student)(x, noise_model(), inside(x))
     assert set(both) - set(alone) == {"student"} and student.seen == [2]
     assert all(torch.equal(alone[name].nan_to_num(), both[name].nan_to_num()) for name in alone)
-    expected = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright())["student"]
+    expected = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright(), inside(x))["student"]
     torch.testing.assert_close(both["student"], expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -352,7 +362,7 @@ def test_a_students_map_is_averaged_with_the_neighbouring_slices() -> None:
     """1 : 2 : 1 for every pixel: bright in the second slice of three, and after a gap in one slice alone."""
     x = volume([HEALTHY, HEALTHY, HEALTHY, EMPTY, HEALTHY])
     x[:, :, 1, 1] = torch.tensor([0.0, 0.5, 0.0, -1.0, 0.5])
-    a = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright())["student"][0, 0, 1, 1]
+    a = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright(), inside(x))["student"][0, 0, 1, 1]
     low, high = 0.1192, 0.8808
     expected = torch.tensor([(2 * low + high) / 3, (low + high) / 2, (2 * low + high) / 3, torch.nan, high])
     torch.testing.assert_close(a, expected, rtol=0, atol=1e-4, equal_nan=True)
@@ -363,9 +373,54 @@ def test_a_student_gives_one_map_a_slice(channels: int) -> None:
     """p = sigmoid(2) where the last channel is bright, once a slice; slices that are not assessed have none."""
     student = Bright()
     x = volume([HEALTHY, EMPTY, DISEASED], channels)
-    result = StudentInferer(NoisedClassifier(channels))(x, student)
+    result = StudentInferer(NoisedClassifier(channels))(x, student, inside(x))
     a = result["student"]
     assert set(result) == {"student", "probability", "assessed"} and student.seen == [2]
     assert a.shape == (1, 1, 4, 4, 3) and a[..., 1].isnan().all() and not a[..., [0, 2]].isnan().any()
     assert float(a[0, 0, 1, 1, 2]) == pytest.approx(0.8808, abs=1e-4)
     assert result["probability"][0, 0] < 0.5 < result["probability"][0, 2] and result["probability"][0, 1].isnan()
+
+
+def test_no_intensity_says_what_is_inside() -> None:
+    """Pixels of -1 within the foreground are changed as all others, bright ones outside are kept; without one all is inside."""
+    x = volume([HEALTHY])
+    foreground = torch.ones_like(x)
+    foreground[..., 0, :] = 0
+    x[..., 2, 2, 0] = -1
+    part = inferer()(x, noise_model(), foreground)["counterfactual"]
+    assert torch.equal(part[..., 0, :], x[..., 0, :]) and part[0, 0, 2, 2, 0] > -0.99
+    whole = inferer()(x, noise_model())["counterfactual"]
+    assert torch.equal(part[..., 1:, :], whole[..., 1:, :]) and not torch.equal(whole[..., 0, :], x[..., 0, :])
+    assert torch.equal(whole, inferer()(x, noise_model(), torch.ones_like(x))["counterfactual"])
+
+
+def test_a_network_that_learned_the_variance_too_gives_the_same() -> None:
+    """2C outputs, of which DDIM takes the first C."""
+    x = volume([DISEASED, HEALTHY], channels=2)
+    exact = noise_model(2)
+
+    def learned(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.cat([exact(x, t), torch.full_like(x, 7.0)], dim=1)
+
+    expected, result = (inferer(2)(x, network)["counterfactual"] for network in (exact, learned))
+    assert torch.equal(expected, result)
+
+
+@pytest.mark.parametrize("target", [HEALTHY, DISEASED])
+def test_the_target_class_alone_says_what_p_diseased_is(target: int) -> None:
+    """p(diseased) = 1 - p(target): with labels the other way round, the same classifier says the opposite."""
+    x = volume([HEALTHY, EMPTY, DISEASED])
+    p = inferer(target_class=target)(x, noise_model(), inside(x))["probability"][0]
+    expected = [0.0, 1.0] if target == HEALTHY else [1.0, 0.0]
+    assert p[[0, 2]].tolist() == pytest.approx(expected, abs=1e-3)
+    alone = StudentInferer(NoisedClassifier(), target_class=target)(x, Bright(), inside(x))["probability"][0]
+    torch.testing.assert_close(alone, p, equal_nan=True)
+
+
+def test_what_the_counterfactuals_depend_on_is_stated() -> None:
+    settings = inferer(guidance_scale=3.0, noise_level=100, num_inference_steps=2).settings
+    assert (
+        settings["timesteps"] == [0, 50, 100]
+        and settings["guidance_scale"] == 3.0
+        and settings["target_class"] == HEALTHY
+    )

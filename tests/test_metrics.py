@@ -28,7 +28,7 @@ def by_hand() -> list[SliceCase]:
     truth[:5, :5] = True
     a = np.zeros((8, 8), np.float32)
     a[:4, :5] = 1.0  # 20 true
-    a[:4, 5] = 0.5  # 4 false inside the brain
+    a[:4, 5] = 0.5  # 4 false inside the foreground
     a[7, :2] = 0.5  # 2 false outside
     false = np.zeros((8, 8), np.float32)
     false[2, 2:5], false[7, 7] = 0.75, 0.75
@@ -64,7 +64,7 @@ def pooled(cases: list[SliceCase], method: str, domain: Domain) -> tuple[np.ndar
     return a, np.concatenate([c.truth[c.inside(domain)] for c in cases])
 
 
-@pytest.mark.parametrize(("domain", "false", "healthy"), [("brain", 4, 3), ("image", 6, 4)])
+@pytest.mark.parametrize(("domain", "false", "healthy"), [("foreground", 4, 3), ("image", 6, 4)])
 def test_metrics_of_a_slice_done_by_hand(domain: Domain, false: int, healthy: int) -> None:
     result = metrics(by_hand(), "m", 0.4, domain)
     assert list(result) == list(METRICS)
@@ -95,10 +95,10 @@ def test_a_slice_counts_only_above_twenty_lesion_pixels() -> None:
 def test_otsu_of_a_constant_map_segments_nothing() -> None:
     case = by_hand()[0]
     case.maps["m"] = np.full((8, 8), 3.0, np.float32)
-    assert metrics([case], "m", 0.4, "brain")["dice_otsu_slice"] == 0
+    assert metrics([case], "m", 0.4, "foreground")["dice_otsu_slice"] == 0
 
 
-@pytest.mark.parametrize("domain", ["brain", "image"])
+@pytest.mark.parametrize("domain", ["foreground", "image"])
 def test_metrics_agree_with_sklearn(domain: Domain) -> None:
     cases = random_cases()
     a, truth = pooled(cases, "good", domain)
@@ -116,9 +116,9 @@ def test_metrics_agree_with_sklearn(domain: Domain) -> None:
 
 def test_the_oracle_is_the_best_of_all_thresholds_and_its_threshold_gives_it() -> None:
     cases = random_cases(subjects=1, slices=2, size=16)
-    a, truth = pooled(cases, "good", "brain")
+    a, truth = pooled(cases, "good", "foreground")
     every = max(f1_score(truth, a > t) for t in np.unique(a))
-    result = metrics(cases, "good", best_threshold(cases, "good", "brain"), "brain")
+    result = metrics(cases, "good", best_threshold(cases, "good", "foreground"), "foreground")
     assert result["dice_oracle"] == pytest.approx(every)
     assert result["dice_threshold"] == pytest.approx(every)
 
@@ -131,13 +131,13 @@ def test_the_best_threshold_where_everything_is_lesion() -> None:
 
 
 def test_metrics_that_one_class_leaves_undefined_are_nan() -> None:
-    healthy = metrics(by_hand()[1:], "m", 0.4, "brain")
+    healthy = metrics(by_hand()[1:], "m", 0.4, "foreground")
     assert {name for name, value in healthy.items() if not np.isnan(value)} == {"dice_threshold", "healthy_area"}
     assert healthy["dice_threshold"] == 0
-    diseased = metrics(by_hand()[:1], "m", 0.4, "brain")
+    diseased = metrics(by_hand()[:1], "m", 0.4, "foreground")
     assert {name for name, value in diseased.items() if np.isnan(value)} == {"image_auroc", "healthy_area"}
     with pytest.raises(ValueError, match="no lesion pixel in the 1 cases"):
-        best_threshold(by_hand()[1:], "m", "brain")
+        best_threshold(by_hand()[1:], "m", "foreground")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.01])
@@ -155,10 +155,10 @@ def test_ranking_from_histograms_agrees_with_sklearn(share: float, gain: float) 
 
 def test_a_resample_is_what_metrics_gives_for_the_drawn_subjects() -> None:
     cases = random_cases()
-    resampled = _resampled(cases, "good", 0.9, "brain", num_resamples=3, seed=7)
+    resampled = _resampled(cases, "good", 0.9, "foreground", num_resamples=3, seed=7)
     draws = np.random.default_rng(7).multinomial(6, np.full(6, 1 / 6), 3)
     for i, draw in enumerate(draws):
-        exact = metrics([c for c in cases for _ in range(draw[int(c.subject[1:])])], "good", 0.9, "brain")
+        exact = metrics([c for c in cases for _ in range(draw[int(c.subject[1:])])], "good", 0.9, "foreground")
         for name in METRICS:
             close = 1e-3 if name in ("pixel_auroc", "pixel_ap", "dice_oracle") else 1e-12
             assert resampled[name][i] == pytest.approx(exact[name], abs=close), name
@@ -166,14 +166,14 @@ def test_a_resample_is_what_metrics_gives_for_the_drawn_subjects() -> None:
 
 def test_identical_subjects_leave_no_uncertainty() -> None:
     cases = [replace(c, subject=s) for s in "abc" for c in random_cases(subjects=1)]
-    for low, high in bootstrap(cases, "good", 0.9, "brain", num_resamples=50).values():
+    for low, high in bootstrap(cases, "good", 0.9, "foreground", num_resamples=50).values():
         assert low == pytest.approx(high, abs=1e-12)
 
 
 def test_a_perfect_and_a_hopeless_subject_span_everything() -> None:
     found, missed = by_hand()[0], replace(by_hand()[0], subject="b")
     found.maps["m"], missed.maps["m"] = found.truth.astype(np.float32), 1 - missed.truth.astype(np.float32)
-    intervals = bootstrap([found, missed], "m", 0.5, "brain")
+    intervals = bootstrap([found, missed], "m", 0.5, "foreground")
     for name in ("dice_threshold", "dice_threshold_slice", "dice_otsu_slice", "pixel_auroc"):
         assert intervals[name] == (0, 1), name
     assert all(np.isnan(intervals["image_auroc"]))  # no healthy slice in any resample
@@ -191,10 +191,10 @@ def test_the_paired_bootstrap_knows_which_method_is_better() -> None:
     cases = random_cases()
 
     def paired(a: str, b: str, metric: str = "pixel_ap") -> tuple[float, float, float]:
-        return paired_bootstrap(cases, a, b, metric, 0.9, 0.9, "brain", num_resamples=200)
+        return paired_bootstrap(cases, a, b, metric, 0.9, 0.9, "foreground", num_resamples=200)
 
     point, low, high = paired("good", "bad")
-    exact = [metrics(cases, m, 0.9, "brain")["pixel_ap"] for m in ("good", "bad")]
+    exact = [metrics(cases, m, 0.9, "foreground")["pixel_ap"] for m in ("good", "bad")]
     assert point == pytest.approx(exact[0] - exact[1])
     assert 0 < low <= point <= high
     assert paired("bad", "good") == pytest.approx((-point, -high, -low))
@@ -206,20 +206,20 @@ def test_the_paired_bootstrap_knows_which_method_is_better() -> None:
 def test_errors_say_what_is_wrong() -> None:
     cases = by_hand()
     with pytest.raises(ValueError, match="no cases"):
-        metrics([], "m", 0.5, "brain")
+        metrics([], "m", 0.5, "foreground")
     with pytest.raises(ValueError, match="a, slice 3: has no map of method 'n'; it has m"):
-        bootstrap(cases, "n", 0.5, "brain")
-    with pytest.raises(ValueError, match="domain must be 'brain' or 'image', got 'head'"):
+        bootstrap(cases, "n", 0.5, "foreground")
+    with pytest.raises(ValueError, match="domain must be 'foreground' or 'image', got 'head'"):
         metrics(cases, "m", 0.5, "head")  # type: ignore[arg-type]
     cases[1].maps["m"][0, 0] = np.nan
     with pytest.raises(ValueError, match="b, slice 5: the map of 'm' holds NaN"):
-        metrics(cases, "m", 0.5, "brain")
+        metrics(cases, "m", 0.5, "foreground")
     cases = by_hand()
     del cases[0].scores["m"]
     with pytest.raises(ValueError, match="a, slice 3: has no finite image-level score of method 'm'"):
-        metrics(cases, "m", 0.5, "brain")
+        metrics(cases, "m", 0.5, "foreground")
     image, yes, no = np.zeros((8, 8)), np.ones((8, 8), bool), np.zeros((8, 8), bool)
-    with pytest.raises(ValueError, match="a, slice 3: its brain is empty"):
+    with pytest.raises(ValueError, match="a, slice 3: its foreground is empty"):
         SliceCase("a", 3, image, no, no, 0)
     with pytest.raises(ValueError, match=r"m has shape \(8, 7\), the image \(8, 8\)"):
         SliceCase("a", 3, image, yes, no, 0, {"m": np.zeros((8, 7))})
@@ -233,22 +233,22 @@ def test_tables_hold_values_with_intervals(tmp_path: Path) -> None:
     values = dict.fromkeys(METRICS, 0.8124) | {"healthy_area": 12.34, "image_auroc": np.nan}
     intervals = dict.fromkeys(METRICS, (0.7412, 0.8688)) | {"healthy_area": (8.0, 15.2), "pixel_ap": (np.nan, np.nan)}
     results = {"sum |x - y|": (values, intervals), "b, c": (values, {})}
-    paths = table(results, tmp_path / "test", "brain", note="14 patients.")
+    paths = table(results, tmp_path / "test", "foreground", note="14 patients.")
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     heading, first, second = csv.reader(paths[0].read_text().splitlines())
-    assert heading == ["method (pixels inside the brain)", *METRICS.values()]
+    assert heading == ["method (pixels inside the foreground)", *METRICS.values()]
     cells = dict(zip(METRICS, first[1:], strict=True))
     assert first[0] == "sum |x - y|" and cells["dice_oracle"] == "0.812 (0.74-0.87)"
     assert cells["healthy_area"] == "12.3 (8.0-15.2)" and cells["image_auroc"] == "n/a"
     assert cells["pixel_ap"] == "0.812 (n/a)"
     assert second[:2] == ["b, c", "0.812"]
     lines = paths[1].read_text().splitlines()
-    assert lines[0].startswith("| method (pixels inside the brain) |") and "oracle" in lines[0]
+    assert lines[0].startswith("| method (pixels inside the foreground) |") and "oracle" in lines[0]
     assert lines[2].startswith(r"| sum \|x - y\| | 0.812 (0.74-0.87) |")
     assert {line.replace(r"\|", "").count("|") for line in lines[:4]} == {len(METRICS) + 2}
     assert lines[-1].endswith("14 patients.")
     with pytest.raises(ValueError, match="no results"):
-        table({}, tmp_path / "test", "brain")
+        table({}, tmp_path / "test", "foreground")
 
 
 @pytest.mark.parametrize("subjects", [1, 3])
@@ -267,7 +267,9 @@ def test_the_figure_shows_best_median_and_worst(tmp_path: Path, monkeypatch: pyt
     assert [p.name for p in tmp_path.iterdir()] == ["cases.png"]
     assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")
     labels = [ax.get_ylabel() for ax in drawn[0].axes if "Dice" in ax.get_ylabel()]
-    dice = sorted(f1_score(c.truth[c.brain], c.maps["good"][c.brain] > 0.9) for c in cases if c.diseased)[::-1]
+    dice = sorted(f1_score(c.truth[c.foreground], c.maps["good"][c.foreground] > 0.9) for c in cases if c.diseased)[
+        ::-1
+    ]
     places = ["Best"] if subjects == 1 else ["Best", "Median", "Worst"]
     assert [label.splitlines()[0] for label in labels] == [
         f"{place}: Dice {d:.2f}" for place, d in zip(places, dice, strict=True)
@@ -293,7 +295,7 @@ def test_baselines_by_hand() -> None:
     assert scores[intensity][0] == pytest.approx((49 * 0.25 + 9 * 0.5 + 0.75) / 49)
     assert all(maps[m].dtype == np.float32 and maps[m].shape == image.shape for m in maps)
     assert all(np.isnan(scores[m][1]) for m in maps)
-    with pytest.raises(ValueError, match="the brain is empty"):
+    with pytest.raises(ValueError, match="the foreground is empty"):
         baselines(image, brain & False)
     with pytest.raises(ValueError, match=r"must both be \(H, W, D\)"):
         baselines(image[..., 0], brain[..., 0])

@@ -62,7 +62,7 @@ def test_polarity() -> None:
 
     healthy_is_one = NoisedClassifier()
     healthy_is_one.register_forward_hook(lambda module, args, logits: logits.flip(1))
-    towards_y0 = ClassifierGuidance(noise_model(), healthy_is_one, alphas, 3.0, target_class=0)
+    towards_y0 = ClassifierGuidance(healthy_is_one, alphas, 3.0, target_class=0)
     mistaken = decode(towards_y0, encode(noise_model(), x, grid, alphas, 2), grid, alphas)
     assert float(distance(mistaken, HEALTHY).min()) > 0.8
 
@@ -191,7 +191,7 @@ def test_guidance_inside_no_grad() -> None:
     with torch.no_grad():
         with pytest.raises(RuntimeError, match="does not require grad"):
             mistaken(x)
-        ours = ClassifierGuidance(noise_model(), classifier, ALPHAS, 1.0, HEALTHY).gradient(x, t)
+        ours = ClassifierGuidance(classifier, ALPHAS, 1.0, HEALTHY).gradient(x, t)
     a = ALPHAS[300]
     p = classifier(x, t).softmax(1)[:, DISEASED].detach().view(-1, 1, 1, 1)
     expected = p * a.sqrt() * (modes()[HEALTHY] - modes()[DISEASED]) / (a * STD**2 + 1 - a)

@@ -16,9 +16,9 @@ from monai.transforms import Compose, Orientation
 from scipy import ndimage
 
 from scripts.bundle import bundle_root, declared
+from scripts.images.air import stripped_foreground
 from scripts.images.bias_field import CorrectFieldd
 from scripts.images.brain import ExtractBraind
-from scripts.images.foreground import stripped_foreground
 from scripts.images.intensities import RepairIntensitiesd
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.normalization import BACKGROUND
@@ -133,7 +133,7 @@ def test_a_stripped_image_is_its_own_brain(outside: float, tmp_path: Path, monke
 
     monkeypatch.setattr(ExtractBraind, "_segment", fail)
     alone = declared("preprocessing")({"image": path})
-    assert torch.equal(alone["brain"] >= 0.5, given["brain"] >= 0.5)
+    assert torch.equal(alone["foreground"] >= 0.5, given["foreground"] >= 0.5)
     if outside != 7:
         torch.testing.assert_close(alone["image"].as_tensor(), given["image"].as_tensor(), rtol=0, atol=0.02)
 
@@ -261,7 +261,7 @@ def signal(array: np.ndarray, brain: np.ndarray = BRAIN, spacing: tuple[float, .
     meta = {"filename_or_obj": "a", "input_affine": affine}
     d = {
         "image": MetaTensor(torch.from_numpy(np.asarray(array, np.float32))[None], affine=affine, meta=meta),
-        "brain": MetaTensor(torch.from_numpy(brain.astype(np.uint8))[None], affine=affine),
+        "foreground": MetaTensor(torch.from_numpy(brain.astype(np.uint8))[None], affine=affine),
     }
     return CheckBraind("image")(d)["warnings"]
 
@@ -292,7 +292,7 @@ def test_strong_shading_is_corrected_and_slight_is_left(axis: int) -> None:
     def corrected(array: np.ndarray) -> dict[str, Any]:
         x = torch.from_numpy(array.astype(np.float32))[None]
         brain = MetaTensor(torch.from_numpy(BRAIN.astype(np.float32))[None], affine=affine)
-        return CorrectFieldd("image")({"image": MetaTensor(x, affine=affine), "brain": brain, "warnings": []})
+        return CorrectFieldd("image")({"image": MetaTensor(x, affine=affine), "foreground": brain, "warnings": []})
 
     plain, shaded = corrected(HEAD), corrected(HEAD * ramp)
     assert plain["warnings"] == [] and bool((plain["bias_field"] == 1).all())
@@ -349,7 +349,7 @@ def test_warnings_reach_summary_picture_and_terminal(
 ) -> None:
     image = write(tmp_path, (HEAD - 1024).astype(np.int16), name="flair.nii.gz")
     mask = write(tmp_path, BRAIN.astype(np.uint8), name="brain.nii.gz")
-    source = datalist(tmp_path, [{"image": image, "brain": mask, "name": "p"}])
+    source = datalist(tmp_path, [{"image": image, "foreground": mask, "name": "p"}])
     assert run(weights, input=source, output_dir=str(tmp_path / "out")) == 0
     volume = json.loads((tmp_path / "out" / "summary.json").read_text())["volumes"][0]
     assert any("Air has the value -10" in w for w in volume["warnings"])

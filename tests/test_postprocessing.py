@@ -13,10 +13,11 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 
 from scripts.bundle import declared
-from scripts.images.foreground import assessed_slices
+from scripts.images.mapping import AnomalyMapd
 from scripts.images.normalization import BACKGROUND
 from scripts.images.restoring import LESION, NOT_ASSESSED, RestoreGridd
-from scripts.method.maps import AnomalyMapd, anomaly_map, combined_map, gate, slice_score
+from scripts.method.maps import anomaly_map, combined_map, gate, slice_score
+from scripts.method.slices import assessed_slices
 from scripts.running.overview import draw_overview
 from synthetic import GRIDS, head, write_head
 
@@ -26,9 +27,9 @@ def perfect_result(item: dict[str, Any], threshold: float = 0.3) -> dict[Any, An
     d = declared("preprocessing")(item)
     x = d["image"].as_tensor()
     d["pred"] = {
-        "counterfactual": torch.where(x > BACKGROUND, x.clamp_max(0), x),
-        "assessed": assessed_slices(x, 0.5),
-        "probability": torch.where(assessed_slices(x, 0.5), 0.75, torch.nan),
+        "counterfactual": torch.where(d["foreground"] >= 0.5, x.clamp_max(0), x),
+        "assessed": assessed_slices(d["foreground"], 0.5),
+        "probability": torch.where(assessed_slices(d["foreground"], 0.5), 0.75, torch.nan),
     }
     d = AnomalyMapd("image")(d)
     return RestoreGridd("image", threshold=threshold)(d)
@@ -56,10 +57,10 @@ def test_results_lie_on_the_inputs_grid(grid: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(healthy[core], 100, atol=1.5)
 
 
-def test_brain_that_was_not_assessed_is_marked(tmp_path: Path) -> None:
+def test_foreground_that_was_not_assessed_is_marked(tmp_path: Path) -> None:
     item = write_head(tmp_path, "oblique")
     d = perfect_result(item)
-    brain = np.asarray(nib.load(item["brain"]).dataobj) > 0
+    brain = np.asarray(nib.load(item["foreground"]).dataobj) > 0
     area = brain.sum(axis=(0, 1))
     unseen = brain & (area < 0.5 * area.max())
     assert unseen.any()
@@ -79,13 +80,13 @@ def test_the_overview_draws_a_mask_by_its_own_affine(tmp_path: Path) -> None:
     image, affine = np.asarray(d["input_image"][0]), d["input_image"].affine.numpy()
     masks = {"plain": nib.Nifti1Image((image == 170).astype(np.uint8), affine)}
     masks["reordered"] = masks["plain"].as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
-    masks["brain"] = nib.Nifti1Image((image > 0).astype(np.uint8), affine)
+    masks["foreground"] = nib.Nifti1Image((image > 0).astype(np.uint8), affine)
     pictures = {}
     for name, mask in masks.items():
         nib.save(mask, tmp_path / "mask.nii.gz")
         draw_overview(d, str(tmp_path / "mask.nii.gz"), "flair", tmp_path / f"{name}.png", num_slices=1)
         pictures[name] = (tmp_path / f"{name}.png").read_bytes()
-    assert pictures["plain"] == pictures["reordered"] != pictures["brain"]
+    assert pictures["plain"] == pictures["reordered"] != pictures["foreground"]
     nib.save(nib.Nifti1Image(masks["plain"].dataobj, np.eye(4)), tmp_path / "mask.nii.gz")
     with pytest.raises(ValueError, match="mask.nii.gz: lies on another grid than .*flair.nii.gz"):
         draw_overview(d, str(tmp_path / "mask.nii.gz"), "flair", tmp_path / "wrong.png")
@@ -110,13 +111,37 @@ def test_the_overview_outlines_what_was_not_assessed_in_blue(tmp_path: Path) -> 
 def test_anomaly_map_known_numbers() -> None:
     x, healthy = torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 5, 5)
     x[0, 0, 2, 2], healthy[0, 0, 0, 0], x[0, 1, 2, 2] = 0.5, 0.25, 0.125
-    both = anomaly_map(x, healthy, "both", 1)
-    bright = anomaly_map(x, healthy, "hyperintense", 1)
+    both = anomaly_map(x, healthy, x[:, :1] > BACKGROUND, "both", 1)
+    bright = anomaly_map(x, healthy, x[:, :1] > BACKGROUND, "hyperintense", 1)
     assert both.sum() == 0.875 and both[0, 0, 2, 2] == 0.625 and both[0, 0, 0, 0] == 0.25
     assert bright.sum() == 0.625
-    assert anomaly_map(x, healthy, "both", 3).sum() == 0  # single pixels don't survive the median
-    with pytest.raises(ValueError, match="polarity"):
-        anomaly_map(x, healthy, "hypointense", 1)
+    assert (
+        anomaly_map(x, healthy, x[:, :1] > BACKGROUND, "both", 3).sum() == 0
+    )  # single pixels don't survive the median
+    for wrong in ("dark", ["both"], ["both", "dark"], []):
+        with pytest.raises(ValueError, match="polarity must be .*, or one of them a channel, got"):
+            anomaly_map(x, healthy, x[:, :1] > BACKGROUND, wrong, 1)
+
+
+def test_every_channel_has_its_own_polarity() -> None:
+    """A lesion that is dark by 0.5 in the first channel and bright by 0.25 in the second; the rest of both is 0."""
+    x, healthy = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)
+    x[0, 0, 1, 1], x[0, 1, 1, 1] = -0.5, 0.25
+    inside = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    found = {"both": 0.75, "hyperintense": 0.25, "hypointense": 0.5}
+    assert {p: anomaly_map(x, healthy, inside, p, 1).sum().item() for p in found} == found
+    assert anomaly_map(x, healthy, inside, ["hypointense", "hyperintense"], 1)[0, 0, 1, 1] == 0.75
+    assert not anomaly_map(x, healthy, inside, ["hyperintense", "hypointense"], 1).any()
+
+
+def test_what_is_black_within_the_foreground_is_in_the_map_and_what_is_bright_outside_is_not() -> None:
+    x, healthy = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
+    x[..., 0, 0], x[..., 2, 2] = -1, 1
+    inside = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    inside[..., 2, 2] = False
+    a = anomaly_map(x, healthy, inside, "both", 1)
+    assert a[0, 0, 0, 0] == 1 and a.sum() == 1
+    assert slice_score(a, inside, torch.ones(1)).item() == pytest.approx(1 / 8)
 
 
 def test_the_hyperintense_map_is_a_geometric_mean_with_the_excess_over_healthy_tissue() -> None:
@@ -126,7 +151,7 @@ def test_the_hyperintense_map_is_a_geometric_mean_with_the_excess_over_healthy_t
     x[0, 0, 0, 1], healthy[0, 0, 0, 1] = 0.9, 0.5  # brought back in part
     x[0, 0, 0, 2], healthy[0, 0, 0, 2] = -0.1, -0.5  # a rim
     x[0, 0, 0, 3], healthy[0, 0, 0, 3] = 0.3, 0.3  # a fold
-    a = anomaly_map(x, healthy, "hyperintense", 1)
+    a = anomaly_map(x, healthy, x[:, :1] > BACKGROUND, "hyperintense", 1)
     expected = torch.zeros(1, 1, 3, 5)
     expected[0, 0, 0, 1] = (0.4 * 0.9) ** 0.5
     torch.testing.assert_close(a, expected)
@@ -134,14 +159,14 @@ def test_the_hyperintense_map_is_a_geometric_mean_with_the_excess_over_healthy_t
 
 def test_a_slice_without_brain_has_an_empty_map() -> None:
     x = torch.full((1, 1, 4, 4), -1.0)
-    assert not anomaly_map(x, x, "hyperintense", 3).any()
+    assert not anomaly_map(x, x, x[:, :1] > BACKGROUND, "hyperintense", 3).any()
 
 
 def test_a_students_map_needs_no_counterfactual(tmp_path: Path) -> None:
     """Its probability is the map, dimmed by the gate, on the input's grid; no counterfactual is invented."""
     d = declared("preprocessing")(write_head(tmp_path, "oblique"))
     x = d["image"].as_tensor()
-    assessed = assessed_slices(x, 0.5)
+    assessed = assessed_slices(d["foreground"], 0.5)
     d["pred"] = {
         "student": (x > 0.5).float(),
         "assessed": assessed,
@@ -161,9 +186,11 @@ def test_the_map_is_the_mean_of_counterfactual_and_student() -> None:
     student = torch.tensor([[[[0.9, 0.9], [0.0, 1.0]]]])
     found = {"counterfactual": healthy, "student": student, "probability": torch.tensor([0.25])}
     expected = torch.tensor([[[[0.35, 0.225], [0.0, 0.0]]]])
-    torch.testing.assert_close(combined_map(x, found, "hyperintense", 1), expected)
+    torch.testing.assert_close(combined_map(x, found, x[:, :1] > BACKGROUND, "hyperintense", 1), expected)
     alone = {name: found[name] for name in ("counterfactual", "probability")}
-    torch.testing.assert_close(combined_map(x, alone, "both", 1), torch.tensor([[[[0.25, 0.0], [0.0, 0.0]]]]))
+    torch.testing.assert_close(
+        combined_map(x, alone, x[:, :1] > BACKGROUND, "both", 1), torch.tensor([[[[0.25, 0.0], [0.0, 0.0]]]])
+    )
 
 
 def test_slice_score_known_number() -> None:
@@ -195,9 +222,9 @@ def test_what_lies_beyond_the_networks_field_is_not_assessed(grid: str, tmp_path
     at = np.moveaxis(np.broadcast_to(np.arange(shape[axis]), np.moveaxis(image, axis, -1).shape), -1, axis)
     lesion = brain & (at < np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))[0] + 4)
     image[lesion] = 170
-    for name, array in (("image", image), ("brain", brain.astype(np.uint8))):
+    for name, array in (("image", image), ("foreground", brain.astype(np.uint8))):
         nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
-    d = perfect_result({name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "brain")})
+    d = perfect_result({name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "foreground")})
     mask, a = d["pred"][0].numpy(), d["anomaly_map"][0].numpy()
     assert lesion.sum() > 50 and (mask[lesion] == NOT_ASSESSED).all() and np.isnan(a[lesion]).all()
     np.testing.assert_array_equal(np.isnan(a), mask == NOT_ASSESSED)
@@ -218,7 +245,7 @@ def test_refuses_threshold(threshold: Any) -> None:
 
 
 def test_refuses_polarity_and_median_size_before_the_networks_run() -> None:
-    with pytest.raises(ValueError, match="polarity must be 'both' or 'hyperintense', got 'dark'"):
+    with pytest.raises(ValueError, match="polarity must be 'both', 'hyperintense', 'hypointense', or .*, got 'dark'"):
         AnomalyMapd("image", polarity="dark")
     for size in (0, -3, 4, 101, 3.0, "3", float("nan"), True):
         with pytest.raises(ValueError, match="median_size must be .*from 1 to 99, got"):
@@ -237,7 +264,7 @@ def test_a_map_of_nan_is_an_error_and_no_empty_result() -> None:
     }
     image = MetaTensor(x, affine=torch.eye(4), meta={"filename_or_obj": "a.nii", "input_affine": torch.eye(4).double()})
     with pytest.raises(ValueError, match="a.nii: the networks gave NaN or infinity in 1 of 3 assessed slices"):
-        AnomalyMapd("image")({"image": image, "pred": pred})
+        AnomalyMapd("image")({"image": image, "foreground": torch.ones(1, 4, 4, 4), "pred": pred})
 
 
 def test_difference_is_in_the_inputs_units(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from monai.transforms import Orientation
 from scripts.bundle import declared
 from scripts.images.assembling import assemble
 from scripts.images.brain import ExtractBraind, _hd_bet
-from scripts.images.cropping import CropBraind
-from scripts.images.foreground import assessed_slices
+from scripts.images.cropping import CropAroundForegroundd
 from scripts.images.geometry import slice_numbers
 from scripts.images.loading import InvalidImageError, LoadVolumed
-from scripts.images.normalization import BACKGROUND, NormalizeBraind
+from scripts.images.normalization import BACKGROUND, NormalizeByMediand
 from scripts.images.resampling import ResampleInPlaned
 from scripts.images.volume_files import Loaded
+from scripts.method.slices import assessed_slices
 from synthetic import GRIDS, write_head
 
 
@@ -125,7 +125,7 @@ def test_geometry_after_preprocessing(grid: str, tmp_path: Path) -> None:
     def centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
         return nib.affines.apply_affine(affine, np.argwhere(mask).mean(axis=0))
 
-    brain = nib.load(item["brain"])
+    brain = nib.load(item["foreground"])
     before = centre(np.asarray(brain.dataobj) > 0, brain.affine)
     after = centre((image[0] > BACKGROUND).numpy(), image.affine.numpy())
     np.testing.assert_allclose(after, before, atol=1.2)
@@ -202,11 +202,11 @@ def test_refuses_pixel_size(size: Any) -> None:
 @pytest.mark.parametrize("size", [(72,), (72, 88, 3), (72, 0), (72, 88.5), ("72", "88"), (float("nan"), 88)])
 def test_refuses_spatial_size(size: Any) -> None:
     with pytest.raises(ValueError, match=r"spatial_size must be .*two whole numbers from 1 to 4096, got"):
-        CropBraind("image", size)
+        CropAroundForegroundd("image", size)
 
 
-def test_brain_mask_on_another_grid(tmp_path: Path) -> None:
-    item = {**write_head(tmp_path, "plain"), "brain": write_head(tmp_path, "flipped", name="other")["brain"]}
+def test_foreground_mask_on_another_grid(tmp_path: Path) -> None:
+    item = {**write_head(tmp_path, "plain"), "foreground": write_head(tmp_path, "flipped", name="other")["foreground"]}
     with pytest.raises(RuntimeError) as error:
         declared("preprocessing")(item)
     assert "another grid" in str(error.value.__cause__)
@@ -217,10 +217,10 @@ def test_a_brain_mask_in_another_order_of_the_axes(spacing: Any, tmp_path: Path)
     """As its program wrote it, with the wrong voxel sizes of the image's header too: the same input of the networks."""
     item = write_head(tmp_path, "oblique") | ({"spacing": spacing} if spacing else {})
     expected = declared("preprocessing")(item)
-    mask = nib.load(item["brain"]).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    mask = nib.load(item["foreground"]).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
     nib.save(mask, tmp_path / "other.nii.gz")
-    d = declared("preprocessing")({**item, "brain": str(tmp_path / "other.nii.gz")})
-    for key in ("image", "brain", "input_brain"):
+    d = declared("preprocessing")({**item, "foreground": str(tmp_path / "other.nii.gz")})
+    for key in ("image", "foreground", "input_foreground"):
         np.testing.assert_array_equal(d[key], expected[key])
         np.testing.assert_array_equal(d[key].affine, expected[key].affine)
 
@@ -229,31 +229,31 @@ def test_negative_median_and_tiny_brain_are_refused() -> None:
     image = MetaTensor(torch.full((1, 40, 40, 2), -5.0), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
     brain = MetaTensor(torch.ones(1, 40, 40, 2), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
     with pytest.raises(InvalidImageError, match="a.nii: the median"):
-        NormalizeBraind("image")({"image": image, "brain": brain})
+        NormalizeByMediand("image")({"image": image, "foreground": brain})
     brain[:, 5:] = 0
     brain[:, :, 5:] = 0
     with pytest.raises(InvalidImageError, match="covers only 5 x 5"):
-        CropBraind(["image", "brain"], (72, 88))({"image": image, "brain": brain})
+        CropAroundForegroundd(["image", "foreground"], (72, 88))({"image": image, "foreground": brain})
 
 
-def test_a_brain_pixel_without_signal_is_still_brain() -> None:
+def test_a_foreground_pixel_without_signal_is_minus_one_as_the_outside() -> None:
+    """The foreground beside the image tells the two apart."""
     image = torch.full((1, 4, 4, 1), 10.0)
     image[0, 1, 1, 0] = 0.0
     brain = torch.ones(1, 4, 4, 1)
     brain[0, 0] = 0
     d = {
         k: MetaTensor(v, affine=torch.eye(4), meta={"filename_or_obj": "a"})
-        for k, v in (("image", image), ("brain", brain))
+        for k, v in (("image", image), ("foreground", brain))
     }
-    out = NormalizeBraind("image")(d)["image"].as_tensor()
-    assert torch.equal(out > BACKGROUND, brain > 0)
-    assert out[0, 1, 1, 0].item() == pytest.approx(-0.999)
+    out = NormalizeByMediand("image")(d)["image"].as_tensor()
+    assert torch.equal(out > BACKGROUND, (brain > 0) & (image > 0)) and out.max() == 0
 
 
 def test_assessed_slices_have_half_of_the_largest_area() -> None:
-    x = torch.full((1, 1, 10, 10, 4), BACKGROUND)
+    x = torch.zeros(1, 1, 10, 10, 4)
     for z, width in enumerate((0, 4, 5, 10)):
-        x[..., :width, :, z] = 0.3
+        x[..., :width, :, z] = 0.5
     assert assessed_slices(x, 0.5).tolist() == [[False, False, True, True]]
 
 
@@ -272,7 +272,7 @@ def test_a_brain_is_kept_by_its_image_and_computed_anew_where_the_file_is_broken
     extract = ExtractBraind("image", cache_dir=str(tmp_path / "cache"))
 
     def brain(of: MetaTensor, by: ExtractBraind = extract) -> torch.Tensor:
-        return by({"image": of})["brain"].as_tensor()
+        return by({"image": of})["foreground"].as_tensor()
 
     assert torch.equal(brain(image), (values > 50).byte()) and torch.equal(brain(image), brain(image))
     assert len(computed) == 1

@@ -99,7 +99,7 @@ def test_what_is_in_the_way_is_refused(kind: str, tmp_path: Path, monkeypatch: p
     elif kind == "added":
         (out / "flair" / "notes.txt").touch()
     elif kind == "input":
-        item = {"image": str(out / "flair" / "pred.nii.gz"), "name": "flair", **{"brain": item["image"]}}
+        item = {"image": str(out / "flair" / "pred.nii.gz"), "name": "flair", **{"foreground": item["image"]}}
     elif kind == "mask":
         link = tmp_path / "link.nii.gz"
         link.symlink_to(out / "flair" / "pred.nii.gz")
@@ -114,7 +114,7 @@ def test_what_is_in_the_way_is_refused(kind: str, tmp_path: Path, monkeypatch: p
     others = [an_item(tmp_path / "in", f"other-{n}") for n in range(2)]
     results = Results(str(out), "another recipe")
     if kind == "input":  # the name was another input's before, and is again
-        item["image"], item["mask"] = item["brain"], item["image"]
+        item["image"], item["mask"] = item["foreground"], item["image"]
     with pytest.raises(ValueError, match="nothing was computed") as error:
         results.prepare([others[0], item, others[1]])
     assert len(str(error.value).splitlines()) == 2
@@ -272,8 +272,8 @@ def test_what_was_done_is_skipped_until_something_it_depends_on_changes(tmp_path
     out = tmp_path / "out"
     item = an_item(tmp_path / "in")
     brain = tmp_path / "in" / "brain.nii.gz"
-    brain.write_text("brain")
-    item["brain"] = str(brain)
+    brain.write_text("foreground")
+    item["foreground"] = str(brain)
     run_on(out, item)
 
     def done(recipe: str = "recipe", overwrite: bool = False, **changed: Any) -> bool:
@@ -285,7 +285,7 @@ def test_what_was_done_is_skipped_until_something_it_depends_on_changes(tmp_path
     assert not done(spacing=[1, 1, 1])
     brain.write_text("another brain")
     assert not done()
-    brain.write_text("brain")
+    brain.write_text("foreground")
     assert done()
     Path(item["image"]).write_text("another image in its place")
     assert not done()

@@ -418,7 +418,7 @@ def test_what_is_known_survives_another_process_and_a_broken_file(
 
 def test_an_uploaded_image_replaces_no_other(studies: FolderStudies, tmp_path: Path) -> None:
     before = kept(studies)
-    other = write_head(tmp_path, "oblique", "other")["brain"]
+    other = write_head(tmp_path, "oblique", "other")["foreground"]
     for name, file, message in (
         ("a", other, "There is another image 'a'"),
         ("c", text(tmp_path / "x.exe"), "an image must be a file of .nii.gz, .nii, .nrrd, .mha that is not empty"),

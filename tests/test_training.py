@@ -168,8 +168,8 @@ def test_a_file_replaced_in_place_is_another_volume(tmp_path: Path) -> None:
         float(before[n + 1]["image"].max()) == pytest.approx(0.7, abs=0.01)
         and float(after[n + 1]["image"].max()) < 0.01
     )
-    mask = nib.load(items[0]["brain"])
-    nib.save(nib.Nifti1Image(np.roll(np.asarray(mask.dataobj), 3, axis=0), mask.affine), items[0]["brain"])
+    mask = nib.load(items[0]["foreground"])
+    nib.save(nib.Nifti1Image(np.roll(np.asarray(mask.dataobj), 3, axis=0), mask.affine), items[0]["foreground"])
     built(tmp_path, items)
     assert BROUGHT == ["plain"]
 
@@ -180,7 +180,7 @@ def test_a_volume_that_failed_is_tried_again(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "plain.nii.gz").rename(tmp_path / "moved.nii.gz")
     assert set(built(tmp_path, items).subjects) == {"flipped", "oblique"}
     (tmp_path / "moved.nii.gz").rename(tmp_path / "missing.nii.gz")
-    items[3]["brain"] = items[0]["brain"]
+    items[3]["foreground"] = items[0]["foreground"]
     assert set(built(tmp_path, items).subjects) == {"flipped", "oblique", "missing"} and BROUGHT == ["missing"]
     assert "plain.nii.gz: no such file" in caplog.text
 
@@ -300,7 +300,7 @@ def test_balanced_sampling_draws_both_classes_equally() -> None:
     assert abs(drawn.float().mean().item() - 0.1) < 0.02
 
 
-def test_brain_mr_needs_its_table(tmp_path: Path) -> None:
+def test_foreground_mr_needs_its_table(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="slices.csv: not found; give the folder"):
         brain_mr(str(tmp_path), "train")
     (tmp_path / "slices.csv").write_text("patient,z,split,has_tumour,mid_slice\nA,0,train,1,1\nA,1,train,0,0\n")
@@ -310,12 +310,12 @@ def test_brain_mr_needs_its_table(tmp_path: Path) -> None:
         brain_mr(str(tmp_path), "val")
 
 
-def test_brain_mr_with_its_own_masks_leaves_out_those_not_trusted(tmp_path: Path) -> None:
+def test_foreground_mr_with_its_own_masks_leaves_out_those_not_trusted(tmp_path: Path) -> None:
     header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted\n"
     (tmp_path / "slices.csv").write_text(header + "A,0,train,1,1,1\nB,0,train,0,1,0\n")
     assert [i["subject"] for i in brain_mr(str(tmp_path), "train")] == ["A", "B"]
     [item] = brain_mr(str(tmp_path), "train", brain_masks=True)
-    assert (item["subject"], item["brain"]) == ("A", str(tmp_path / "volumes" / "A" / "brain.nii.gz"))
+    assert (item["subject"], item["foreground"]) == ("A", str(tmp_path / "volumes" / "A" / "brain.nii.gz"))
 
 
 class FakeSlices:
@@ -339,10 +339,13 @@ class FakeSlices:
             image[0, 1, 1] = 0.2 if self.subjects[i] == "A" else 0.02
         return {"image": image, "label": self.labels[i]}
 
+    def foreground(self, i: int) -> torch.Tensor:
+        return self[i]["image"] > -1
 
-def healed(x: torch.Tensor, network: Any) -> dict[str, torch.Tensor]:
-    """A perfect teacher: the brain is 0 everywhere."""
-    return {"counterfactual": torch.where(x > -1, 0.0, x), "probability": torch.ones(len(x))}
+
+def healed(x: torch.Tensor, foreground: torch.Tensor, network: Any) -> dict[str, torch.Tensor]:
+    """A perfect teacher: the foreground is 0 everywhere."""
+    return {"counterfactual": torch.where(foreground, 0.0, x), "probability": torch.ones(len(x))}
 
 
 def pseudo_labels(folder: Path, slices: Any, batch_size: int = 2) -> PseudoLabels:
@@ -403,7 +406,9 @@ def test_making_pseudo_labels_goes_on_where_it_was_stopped(tmp_path: Path, monke
     content = path.read_bytes()
     path.write_bytes(content[: 32 * 3 + 5])  # killed within the fourth map, so the second batch is made again
     seen: list[int] = []
-    monkeypatch.setitem(globals(), "healed", lambda x, n, heal=healed: (seen.append(len(x)), heal(x, n))[1])
+    monkeypatch.setitem(
+        globals(), "healed", lambda x, inside, n, heal=healed: (seen.append(len(x)), heal(x, inside, n))[1]
+    )
     torch.manual_seed(0)
     assert pseudo_labels(tmp_path, FakeSlices()).threshold == whole.threshold
     assert seen == [2] and path.read_bytes() == content
@@ -415,11 +420,11 @@ def test_two_processes_make_the_same_pseudo_labels(tmp_path: Path, monkeypatch: 
     expected = pseudo_labels(tmp_path / "alone", FakeSlices())
     seen = tmp_path / "seen"
 
-    def slow(x: torch.Tensor, network: Any, heal: Any = healed) -> dict[str, torch.Tensor]:
+    def slow(x: torch.Tensor, foreground: torch.Tensor, network: Any, heal: Any = healed) -> dict[str, torch.Tensor]:
         with seen.open("a") as file:
             file.write("batch\n")
         time.sleep(0.3)
-        return dict(heal(x, network))
+        return dict(heal(x, foreground, network))
 
     def work() -> None:
         torch.set_rng_state(state)

@@ -9,10 +9,23 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+HERE = "."
+"""As ``bundle_root`` in a config: this bundle. Named so, as MONAI reads the id before it can import anything of ours."""
+
 
 def bundle_root() -> str:
     """The folder of this bundle, wherever it was unpacked and whatever the current directory is."""
     return str(Path(__file__).resolve().parent.parent)
+
+
+def models_dir(root: str = HERE, folder: str = "models") -> str:
+    """The folder of a model's weights, ``models`` or one within it.
+
+    Args:
+        root: `HERE` for this bundle, or the folder of a copy of it.
+        folder: relative to that.
+    """
+    return str(Path(bundle_root() if root == HERE else root, folder))
 
 
 def bundle_version() -> str:

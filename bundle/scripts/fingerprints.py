@@ -81,14 +81,14 @@ def identified(thing: Any, key: str = "") -> Any:
         return {k: identified(v, k) for k, v in thing.items()}
     if isinstance(thing, (list, tuple)):
         return [identified(v, key) for v in thing]
-    return _identity(thing) if key in ("image", "brain", "mask") and isinstance(thing, str) else settings_of(thing)
+    return _identity(thing) if key in ("image", "foreground", "mask") and isinstance(thing, str) else settings_of(thing)
 
 
 def fingerprint(items: Any, preprocessing: Compose) -> str:
     """A short hash that changes with the items, with the files that they name and with what the preprocessing does to them.
 
     Args:
-        items: JSON, such as datalists; strings that are ``image``, ``brain`` or ``mask`` are paths.
+        items: JSON, such as datalists; strings that are ``image``, ``foreground`` or ``mask`` are paths.
         preprocessing: its settings count, deeply, and so do the code in ``images``, the versions of bundle and MONAI, and
             the precision that the brain extraction takes on this machine.
     """

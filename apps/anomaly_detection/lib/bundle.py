@@ -278,7 +278,8 @@ class Bundle:
                     seconds["preprocessing"] = perf_counter() - start
                     start = perf_counter()
                     inputs = data["image"].as_tensor()[None].to(self.device)
-                    pred = inferer(inputs, self._loaded[mode]["network"])
+                    inside = data["foreground"].as_tensor()[None].to(self.device)
+                    pred = inferer(inputs, self._loaded[mode]["network"], inside)
                     data["pred"] = {name: tensor[0].cpu() for name, tensor in pred.items()}
                     seconds["networks"] = perf_counter() - start
                     start = perf_counter()

@@ -22,14 +22,16 @@ class CorrectFieldd(MapTransform):
 
     Args:
         keys: images on the networks' grid.
-        mask_key: the brain's coverage in [0, 1].
+        mask_key: the foreground's coverage in [0, 1].
         min_span: from this ratio of the 95th to the 5th percentile of the field on it is corrected.
         grid: in mm, of the grid on which the field is estimated.
 
     ``bias_field`` is ``(C, H, W, D)``, 1 everywhere where nothing was corrected; an image times it is the image before.
     """
 
-    def __init__(self, keys: KeysCollection, mask_key: str = "brain", min_span: float = 1.6, grid: float = 7.0) -> None:
+    def __init__(
+        self, keys: KeysCollection, mask_key: str = "foreground", min_span: float = 1.6, grid: float = 7.0
+    ) -> None:
         super().__init__(keys)
         self.mask_key = mask_key
         self.min_span = min_span

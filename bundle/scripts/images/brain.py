@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from ..bundle import bundle_version
 from ..device import autocast, default_device, fastest_precision
-from .foreground import stripped_foreground
+from .air import stripped_foreground
 from .geometry import on_grid
 from .loading import InvalidImageError
 from .masks import load_mask
@@ -58,12 +58,12 @@ def _hd_bet(device: str) -> torch.nn.Module:
 
 
 class ExtractBraind(MapTransform):
-    """Add ``brain``, a uint8 mask ``(1, X, Y, Z)`` on the grid of the first key, by HD-BET.
+    """Add ``foreground``, the brain's uint8 mask ``(1, X, Y, Z)`` on the grid of the first key, by HD-BET.
 
     HD-BET was trained on T1, T1 with contrast, T2 and FLAIR of patients with and without brain tumours, and works on one
     3D volume resampled to 1.5 mm. Only the first channel is used. It fails on images without a skull: where an item has
-    ``foreground`` (see `intensities.RepairIntensitiesd`) that is the brain. Where it has ``brain`` (a mask's path), that one
-    is loaded instead.
+    ``stripped`` (see `intensities.RepairIntensitiesd`) that is the brain. Where it has ``foreground`` (a mask's path), that
+    one is loaded instead.
 
     Voxels ``missing`` at the brain's surface are no brain.
 
@@ -107,11 +107,11 @@ class ExtractBraind(MapTransform):
         d = dict(data)
         image = d[self.keys[0]]
         name = image.meta["filename_or_obj"]
-        brain, foreground = d.get("brain"), d.pop("foreground", None)
-        if brain is not None:
-            mask = load_mask(brain, image).as_tensor()
-        elif foreground is not None:
-            mask = foreground
+        given, stripped = d.get("foreground"), d.pop("stripped", None)
+        if given is not None:
+            mask = load_mask(given, image).as_tensor()
+        elif stripped is not None:
+            mask = stripped
         else:
             mask = self._without_air(image, self._cached(image) if self.cache_dir else self._segment(image))
         if not bool(mask.any()):
@@ -127,7 +127,7 @@ class ExtractBraind(MapTransform):
                         "voxel of the brain must have a value."
                     )
             mask = mask & ~missing
-        d["brain"] = on_grid(mask.to(torch.uint8), image.affine, image)
+        d["foreground"] = on_grid(mask.to(torch.uint8), image.affine, image)
         return d
 
     def _without_air(self, image: MetaTensor, mask: torch.Tensor) -> torch.Tensor:

@@ -17,20 +17,20 @@ from .loading import InvalidImageError
 from .normalization import BACKGROUND
 
 
-class CropBraind(MapTransform):
-    """Crop or pad the first two axes to ``size`` pixels around the brain's centre, the third to slices with brain.
+class CropAroundForegroundd(MapTransform):
+    """Crop or pad the first two axes to ``size`` pixels around the foreground's centre, the third to slices with foreground.
 
     Args:
         keys: images and masks.
         size: the networks' input size in pixels, two whole numbers.
-        mask_key: the brain's coverage in [0, 1].
+        mask_key: the foreground's coverage in [0, 1].
 
     Raises:
         ValueError: another size.
-        InvalidImageError: the brain covers under a quarter of the network's input in each direction.
+        InvalidImageError: the foreground covers under a quarter of the network's input in each direction.
     """
 
-    def __init__(self, keys: KeysCollection, size: Sequence[int], mask_key: str = "brain") -> None:
+    def __init__(self, keys: KeysCollection, size: Sequence[int], mask_key: str = "foreground") -> None:
         super().__init__(keys)
         for n in size:
             check_number("spatial_size", n, 1, 4096, "two whole numbers from 1 to 4096", whole=True)
@@ -45,8 +45,8 @@ class CropBraind(MapTransform):
         extent = [b - a for a, b in zip(lower, upper, strict=True)]
         if extent[0] < self.size[0] // 4 and extent[1] < self.size[1] // 4:
             raise InvalidImageError(
-                f"{d[self.mask_key].meta['filename_or_obj']}: the brain covers only {extent[0]} x {extent[1]} pixels of the "
-                f"network's {self.size[0]} x {self.size[1]}; are the voxel sizes in the header right?"
+                f"{d[self.mask_key].meta['filename_or_obj']}: the foreground covers only {extent[0]} x {extent[1]} pixels of "
+                f"the network's {self.size[0]} x {self.size[1]}; are the voxel sizes in the header right?"
             )
         box = (slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))
         for key in self.key_iterator(d):

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from .foreground import in_plane_border, stripped_foreground
+from .air import in_plane_border, stripped_foreground
 from .loading import InvalidImageError
 
 
@@ -43,7 +43,7 @@ class RepairIntensitiesd(MapTransform):
     """Make an image finite and put its zero where no signal is; tell a skull-stripped image from a whole head.
 
     NaN, infinity, padding values and spikes become background. Where air is not at 0, as after an offset or a z-score, its
-    level is taken off. Adds ``missing``, bool ``(1, X, Y, Z)``, what was not finite or a spike, and ``foreground``,
+    level is taken off. Adds ``missing``, bool ``(1, X, Y, Z)``, what was not finite or a spike, and ``stripped``,
     likewise, where the image was stripped before, see `stripped_foreground`.
 
     Args:
@@ -82,7 +82,7 @@ class RepairIntensitiesd(MapTransform):
             d[key] = MetaTensor(torch.from_numpy(array), meta=image.meta)
             d["missing"] = torch.from_numpy(missing.any(axis=0))[None]
             if foreground is not None:
-                d["foreground"] = torch.from_numpy(foreground)[None]
+                d["stripped"] = torch.from_numpy(foreground)[None]
         d["warnings"] = list(dict.fromkeys(warnings))
         return d
 

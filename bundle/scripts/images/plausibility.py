@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from .foreground import in_plane_border
+from .air import in_plane_border
 from .geometry import slice_numbers
 
 BRAIN_ML = (600.0, 2200.0)
@@ -35,7 +35,7 @@ class CheckBraind(MapTransform):
         mask_key: the brain.
     """
 
-    def __init__(self, keys: KeysCollection, mask_key: str = "brain") -> None:
+    def __init__(self, keys: KeysCollection, mask_key: str = "foreground") -> None:
         super().__init__(keys)
         self.mask_key = mask_key
 

@@ -16,18 +16,19 @@ from .geometry import to_grid
 from .masks import reordered
 
 LESION, NOT_ASSESSED = 1, 2
-"""Labels of the mask; 0 is everything that was assessed and holds no lesion, and all that is not brain."""
+"""Labels of the mask; 0 is everything that was assessed and holds no lesion, and all that is not foreground."""
 
 
 class RestoreGridd(MapTransform):
     """Bring the results back to the grid, affine and orientation of the input file.
 
-    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in brain that was not assessed and 0 outside the brain; adds
+    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in foreground that was not assessed and 0 outside; adds
     ``counterfactual`` where the inferer gave one, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what
     changed, so that what did not change keeps the input's full resolution; and replaces the inferer's dictionary by the
-    mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in brain that was not assessed.
+    mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in foreground that was
+    not assessed.
 
-    Brain that was not assessed is every voxel of the brain mask that lies in no assessed slice, or beyond the field that the
+    Foreground that was not assessed is every voxel of it that lies in no assessed slice, or beyond the field that the
     networks see of one.
 
     Args:
@@ -36,10 +37,10 @@ class RestoreGridd(MapTransform):
         channels: of the image.
         input_key: the input volume ``(C, X, Y, Z)`` as it was loaded.
         pred_key: the inferer's dictionary.
-        mask_key: the whole brain's mask ``(1, ...)`` on the input's grid, its axes in any order.
+        mask_key: the whole foreground ``(1, ...)`` on the input's grid, its axes in any order.
 
     Raises:
-        ValueError: the threshold is out of its range; or, of a volume, the brain's mask lies on another grid.
+        ValueError: the threshold is out of its range; or, of a volume, the foreground lies on another grid.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class RestoreGridd(MapTransform):
         channels: int = 1,
         input_key: str = "input_image",
         pred_key: str = "pred",
-        mask_key: str = "input_brain",
+        mask_key: str = "input_foreground",
     ) -> None:
         super().__init__(keys)
         highest = 2 * channels
@@ -62,9 +63,9 @@ class RestoreGridd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image, pred = d[self.keys[0]], d[self.pred_key]
-        original, brain = d[self.input_key], d[self.mask_key]
+        original, foreground = d[self.input_key], d[self.mask_key]
         affine = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64)
-        whole = reordered(brain.as_tensor().cpu(), brain.affine, affine, original.shape[1:])
+        whole = reordered(foreground.as_tensor().cpu(), foreground.affine, affine, original.shape[1:])
         if whole is None:
             raise ValueError(f"{self.mask_key} must lie on the grid of {self.input_key}, in any order of the axes.")
         assessed = torch.as_tensor(pred["assessed"]).cpu()

@@ -89,7 +89,7 @@ class CheckSequenced(MapTransform):
         mask_key: the brain's coverage in [0, 1].
     """
 
-    def __init__(self, keys: KeysCollection, sequences: Sequence[str], mask_key: str = "brain") -> None:
+    def __init__(self, keys: KeysCollection, sequences: Sequence[str], mask_key: str = "foreground") -> None:
         super().__init__(keys)
         self.sequences = tuple(sequences)
         self.mask_key = mask_key

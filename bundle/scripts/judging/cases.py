@@ -13,7 +13,7 @@ from .. import DISEASED, HEALTHY
 Array = NDArray[Any]
 
 
-Domain = Literal["brain", "image"]
+Domain = Literal["foreground", "image"]
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class SliceCase:
         subject: the patient; the unit of the bootstrap.
         slice: its number in the input file.
         image: the normalised image, for display.
-        brain: bool.
+        foreground: bool.
         truth: bool, the radiologist's lesion mask.
         diseased: the image-level label, 0 or 1.
         maps: an anomaly map for each method, finite float32, higher is more anomalous.
@@ -32,13 +32,13 @@ class SliceCase:
         counterfactual: on the image's intensity scale, for display.
 
     Raises:
-        ValueError: shapes differ, the brain is empty, the label is neither 0 nor 1, or is 0 though there is a lesion.
+        ValueError: shapes differ, the foreground is empty, the label is neither 0 nor 1, or is 0 though there is a lesion.
     """
 
     subject: str
     slice: int
     image: Array
-    brain: Array
+    foreground: Array
     truth: Array
     diseased: int
     maps: dict[str, Array] = field(default_factory=dict)
@@ -46,13 +46,18 @@ class SliceCase:
     counterfactual: Array | None = None
 
     def __post_init__(self) -> None:
-        self.brain, self.truth = np.asarray(self.brain, bool), np.asarray(self.truth, bool)
-        arrays = {"brain": self.brain, "truth": self.truth, "counterfactual": self.counterfactual, **self.maps}
+        self.foreground, self.truth = np.asarray(self.foreground, bool), np.asarray(self.truth, bool)
+        arrays = {
+            "foreground": self.foreground,
+            "truth": self.truth,
+            "counterfactual": self.counterfactual,
+            **self.maps,
+        }
         for name, array in arrays.items():
             if array is not None and np.shape(array) != np.shape(self.image):
                 raise ValueError(f"{self}: {name} has shape {np.shape(array)}, the image {np.shape(self.image)}.")
-        if not self.brain.any():
-            raise ValueError(f"{self}: its brain is empty; leave such slices out.")
+        if not self.foreground.any():
+            raise ValueError(f"{self}: its foreground is empty; leave such slices out.")
         if self.diseased not in (HEALTHY, DISEASED):
             raise ValueError(f"{self}: diseased must be {HEALTHY} or {DISEASED}, got {self.diseased!r}.")
         if self.diseased == HEALTHY and self.truth.any():
@@ -63,9 +68,9 @@ class SliceCase:
 
     def inside(self, domain: Domain) -> Array:
         """Bool ``(H, W)``: the pixels of the domain."""
-        if domain not in ("brain", "image"):
-            raise ValueError(f"domain must be 'brain' or 'image', got {domain!r}.")
-        return self.brain if domain == "brain" else np.ones_like(self.brain)
+        if domain not in ("foreground", "image"):
+            raise ValueError(f"domain must be 'foreground' or 'image', got {domain!r}.")
+        return self.foreground if domain == "foreground" else np.ones_like(self.foreground)
 
     def pixels(self, method: str, domain: Domain) -> tuple[Array, Array]:
         """The map's values, float32 ``(P,)``, and the truth, bool ``(P,)``, within the domain."""

@@ -25,6 +25,7 @@ from ..files import write
 from ..fingerprints import fingerprint
 from ..images.geometry import slice_numbers
 from ..method.inferer import CounterfactualInferer
+from ..method.slices import each
 from ..weights import weights_digest
 from .bootstrap import bootstrap, paired_bootstrap
 from .cases import Domain, SliceCase
@@ -52,7 +53,7 @@ def _unpacked(value: Any) -> Any:
 class Evaluation:
     """Choose thresholds on `validation`, report `test` once: tables, intervals, a figure and a record of it all.
 
-    Writes to `output_dir`: ``test_brain`` and ``test_image`` (.csv and .md), ``validation_brain`` (.csv and .md),
+    Writes to `output_dir`: ``test_foreground`` and ``test_image`` (.csv and .md), ``validation_foreground`` (.csv and .md),
     ``cases.png`` and ``results.json``.
 
     One volume at a time is in the memory. What was found in it is written to `cache_dir`, from where the metrics read one
@@ -63,7 +64,7 @@ class Evaluation:
         validation, test: datalists, see `cases_of`.
         preprocessing, inferer, network: the bundle's.
         device: of the networks.
-        polarity, median_size: the bundle's, see `postprocessing.anomaly_map`.
+        polarity, median_size: the bundle's, see `method.maps.anomaly_map`.
         settings: for the record.
         output_dir: made if it is missing.
         cache_dir: likewise; what lies in it as ``evaluated-*.pt`` may be deleted when all is done.
@@ -77,7 +78,7 @@ class Evaluation:
         inferer: CounterfactualInferer,
         network: torch.nn.Module,
         device: torch.device,
-        polarity: str,
+        polarity: str | Sequence[str],
         median_size: int,
         settings: Mapping[str, Any],
         output_dir: str,
@@ -122,19 +123,21 @@ class Evaluation:
         return [SliceCase(**_unpacked(case)) for case in kept["cases"]], kept["seconds"]
 
     def _evaluated(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], float]:
-        volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "brain")})
+        volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
         image: MetaTensor = volume["image"]
-        depth = volume["input_brain"].shape[-1]
+        depth = volume["input_foreground"].shape[-1]
         if len(item["label"]) != depth:
             raise ValueError(f"{item['image']}: has {depth} slices, but {len(item['label'])} labels.")
         wanted = torch.tensor([[item["label"][n] >= 0 for n in slice_numbers(image)]])
         start = time.perf_counter()
         inputs = image.as_tensor()[None].to(self.device)
-        pred = self.inferer(inputs, self.network, assessed=wanted.to(self.device))
+        inside = volume["foreground"].as_tensor()[None].to(self.device)
+        pred = self.inferer(inputs, self.network, inside, assessed=wanted.to(self.device))
         seconds = time.perf_counter() - start
-        found = {name: values[0].cpu() for name, values in pred.items()}
-        slices = {name: values.movedim(-1, 0).nan_to_num() for name, values in found.items()}
-        maps, scores = readings(image.as_tensor().movedim(-1, 0), slices, self.polarity, self.median_size)
+        found = each(pred, lambda values: values[0].cpu())
+        slices = each(found, lambda values: values.movedim(-1, 0).nan_to_num())
+        foreground = volume["foreground"].as_tensor().movedim(-1, 0) >= 0.5
+        maps, scores = readings(image.as_tensor().movedim(-1, 0), slices, foreground, self.polarity, self.median_size)
         scores |= {"p(diseased)": found["probability"]}
         return cases_of(item, volume, maps, scores, found["counterfactual"]), seconds
 
@@ -179,10 +182,10 @@ class Evaluation:
                 "diseased_slices": sum(diseased),
                 "image_auroc_of_p_diseased": float(roc_auc_score(diseased, [c.scores["p(diseased)"] for c in chosen])),
             }
-        domains: tuple[Domain, ...] = ("brain", "image")
+        domains: tuple[Domain, ...] = ("foreground", "image")
         for domain in domains:
             thresholds = {m: best_threshold(cases["validation"], m, domain) for m in methods}
-            for split in ("validation", "test") if domain == "brain" else ("test",):
+            for split in ("validation", "test") if domain == "foreground" else ("test",):
                 results = {
                     m: (metrics(cases[split], m, t, domain), bootstrap(cases[split], m, t, domain))
                     for m, t in thresholds.items()
@@ -196,10 +199,10 @@ class Evaluation:
                 )
                 for metric in ("pixel_ap", "dice_threshold", "image_auroc")
             }
-            if domain == "brain":
+            if domain == "foreground":
                 figure(cases["test"], ours, thresholds[ours], self.output_dir / "cases.png", domain)
         write(self.output_dir / "results.json", json.dumps(record, indent=2).encode())
-        print((self.output_dir / "test_brain.md").read_text())
+        print((self.output_dir / "test_foreground.md").read_text())
         print(f"Tables, figure and record: {self.output_dir}")
         if failed:
             print(f"{len(failed)} volumes failed and are left out: {', '.join(failed)}")

@@ -1,8 +1,8 @@
 """How well anomaly maps find lesions: metrics, patient bootstrap, and the baselines to beat.
 
 Lesion masks are read for this alone. A lesion is segmented where the map is *above* a threshold, as in
-`postprocessing`. Pixels are those of the maps' grid, and every result states its domain: "brain", the pixels inside the
-brain only, or "image", all pixels (the paper's). Dice over all pixels of all slices is *pooled*.
+`postprocessing`. Pixels are those of the maps' grid, and every result states its domain: "foreground", the pixels inside the
+foreground only, or "image", all pixels (the paper's). Dice over all pixels of all slices is *pooled*.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..images.geometry import axial, axial_index, slice_numbers, to_grid
 from ..images.masks import load_mask
 from ..images.normalization import BACKGROUND
 from ..method.maps import anomaly_map, combined_map, slice_score
+from ..method.slices import Findings
 from .baselines import baselines
 from .cases import SliceCase
 
@@ -35,22 +36,25 @@ BASELINE = "FLAIR minus slice median, 3x3 median"
 Maps = dict[str, torch.Tensor]
 
 
-def readings(x: torch.Tensor, found: Mapping[str, torch.Tensor], polarity: str, median_size: int) -> tuple[Maps, Maps]:
+def readings(
+    x: torch.Tensor, found: Findings, foreground: torch.Tensor, polarity: str | Sequence[str], median_size: int
+) -> tuple[Maps, Maps]:
     """Counterfactuals read in every way: maps ``(N, 1, H, W)`` and image-level scores ``(N,)``.
 
     Args:
         x: slices, ``(N, C, H, W)``.
-        found: ``counterfactual`` and ``probability``, and ``student`` for `OURS`, see `postprocessing.combined_map`.
-        polarity: see `postprocessing.anomaly_map`; `PAPER` has its own.
+        found: ``counterfactual`` and ``probability``, and ``student`` for `OURS`, see `method.maps.combined_map`.
+        foreground: bool ``(N, 1, H, W)``.
+        polarity: see `method.maps.anomaly_map`; `PAPER` has its own.
         median_size: likewise.
     """
-    brain, probability = x[:, :1] > BACKGROUND, found["probability"]
-    alone = {name: found[name] for name in ("counterfactual", "probability")}
-    maps = {OURS: combined_map(x, found, polarity, median_size)} if "student" in found else {}
-    maps[COUNTERFACTUAL] = combined_map(x, alone, polarity, median_size)
-    maps[PAPER] = anomaly_map(x, found["counterfactual"], "both", 1) * brain
+    probability = found["probability"]
+    alone: Findings = {"counterfactual": found["counterfactual"], "probability": probability}
+    maps = {OURS: combined_map(x, found, foreground, polarity, median_size)} if "student" in found else {}
+    maps[COUNTERFACTUAL] = combined_map(x, alone, foreground, polarity, median_size)
+    maps[PAPER] = anomaly_map(x, found["counterfactual"], foreground, "both", 1)
     weights = {name: torch.ones_like(probability) if name == PAPER else probability for name in maps}
-    return maps, {name: slice_score(a, brain, weights[name]) for name, a in maps.items()}
+    return maps, {name: slice_score(a, foreground, weights[name]) for name, a in maps.items()}
 
 
 def cases_of(
@@ -68,7 +72,7 @@ def cases_of(
         healthy: the counterfactual ``(C, H, W, D)``, for display.
     """
     image: MetaTensor = volume["image"]
-    parts = [volume["brain"].as_tensor(), *(m.movedim(0, -1) for m in maps.values())]
+    parts = [volume["foreground"].as_tensor(), *(m.movedim(0, -1) for m in maps.values())]
     if healthy is not None:
         parts.append((image.as_tensor() - healthy)[:1])
 
@@ -76,23 +80,23 @@ def cases_of(
     affine = torch.as_tensor(original.affine)
     grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
     on_input = axial(MetaTensor(grid, affine=affine)).as_tensor().numpy()
-    in_brain = on_input[0] >= 0.5
+    inside = on_input[0] >= 0.5
     scale = float(image.meta["intensity_scale"][0])
     normalised = np.clip(axial(original).as_tensor().numpy()[0] / scale - 1, -1, 1)
-    normalised[~in_brain] = BACKGROUND
+    normalised[~inside] = BACKGROUND
     truth = axial(load_mask(item["mask"], original)).as_tensor().numpy()[0]
 
-    above, above_scores = baselines(normalised, in_brain)
+    above, above_scores = baselines(normalised, inside)
     on_grid = {name: on_input[1 + i] for i, name in enumerate(maps)} | above
     row = {n: i for i, n in enumerate(slice_numbers(image))}
     cases = []
     for n, label in enumerate(item["label"]):
         z = axial_index(n, affine, truth.shape[2])
-        if label < 0 or not in_brain[..., z].any():
+        if label < 0 or not inside[..., z].any():
             if label >= 0:
-                logger.warning("%s, slice %d: no brain was found in it, left out.", item["subject"], n)
+                logger.warning("%s, slice %d: no foreground was found in it, left out.", item["subject"], n)
             continue
-        case = SliceCase(item["subject"], n, normalised[..., z], in_brain[..., z], truth[..., z], label)
+        case = SliceCase(item["subject"], n, normalised[..., z], inside[..., z], truth[..., z], label)
         case.maps = {name: m[..., z].astype(np.float32) for name, m in on_grid.items()}
         case.scores = {name: float(s[row[n]]) for name, s in scores.items()}
         case.scores |= {name: float(s[z]) for name, s in above_scores.items()}

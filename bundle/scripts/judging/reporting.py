@@ -45,7 +45,7 @@ def table(
     """
     if not results:
         raise ValueError("there are no results to write.")
-    where = "pixels inside the brain" if domain == "brain" else "pixels of the whole image"
+    where = "pixels inside the foreground" if domain == "foreground" else "pixels of the whole image"
     rows = [[f"method ({where})", *METRICS.values()]]
     rows += [[method, *(_cell(m, *values) for m in METRICS)] for method, values in results.items()]
     text = io.StringIO()
@@ -71,7 +71,7 @@ def _cell(name: str, values: Mapping[str, float], intervals: Mapping[str, tuple[
 
 
 def figure(
-    cases: Sequence[SliceCase], method: str, threshold: float, path: str | Path, domain: Domain = "brain"
+    cases: Sequence[SliceCase], method: str, threshold: float, path: str | Path, domain: Domain = "foreground"
 ) -> None:
     """Draw the best, the median and the worst slice by Dice at `threshold` among diseased slices with lesion enough.
 
@@ -97,9 +97,9 @@ def figure(
     height = 2.6 * shown[0][2].image.shape[1] / shown[0][2].image.shape[0]
     drawing = Figure(figsize=(2.6 * len(columns) + 1.6, height * len(shown) + 1.4), layout="constrained")
     axes = drawing.subplots(len(shown), len(columns), squeeze=False)
-    in_brain = np.concatenate([case.maps[method][case.brain] for _, _, case in shown])
-    low = min(0.0, float(in_brain.min()))
-    high = max(float(in_brain.max()), threshold, low + 1e-6)
+    inside = np.concatenate([case.maps[method][case.foreground] for _, _, case in shown])
+    low = min(0.0, float(inside.min()))
+    high = max(float(inside.max()), threshold, low + 1e-6)
     for row, (place, overlap, case) in zip(axes, shown, strict=True):
         for ax, column in zip(row, columns, strict=True):
             background = case.counterfactual if column == columns[1] and len(columns) == 4 else case.image
@@ -111,7 +111,7 @@ def figure(
         row[0].set_ylabel(f"{place}: Dice {overlap:.2f}\n{case}")
         row[0].text(0.03, 0.95, "R", transform=row[0].transAxes, color="white", va="center")
         a = case.maps[method].T
-        alpha = np.clip((a - low) / (high - low), 0, 1) * case.brain.T
+        alpha = np.clip((a - low) / (high - low), 0, 1) * case.foreground.T
         overlay = row[-2].imshow(a, cmap="inferno", vmin=low, vmax=high, alpha=alpha)
         found = (case.maps[method] > threshold) & case.inside(domain)
         for mask, style in ((found, FOUND), (case.truth, TRUTH)):

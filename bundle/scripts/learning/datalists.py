@@ -56,7 +56,7 @@ def brain_mr(
             {
                 "image": paths if len(paths) > 1 else paths[0],
                 "mask": str(folder / "seg.nii.gz"),
-                **({"brain": str(folder / "brain.nii.gz")} if brain_masks else {}),
+                **({"foreground": str(folder / "brain.nii.gz")} if brain_masks else {}),
                 "subject": patient,
                 "spacing": [1.8, 1.8, STACK_HEIGHT / len(rows)],
                 "label": [int(r["has_tumour"]) if r["mid_slice"] == "1" else -1 for r in rows],

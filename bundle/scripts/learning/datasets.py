@@ -21,34 +21,34 @@ from ..digests import json_digest
 from ..errors import cause_of, out_of_resources
 from ..files import exclusive
 from ..fingerprints import fingerprint, identified
-from ..images.foreground import assessed_slices
 from ..images.geometry import slice_numbers
+from ..method.slices import assessed_slices
 
 logger = logging.getLogger(__name__)
 
 
-def trained_slices(image: MetaTensor, min_area_fraction: float) -> Iterator[tuple[int, int]]:
-    """The index of every slice of a preprocessed volume ``(C, H, W, D)`` in the trained range, and its number in the file.
+def trained_slices(foreground: MetaTensor, min_area_fraction: float) -> Iterator[tuple[int, int]]:
+    """The index of every slice of a preprocessed volume in the trained range, and its number in the file.
 
     Args:
-        image: preprocessed, with ``input_affine`` in its meta.
-        min_area_fraction: see `preprocessing.assessed_slices`.
+        foreground: ``(1, H, W, D)``, with ``input_affine`` in its meta.
+        min_area_fraction: see `method.slices.assessed_slices`.
     """
-    wanted = assessed_slices(image.as_tensor(), min_area_fraction)
-    return ((z, n) for z, n in enumerate(slice_numbers(image)) if wanted[z])
+    wanted = assessed_slices(foreground.as_tensor(), min_area_fraction)
+    return ((z, n) for z, n in enumerate(slice_numbers(foreground)) if wanted[z])
 
 
 def labelled_slices(
-    image: MetaTensor, label: int | Sequence[int], min_area_fraction: float
+    foreground: MetaTensor, label: int | Sequence[int], min_area_fraction: float
 ) -> Iterator[tuple[int, int]]:
-    """The index and the label of every slice of a preprocessed volume ``(C, H, W, D)`` that is to be trained on.
+    """The index and the label of every slice of a preprocessed volume that is to be trained on.
 
     Args:
-        image: preprocessed, with ``input_affine`` in its meta.
+        foreground: ``(1, H, W, D)``, with ``input_affine`` in its meta.
         label: see `SliceDataset`.
-        min_area_fraction: see `preprocessing.assessed_slices`.
+        min_area_fraction: see `method.slices.assessed_slices`.
     """
-    for z, n in trained_slices(image, min_area_fraction):
+    for z, n in trained_slices(foreground, min_area_fraction):
         of_slice = label if isinstance(label, int) else label[n]
         if of_slice >= 0:
             yield z, of_slice
@@ -84,9 +84,9 @@ class SliceDataset(Dataset):
 
     Args:
         datalist: items with ``image`` and ``label``.
-        preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)``.
+        preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)`` and ``foreground`` ``(1, H, W, D)``.
         cache_dir: where the cache lies.
-        min_area_fraction: see `preprocessing.assessed_slices`.
+        min_area_fraction: see `method.slices.assessed_slices`.
         transform: applied to every item, for augmentation.
 
     Items are ``{"image": float32 (C, H, W), "label": int}``. A volume that can't be read is named in the log, left out, and
@@ -112,7 +112,7 @@ class SliceDataset(Dataset):
         settings = fingerprint([min_area_fraction], preprocessing)
         left_out = 0
         for item in tqdm(datalist, desc="preprocessing", unit="volume"):
-            source = {k: v for k, v in item.items() if k in ("image", "spacing", "brain")}
+            source = {k: v for k, v in item.items() if k in ("image", "spacing", "foreground")}
             path = Path(cache_dir) / f"slices-{json_digest([identified(source), settings])[:16]}.npy"
             numbers = _slices_in(path)
             if numbers is None:
@@ -144,7 +144,7 @@ class SliceDataset(Dataset):
             if numbers is not None:
                 return numbers
             try:
-                image = preprocessing(source)["image"]
+                volume = preprocessing(source)
             except Exception as error:  # MONAI wraps what a transform raises
                 exhausted = out_of_resources(error)
                 if exhausted is not None:
@@ -154,10 +154,12 @@ class SliceDataset(Dataset):
                     ) from error
                 logger.warning("left out: %s", cause_of(error))
                 return None
-            found = list(trained_slices(image, min_area_fraction))
-            slices = np.empty(len(found), [("number", "<i4"), ("image", "<f2", tuple(image.shape[:3]))])
+            image, foreground = (volume[key].as_tensor().numpy() for key in ("image", "foreground"))
+            found = list(trained_slices(volume["foreground"], min_area_fraction))
+            kinds = [("number", "<i4"), ("image", "<f2", image.shape[:3]), ("foreground", "?", foreground.shape[:3])]
+            slices = np.empty(len(found), kinds)
             for row, (z, n) in enumerate(found):
-                slices[row] = n, image[..., z].as_tensor().numpy()
+                slices[row] = n, image[..., z], foreground[..., z] >= 0.5
             partial_path = path.with_suffix(".part")
             try:
                 with partial_path.open("wb") as file:
@@ -179,6 +181,11 @@ class SliceDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def foreground(self, i: int) -> torch.Tensor:
+        """Of the slice `i`, without augmentation: bool ``(1, H, W)``."""
+        path, row = self._places[i]
+        return torch.from_numpy(_opened(path)[row]["foreground"].copy())
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         path, row = self._places[i]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from .. import DISEASED
 from ..bundle import bundle_version
 from ..files import exclusive
 from ..fingerprints import settings_of
-from ..images.normalization import BACKGROUND
 from ..method.inferer import CounterfactualInferer
 from ..method.maps import anomaly_map
 from ..method.slices import CPU_BATCH
@@ -48,15 +47,15 @@ class PseudoLabels(Dataset):
     """Slices with the soft labels that their counterfactuals give, to train a student: no reader's mask is needed.
 
     The label of a pixel in a slice labelled diseased says how many of three thresholds its `filled` anomaly map exceeds: Otsu's
-    (1979) of all maps' pixels in the brain, Otsu's of that patient's alone, and their geometric mean. One for all would leave
-    out the lesions that are faint as a whole, one a patient would make the others too large. A slice labelled healthy has no
-    lesion. Maps are made once, a counterfactual each, and kept on disk; making them goes on where it was stopped.
+    (1979) of all maps' pixels in the foreground, Otsu's of that patient's alone, and their geometric mean. One for all would
+    leave out the lesions that are faint as a whole, one a patient would make the others too large. A slice labelled healthy
+    has no lesion. Maps are made once, a counterfactual each, and kept on disk; making them goes on where it was stopped.
 
     Args:
         slices: their ``label`` is known, 0 or 1; ``digest`` and ``subjects`` are theirs.
         inferer: its `slices` gives the counterfactuals.
         network: the diffusion network.
-        polarity, median_size: see `postprocessing.anomaly_map`.
+        polarity, median_size: see `method.maps.anomaly_map`.
         cache_dir: where the maps lie; they are found again by a hash of slices, weights and settings.
         transform: applied to every item, for augmentation.
 
@@ -72,7 +71,7 @@ class PseudoLabels(Dataset):
         slices: SliceDataset,
         inferer: CounterfactualInferer,
         network: torch.nn.Module,
-        polarity: str,
+        polarity: str | Sequence[str],
         median_size: int,
         cache_dir: str,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
@@ -101,8 +100,9 @@ class PseudoLabels(Dataset):
                 file.truncate(min(bytes_a_map * done, whole))
                 for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
                     x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
-                    healthy = inferer.slices(x, network)["counterfactual"]
-                    a = anomaly_map(x, healthy, polarity, median_size) * (x[:, :1] > BACKGROUND)
+                    inside = torch.stack([slices.foreground(i) for i in diseased[begin : begin + size]]).to(device)
+                    healthy = inferer.slices(x, inside, network)["counterfactual"]
+                    a = anomaly_map(x, healthy, inside, polarity, median_size)
                     file.write(filled(a).half().numpy().tobytes())
         self._maps = np.memmap(path, np.float16, "r", shape=(len(diseased), *shape))
         self._row = {i: n for n, i in enumerate(diseased)}
@@ -110,8 +110,7 @@ class PseudoLabels(Dataset):
         edges = np.linspace(0, float(self._maps.max()), 1025)
         counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1024))
         for n, i in enumerate(diseased):
-            in_brain = slices[i]["image"][:1].numpy() > BACKGROUND
-            counts[slices.subjects[i]] += np.histogram(self._maps[n][in_brain], edges)[0]
+            counts[slices.subjects[i]] += np.histogram(self._maps[n][slices.foreground(i).numpy()], edges)[0]
         centres = (edges[1:] + edges[:-1]) / 2
         self.threshold = float(threshold_otsu(hist=(sum(counts.values()), centres)))
         # a patient whose maps are empty has no threshold of its own

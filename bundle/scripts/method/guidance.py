@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 
 from .. import DISEASED, HEALTHY
@@ -12,6 +14,19 @@ MAX_SCALE = 1000
 """Ten times the paper's scale; far below, every counterfactual is black and white already."""
 
 
+class Guidance(Protocol):
+    """What a guidance is: ``guidance(noise_model)`` is the guided noise model."""
+
+    target_class: int
+    """The class to guide to, as in the labels: the healthy one."""
+
+    def __call__(self, noise_model: NoiseModel) -> NoiseModel: ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the guided noise depends on beside weights and schedule."""
+
+
 class ClassifierGuidance:
     """eps(x, t) - s * sqrt(1 - alpha_t) * grad_x log p(target | x, t), Dhariwal and Nichol 2021, algorithm 2.
 
@@ -19,7 +34,6 @@ class ClassifierGuidance:
     `torch.inference_mode`.
 
     Args:
-        noise_model: f(x, t) -> eps.
         classifier: f(x, t) -> logits ``(N, classes)`` of noised images.
         alphas_cumprod: of the schedule, ``(T,)``.
         guidance_scale: s, from 0 to `MAX_SCALE`.
@@ -31,7 +45,6 @@ class ClassifierGuidance:
 
     def __init__(
         self,
-        noise_model: NoiseModel,
         classifier: torch.nn.Module,
         alphas_cumprod: torch.Tensor,
         guidance_scale: float,
@@ -39,11 +52,15 @@ class ClassifierGuidance:
     ) -> None:
         check_number("guidance_scale", guidance_scale, 0, MAX_SCALE)
         check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
-        self.noise_model = noise_model
         self.classifier = classifier
         self.alphas_cumprod = alphas_cumprod.float().clone()
         self.guidance_scale = guidance_scale
         self.target_class = target_class
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The scale and the class."""
+        return {"guidance_scale": self.guidance_scale, "target_class": self.target_class}
 
     def gradient(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """grad_x log p(target | x, t), same shape as ``x``."""
@@ -52,6 +69,9 @@ class ClassifierGuidance:
             log_p = self.classifier(x, t.clone()).float().log_softmax(dim=1)[:, self.target_class]
             return torch.autograd.grad(log_p.sum(), x)[0]
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        sigma = (1 - self.alphas_cumprod.to(x.device)[t]).sqrt().view(-1, *[1] * (x.ndim - 1))
-        return self.noise_model(x, t) - self.guidance_scale * sigma * self.gradient(x, t)
+    def __call__(self, noise_model: NoiseModel) -> NoiseModel:
+        def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            sigma = (1 - self.alphas_cumprod.to(x.device)[t]).sqrt().view(-1, *[1] * (x.ndim - 1))
+            return noise_model(x, t) - self.guidance_scale * sigma * self.gradient(x, t)
+
+        return guided

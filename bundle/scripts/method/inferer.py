@@ -1,4 +1,4 @@
-"""Networks of slices on whole volumes: the healthy counterpart, and a student that learned from many of them."""
+"""The healthy counterpart of slices, and a student that learned from many of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from monai.networks.schedulers import Scheduler
 
 from ..checks import check_number
 from ..device import autocast
-from .sampler import NoiseModel, decode, encode, timestep_grid
-from .slices import SliceInferer
+from .guidance import Guidance
+from .sampler import decode, encode, timestep_grid
+from .slices import Findings, SliceInferer
 
 
 def learned_map(student: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The student's probability of lesion ``(N, 1, H, W)``.
 
     Args:
-        student: its forward is x -> logits ``(N, 1, H, W)``, see `student`.
-        x: slices ``(N, C, H, W)`` in [-1, 1], -1 outside the brain.
+        student: its forward is x -> logits ``(N, 1, H, W)``, see `learning.pseudo_labels`.
+        x: slices ``(N, C, H, W)`` in [-1, 1].
     """
     return student.to(x.device).eval()(x).float().sigmoid()
 
@@ -34,18 +35,18 @@ class CounterfactualInferer(SliceInferer):
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding, from 0 to 100; 0 is the paper's plain DDIM.
         student: see `learned_map`; its map is given beside the counterfactual.
-        options: see `SliceInferer`.
+        options: see `SliceInferer`; the target class is that of the guidance.
 
     The paper's setting is ``noise_level=500, num_inference_steps=500, num_fixed_point_iterations=0`` and a guidance
     scale of 100.
 
     Raises:
-        ValueError: a number is out of range, of `guidance` too.
+        ValueError: a number is out of range.
     """
 
     def __init__(
         self,
-        guidance: Callable[[NoiseModel], NoiseModel],
+        guidance: Guidance,
         classifier: torch.nn.Module,
         scheduler: Scheduler,
         noise_level: int = 500,
@@ -54,10 +55,8 @@ class CounterfactualInferer(SliceInferer):
         student: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(classifier, **options)
+        super().__init__(classifier, guidance.target_class, **options)
         check_number("num_fixed_point_iterations", num_fixed_point_iterations, 0, 100, whole=True)
-        # now, so that what it refuses is refused before a volume is read
-        guidance(lambda x, t: x)
         self.guidance = guidance
         # a copy: MONAI's add_noise casts the schedule in place to the dtype of the images it is given
         self.alphas_cumprod = scheduler.alphas_cumprod.float().clone()
@@ -66,55 +65,63 @@ class CounterfactualInferer(SliceInferer):
         self.student = student
 
     @property
-    def settings(self) -> str:
+    def settings(self) -> dict[str, Any]:
         """What the counterfactuals depend on beside the weights and the schedule."""
-        options = getattr(self.guidance, "keywords", {})
-        guidance = sorted((k, v) for k, v in options.items() if isinstance(v, (int, float)))
-        return f"{self.timesteps}, {self.num_fixed_point_iterations}, {guidance}, {self.precision}"
+        return {
+            "timesteps": self.timesteps,
+            "num_fixed_point_iterations": self.num_fixed_point_iterations,
+            "precision": self.precision,
+            **self.guidance.settings,
+        }
 
-    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``counterfactual`` ``(N, C, H, W)``, ``student`` ``(N, 1, H, W)`` if there is one, ``probability`` ``(N,)``.
+    def slices(self, x: torch.Tensor, foreground: torch.Tensor, network: Callable[..., torch.Tensor]) -> Findings:
+        """``counterfactual``, ``student`` if there is one, and ``probability``.
 
         Args:
-            x: ``(N, C, H, W)`` in [-1, 1], -1 outside the brain.
-            network: the diffusion network, f(x, t) -> eps.
+            x: ``(N, C, H, W)`` in [-1, 1].
+            foreground: bool ``(N, 1, H, W)``; what lies outside is its own counterfactual.
+            network: the diffusion network, f(x, t) -> eps ``(N, C, H, W)``, or ``(N, 2C, H, W)`` if it learned the variance
+                too, which deterministic DDIM has no use for.
         """
         alphas = self.alphas_cumprod.to(x.device)
 
         def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return network(x, t).float()
+            return network(x, t)[:, : x.shape[1]].float()
 
         # the option decides, also under a caller's autocast
         with torch.no_grad(), autocast(x.device, self.precision):
             # first, as it puts the classifier on the device and in eval mode for the guidance
-            found = {"probability": self.probability(x)}
+            found: Findings = {"probability": self.probability(x)}
             noise = encode(noise_model, x, self.timesteps, alphas, self.num_fixed_point_iterations)
             healthy = decode(self.guidance(noise_model), noise, self.timesteps, alphas)
             if self.student is not None:
                 found["student"] = learned_map(self.student, x)
-        # the outside of the brain has no counterfactual
-        return found | {"counterfactual": torch.where(x > -1, healthy.clamp(-1, 1), x)}
+        found["counterfactual"] = torch.where(foreground, healthy.clamp(-1, 1), x)
+        return found
 
-    def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def unassessed(self, x: torch.Tensor) -> Findings:
         """Their counterfactuals are the slices themselves; the student says nothing of them."""
-        learned = {"student": torch.full_like(x[:, :, :1], torch.nan)} if self.student is not None else {}
-        return {"counterfactual": x.clone()} | learned
+        found: Findings = {"counterfactual": x.clone()}
+        if self.student is not None:
+            found["student"] = torch.full_like(x[:, :, :1], torch.nan)
+        return found
 
 
 class StudentInferer(SliceInferer):
     """The student alone: one call a slice, and no counterfactual."""
 
-    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``student`` ``(N, 1, H, W)`` and ``probability`` ``(N,)``.
+    def slices(self, x: torch.Tensor, foreground: torch.Tensor, network: Callable[..., torch.Tensor]) -> Findings:
+        """``student`` and ``probability``.
 
         Args:
-            x: ``(N, C, H, W)`` in [-1, 1], -1 outside the brain.
+            x: ``(N, C, H, W)`` in [-1, 1].
+            foreground: not needed.
             network: the student, a module, see `learned_map`.
         """
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad(), autocast(x.device, self.precision):
             return {"student": learned_map(network, x), "probability": self.probability(x)}
 
-    def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def unassessed(self, x: torch.Tensor) -> Findings:
         """The student says nothing of them."""
         return {"student": torch.full_like(x[:, :, :1], torch.nan)}

@@ -3,18 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypedDict, cast
 
 import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from .. import DISEASED
+from .. import DISEASED, HEALTHY
 from ..checks import check_number
-from ..images.foreground import assessed_slices
 
 CPU_BATCH, GPU_BATCH = 16, 256
 """Slices in one network call: a CPU gains nothing beyond, and a whole volume is one call on a GPU with the memory for it."""
+
+
+class Findings(TypedDict, total=False):
+    """What an inferer found, in slices ``(N, ...)`` or in volumes ``(B, ..., D)``: the one form that maps are made from.
+
+    A dictionary, as MONAI's engines and MONAI Label take batches apart by its keys.
+    """
+
+    probability: torch.Tensor
+    """p(diseased) by the classifier, ``(N,)`` or ``(B, D)``; NaN where not assessed."""
+    counterfactual: torch.Tensor
+    """The healthy counterpart in [-1, 1], ``(N, C, H, W)`` or ``(B, C, H, W, D)``; the input itself where not assessed."""
+    student: torch.Tensor
+    """The student's probability of lesion, ``(N, 1, H, W)`` or ``(B, 1, H, W, D)``; NaN where not assessed."""
+    assessed: torch.Tensor
+    """Of volumes: bool ``(B, D)``, the slices that were looked at."""
+
+
+def each(found: Findings, change: Callable[[torch.Tensor], torch.Tensor]) -> Findings:
+    """The findings with every tensor changed."""
+    return cast(Findings, {name: change(cast(torch.Tensor, values)) for name, values in found.items()})
+
+
+def assessed_slices(foreground: torch.Tensor, min_area_fraction: float) -> torch.Tensor:
+    """Which slices hold enough foreground to be in the trained range.
+
+    The paper drops the lowest and highest slices of BRATS; the counterpart for any scan is a foreground area of at least
+    `min_area_fraction` of the volume's largest. A radiograph's one slice is assessed.
+
+    Args:
+        foreground: ``(..., 1, H, W, D)``, inside from 0.5 on.
+        min_area_fraction: in [0, 1].
+
+    Returns:
+        bool ``(..., D)``.
+    """
+    area = (foreground[..., 0, :, :, :] >= 0.5).sum(dim=(-3, -2))
+    return (area > 0) & (area >= min_area_fraction * area.amax(dim=-1, keepdim=True))
 
 
 def with_neighbours(probability: torch.Tensor) -> torch.Tensor:
@@ -40,7 +78,8 @@ class SliceInferer(Inferer):
 
     Args:
         classifier: f(x, t) -> logits ``(N, 2)`` of noised slices, for p(diseased).
-        min_area_fraction: slices with less of the largest slice's brain are not assessed; from 0 to 1.
+        target_class: the healthy class, 0 or 1; p(diseased) is 1 - p(target).
+        min_area_fraction: slices with less of the largest slice's foreground are not assessed; from 0 to 1.
         batch_size: slices in one network call, 1 or more; by default `CPU_BATCH`, or on a GPU the largest that its memory
             holds: from `GPU_BATCH` down, halved whenever memory runs out.
         precision: "float32", or "bfloat16" for autocast within the networks.
@@ -53,6 +92,7 @@ class SliceInferer(Inferer):
     def __init__(
         self,
         classifier: torch.nn.Module,
+        target_class: int = HEALTHY,
         min_area_fraction: float = 0.5,
         batch_size: int | None = None,
         precision: str = "float32",
@@ -61,10 +101,12 @@ class SliceInferer(Inferer):
         super().__init__()
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
+        check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
         check_number("min_area_fraction", min_area_fraction, 0, 1)
         if batch_size is not None:
             check_number("batch_size", batch_size, 1, 65536, whole=True)
         self.classifier = classifier
+        self.target_class = target_class
         self.min_area_fraction = min_area_fraction
         self.batch_size = batch_size
         self.precision = precision
@@ -74,43 +116,49 @@ class SliceInferer(Inferer):
         self,
         inputs: torch.Tensor,
         network: Callable[..., torch.Tensor],
+        foreground: torch.Tensor | None = None,
         assessed: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
+    ) -> Findings:
         """The result for whole volumes.
 
         Args:
-            inputs: ``(B, C, H, W, D)`` in [-1, 1], -1 outside the brain.
+            inputs: ``(B, C, H, W, D)`` in [-1, 1].
             network: what `slices` takes.
-            assessed: bool ``(B, D)``, the slices to run; by default those with enough brain.
+            foreground: ``(B, 1, H, W, D)``, inside from 0.5 on; by default the whole image.
+            assessed: bool ``(B, D)``, the slices to run; by default those with enough foreground.
 
         Returns:
-            What `slices` gives, each ``(B, ..., D)``, probabilities `with_neighbours`, NaN where not assessed; and
-            ``assessed``, bool ``(B, D)``.
+            What `slices` gives, each ``(B, ..., D)``, probabilities `with_neighbours`; and ``assessed``.
         """
         x = convert_to_tensor(inputs).float()
+        inside = torch.ones_like(x[:, :1]) if foreground is None else convert_to_tensor(foreground).to(x.device)
         if assessed is None:
-            assessed = assessed_slices(x, self.min_area_fraction)
-        slices = x.movedim(-1, 1)  # (B, D, C, H, W)
-        found = self.unassessed(slices) | {"probability": torch.full(assessed.shape, torch.nan, device=x.device)}
+            assessed = assessed_slices(inside, self.min_area_fraction)
+        slices, inside = x.movedim(-1, 1), inside.movedim(-1, 1)  # (B, D, C, H, W)
+        found = self.unassessed(slices)
+        found["probability"] = torch.full(assessed.shape, torch.nan, device=x.device)
         chosen = slices[assessed]
         if len(chosen):
-            for name, values in self._batches(chosen, network).items():
-                found[name][assessed] = values
-        found = {name: values.movedim(1, -1) for name, values in found.items()}
-        smoothed = {name: with_neighbours(found[name]) for name in ("probability", "student") if name in found}
-        return found | smoothed | {"assessed": assessed}
+            for name, values in self._batches(chosen, inside[assessed] >= 0.5, network).items():
+                found[name][assessed] = values  # type: ignore[literal-required]  # of the same names
+        of_volumes = each(found, lambda values: values.movedim(1, -1))
+        of_volumes["probability"] = with_neighbours(of_volumes["probability"])
+        if "student" in of_volumes:
+            of_volumes["student"] = with_neighbours(of_volumes["student"])
+        of_volumes["assessed"] = assessed
+        return of_volumes
 
-    def _batches(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _batches(self, x: torch.Tensor, inside: torch.Tensor, network: Callable[..., torch.Tensor]) -> Findings:
         """`slices` in batches that fit the memory."""
         size = self.batch_size or (GPU_BATCH if x.device.type == "cuda" else CPU_BATCH)
-        results: list[dict[str, torch.Tensor]] = []
+        results: list[Findings] = []
         done = 0
         with tqdm(total=len(x), desc="slices", leave=False, disable=not self.progress) as bar:
             while done < len(x):
                 batch = x[done : done + size]
                 found = None
                 try:
-                    found = self.slices(batch, network)
+                    found = self.slices(batch, inside[done : done + size], network)
                 except torch.OutOfMemoryError:
                     if self.batch_size or len(batch) == 1:
                         raise
@@ -122,17 +170,20 @@ class SliceInferer(Inferer):
                 results.append(found)
                 done += len(batch)
                 bar.update(len(batch))
-        return {name: torch.cat([r[name] for r in results]) for name in results[0]}
+        return cast(
+            Findings, {name: torch.cat([cast(torch.Tensor, dict(r)[name]) for r in results]) for name in results[0]}
+        )
 
-    def slices(self, x: torch.Tensor, network: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is found in slices ``(N, C, H, W)``: images ``(N, ...)`` by name, and ``probability`` ``(N,)``."""
+    def slices(self, x: torch.Tensor, foreground: torch.Tensor, network: Callable[..., torch.Tensor]) -> Findings:
+        """What is found in slices ``(N, C, H, W)`` whose foreground, bool ``(N, 1, H, W)``, is looked at."""
         raise NotImplementedError
 
-    def unassessed(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def unassessed(self, x: torch.Tensor) -> Findings:
         """The images of `slices` for ``(B, D, C, H, W)``, all as if not assessed."""
         raise NotImplementedError
 
     def probability(self, x: torch.Tensor) -> torch.Tensor:
         """The classifier's p(diseased) ``(N,)`` of slices without noise."""
         timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        return self.classifier.to(x.device).eval()(x, timesteps).float().softmax(dim=1)[:, DISEASED]
+        logits = self.classifier.to(x.device).eval()(x, timesteps).float()
+        return 1 - logits.softmax(dim=1)[:, self.target_class]

@@ -28,6 +28,7 @@ from ..images.formats import (
 from ..images.sequences import sequence_of
 from .records import FILES, is_result
 
+INPUTS = "an image, a folder of images or a JSON datalist"
 FIELDS = (*FILES, "spacing", "subject")
 
 
@@ -46,19 +47,20 @@ def find_inputs(
 
     Args:
         path: an image, a folder with one series of DICOM images or with images, or a JSON datalist: a list of items with
-            ``image`` (a path, or one a channel) and optionally ``subject`` (the name), ``mask``, ``brain`` and ``spacing``;
-            its paths are relative to it.
+            ``image`` (a path, or one a channel) and optionally ``subject`` (the name), ``mask``, ``foreground`` and
+            ``spacing``; its paths are relative to it.
         sequences: the model's, one a channel.
         allow_any_image: take a file or an item that is named as another sequence, with a warning in ``warnings``.
         modalities: what the model takes, see `LoadVolumed`.
 
     Raises:
-        ValueError: no path, nothing there, or a datalist that can't be read.
+        ValueError: something else than a path, nothing there, or a datalist that can't be read.
     """
+    if path is None:
+        return []  # MONAI's tools build what a config declares without an input; `Report.run` asks for one
     if not isinstance(path, str):
-        number = f", got {path!r}; of a path, write ./{path}"
-        got = "" if path is None else ", got no value" if path is True else number
-        raise ValueError(f"--input PATH is needed: an image, a folder of images or a JSON datalist{got}.")
+        got = "no value" if path is True else f"{path!r}; of a path, write ./{path}"
+        raise ValueError(f"--input PATH is needed: {INPUTS}, got {got}.")
     source = Path(path)
     pictures = takes_pictures(modalities) and not takes_volumes(modalities)
     if source.is_dir() and not (takes_volumes(modalities) and _is_series(source)):

@@ -29,7 +29,7 @@ def _axial(image: MetaTensor) -> np.ndarray:
 def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path: Path, num_slices: int = 5) -> None:
     """Draw the assessed slices with the highest scores: input, counterfactual if any, map, mask, truth if known.
 
-    Brain that was not assessed is outlined beside the mask.
+    What was not assessed is outlined beside the mask.
 
     Args:
         result: of one volume, after `RestoreGridd`; its ``warnings`` stand at the top.
@@ -106,6 +106,6 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         bar.set_label("anomaly", color="white", fontsize=6)
     title = f"{name}   (the patient's right is on the left)"
     figure.text(0.5, 1 - 0.05 / size[1], title, color="white", fontsize=9, ha="center", va="top")
-    legend = "Blue outline: brain that was not assessed.  " if unseen else ""
+    legend = "Blue outline: not assessed.  " if unseen else ""
     figure.supxlabel(f"{legend}Research software, not for clinical use", color="#aaaaaa", fontsize=7)
     figure.savefig(path, dpi=110, facecolor="black")

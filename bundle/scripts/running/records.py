@@ -17,7 +17,7 @@ RECORD = "result.json"
 """A volume's whole record: input, status, scores, settings, and the SHA-256 of every file that was written beside it."""
 
 
-FILES = ("image", "brain", "mask")
+FILES = ("image", "foreground", "mask")
 """What an item may give as paths."""
 
 

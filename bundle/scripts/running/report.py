@@ -24,6 +24,7 @@ from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
 from ..images.restoring import LESION, NOT_ASSESSED
 from ..weights import not_together, weights_digest
+from .inputs import INPUTS
 from .overview import draw_overview
 from .results import Results
 from .saving import is_of_picture, save_labels_png, save_nifti
@@ -83,9 +84,11 @@ class Report:
         A volume whose networks fail is a failed one, and the next one follows. Ctrl-C leaves whole results and a summary.
 
         Raises:
-            ValueError: what is in the way in the output folder, see `Results.prepare`.
+            ValueError: no input, or what is in the way in the output folder, see `Results.prepare`.
             SystemExit: with status 1 if a volume failed, 130 after Ctrl-C.
         """
+        if not self.items:
+            raise ValueError(f"--input PATH is needed: {INPUTS}.")
         self.results.prepare(self.items)
         stopped = False
         try:
@@ -205,7 +208,7 @@ class Report:
             else:
                 print(
                     f"{v['name']}: p(diseased) {v['p_diseased']:.2f}, score {v['score']:.3f}, "
-                    f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml of brain"
+                    f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml"
                 )
             for warning in v["warnings"]:
                 print(f"  WARNING: {warning}")

@@ -1,31 +1,11 @@
-"""Which part of an image is looked at."""
+"""What the air around a head or a stripped brain tells."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy import ndimage
-
-from .normalization import BACKGROUND
-
-
-def assessed_slices(image: torch.Tensor, min_area_fraction: float) -> torch.Tensor:
-    """Which slices hold enough brain to be in the trained range.
-
-    The paper drops the lowest and highest slices of BRATS; the counterpart for any scan is a brain area of at least
-    `min_area_fraction` of the volume's largest.
-
-    Args:
-        image: preprocessed ``(..., C, H, W, D)``, -1 outside the brain.
-        min_area_fraction: in [0, 1].
-
-    Returns:
-        bool ``(..., D)``.
-    """
-    area = (image[..., 0, :, :, :] > BACKGROUND).sum(dim=(-3, -2))
-    return (area > 0) & (area >= min_area_fraction * area.amax(dim=-1, keepdim=True))
 
 
 def in_plane_border(volume: np.ndarray) -> np.ndarray:

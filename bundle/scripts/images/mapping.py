@@ -1,0 +1,81 @@
+"""The anomaly map of a volume, and the scores of its slices."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ..checks import check_number
+from ..method.maps import checked_polarity, combined_map, slice_score
+from ..method.slices import each
+from .geometry import slice_numbers
+
+
+class AnomalyMapd(MapTransform):
+    """Add ``anomaly_map`` ``(1, H, W, D)`` and ``slices``, the scores a slice, to what the inferer gave for a volume.
+
+    Args:
+        keys: the preprocessed image ``(C, H, W, D)``.
+        pred_key: what the inferer found, see `method.slices.Findings`.
+        polarity, median_size: see `method.maps.anomaly_map`.
+        mask_key: the foreground ``(1, H, W, D)``, inside from 0.5 on.
+
+    ``slices`` is a list with, for each slice of the preprocessed volume, ``slice`` (its number in the input file),
+    ``assessed``, ``score`` and ``p_diseased`` (both None where not assessed).
+
+    Raises:
+        ValueError: another polarity, a median size that is not odd or above 99; or, of a volume, the map or p(diseased) of
+            an assessed slice is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        pred_key: str = "pred",
+        polarity: str | Sequence[str] = "both",
+        median_size: int = 3,
+        mask_key: str = "foreground",
+    ) -> None:
+        super().__init__(keys)
+        checked_polarity(polarity)
+        check_number("median_size", median_size, 1, 99, whole=True)
+        if median_size % 2 == 0:
+            raise ValueError(f"median_size must be odd, from 1 to 99, got {median_size}.")
+        self.pred_key = pred_key
+        self.mask_key = mask_key
+        self.polarity = polarity
+        self.median_size = median_size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image, pred = d[self.keys[0]], d[self.pred_key]
+        x = image.as_tensor().movedim(-1, 0)
+        inside = torch.as_tensor(d[self.mask_key]).movedim(-1, 0).to(x.device) >= 0.5
+        found = each(pred, lambda values: torch.as_tensor(values).movedim(-1, 0))
+        probability, assessed = found["probability"], found["assessed"]
+        a = combined_map(x, found, inside, self.polarity, self.median_size)
+        a = torch.where(assessed.view(-1, 1, 1, 1), a, 0)
+        score = slice_score(a, inside, probability)
+        broken = assessed & ~(a.isfinite().all(dim=(1, 2, 3)) & score.isfinite())
+        if bool(broken.any()):
+            name = image.meta.get("filename_or_obj", "the image")
+            raise ValueError(
+                f"{name}: the networks gave NaN or infinity in {int(broken.sum())} of {int(assessed.sum())} assessed slices; "
+                "try a smaller guidance_scale or noise_level, or precision float32."
+            )
+        d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine)
+        d["slices"] = [
+            {
+                "slice": number,
+                "assessed": bool(assessed[z]),
+                "score": float(score[z]) if assessed[z] else None,
+                "p_diseased": float(probability[z]) if assessed[z] else None,
+            }
+            for z, number in enumerate(slice_numbers(image))
+        ]
+        return d
