@@ -58,7 +58,7 @@ def find_inputs(
     if not isinstance(path, str):
         number = f", got {path!r}; of a path, write ./{path}"
         got = "" if path is None else ", got no value" if path is True else number
-        raise ValueError(f"--input PATH is needed: an image, a folder of images or a JSON datalist{got}.")
+        raise ValueError(f"--input PATH is needed: an image, a folder of them or a JSON datalist{got}.")
     source = Path(path)
     pictures = takes_pictures(modalities) and not takes_volumes(modalities)
     if source.is_dir() and not (takes_volumes(modalities) and _is_series(source)):
