@@ -108,12 +108,16 @@ def test_a_series_is_one_volume_and_others_of_its_study_are_left_out(
     assert names(study / "p2" / "flair") == ["flair", "y"]
 
 
-def test_a_model_of_pictures_takes_each_picture_and_each_dicom_file(tmp_path: Path) -> None:
+def test_a_model_of_pictures_takes_each_picture_and_each_dicom_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     touch(tmp_path, "a/view1_frontal.jpg", "a/view1_mask.png", "b/x.tif", "b/pd.nii.gz", "b/notes.txt", "b/.x.png")
     dicom.save(dicom.image(np.ones((4, 4), np.uint8)), tmp_path / "c" / "1.2.3")
     dicom.save(dicom.image(np.ones((4, 4), np.uint8)), tmp_path / "c" / "x.dcm")
     found = names(tmp_path, modalities=["CR", "DX"], sequences=["radiograph"])
     assert found == ["a-view1_frontal", "b-pd", "b-x", "c-1.2.3", "c-x"]
+    said = capsys.readouterr().out
+    assert "5 images found in" in said and "1 named as mask (a/view1_mask.png)" in said
     assert names(tmp_path / "c", modalities=["DX"]) == ["1.2.3", "x"]
 
 

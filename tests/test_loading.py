@@ -127,6 +127,16 @@ def test_a_left_handed_volume_comes_in_the_order_of_its_slices_normal(tmp_path: 
     np.testing.assert_allclose(image.affine[:3, 3], (flipped @ [0, 0, SHAPE[2] - 1, 1])[:3], atol=1e-4)
 
 
+def test_a_series_of_one_slice(tmp_path: Path) -> None:
+    [one] = dicom.series(VOLUME[:, :, :1], AFFINE)
+    image = loaded(dicom.save_series([one], tmp_path / "one"))
+    np.testing.assert_array_equal(image[0], VOLUME[:, :, :1])
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-4)
+    del one.SliceThickness
+    with pytest.raises(InvalidImageError, match=r"IM0000.dcm: is a single slice without a Slice Thickness"):
+        loaded(dicom.save_series([one], tmp_path / "one"))
+
+
 def test_compressed_series(tmp_path: Path) -> None:
     slices = dicom.series(VOLUME, AFFINE)
     for dataset in slices:

@@ -46,28 +46,55 @@ def read_dicom_series(folder: str, modalities: Sequence[str], allow_any_image: b
 
     Source: PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation).
     """
-    paths = dicom_files(folder)
-    if not paths:
-        raise InvalidImageError(f"{folder}: no DICOM file lies in this folder; give the folder of one series.")
-    series = [_read_slice(path) for path in paths]
-    _check_alike(folder, series)
-    warnings = []
-    modality = str(series[0].get("Modality") or "")
+    series = read_slices(folder)
+    first, warnings = series[0], []
+    modality = str(first.get("Modality") or "")
     if modality and modality not in modalities:
         if not allow_any_image:
             raise InvalidImageError(
                 f"{folder}: its modality is {modality}; the model takes {' and '.join(modalities)}."
             )
         warnings.append(f"The modality is {modality}, the model takes {' and '.join(modalities)}.")
-    row, column = _orientation(series[0])
-    normal = np.cross(row, column)
-    series.sort(key=lambda d: float(normal @ _position(d)))
-    step = _checked_step(folder, series)
-    down, across = (float(s) for s in series[0].PixelSpacing)
+    row, column = _orientation(first)
+    down, across = (float(s) for s in first.PixelSpacing)
+    along = np.cross(row, column) * slice_distance(series)
     affine = np.eye(4)
-    affine[:3] = np.stack([row * across, column * down, normal * step, _position(series[0])], axis=1)
+    affine[:3] = np.stack([row * across, column * down, along, _position(first)], axis=1)
     slices = [modality_values(d, stored_values(d)).T.astype(np.float32) for d in series]
     return Loaded(torch.from_numpy(np.stack(slices, axis=-1)), torch.from_numpy(TO_RAS @ affine), tuple(warnings))
+
+
+def read_slices(folder: str | Path) -> list[Dataset]:
+    """The images of one series in the order of their positions, along the cross product of a row's and a column's direction.
+
+    Raises:
+        InvalidImageError: as `read_dicom_series`, but for the modality.
+    """
+    paths = dicom_files(folder)
+    if not paths:
+        raise InvalidImageError(f"{folder}: no DICOM file lies in this folder; give the folder of one series.")
+    series = [_read_slice(path) for path in paths]
+    _check_alike(folder, series)
+    normal = np.cross(*_orientation(series[0]))
+    series.sort(key=lambda d: float(normal @ _position(d)))
+    if len(series) > 1:
+        _check_even(folder, series)
+    return series
+
+
+def slice_distance(series: Sequence[Dataset]) -> float:
+    """The distance in mm of the slices that `read_slices` gave; of a single one, what it says of itself.
+
+    Raises:
+        InvalidImageError: it says nothing.
+    """
+    first, last = series[0], series[-1]
+    if len(series) > 1:
+        return float(np.cross(*_orientation(first)) @ (_position(last) - _position(first))) / (len(series) - 1)
+    thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness")
+    if not thickness:
+        raise InvalidImageError(f"{first.filename}: is a single slice without a Slice Thickness; set it.")
+    return float(thickness)
 
 
 def _name(dataset: Dataset) -> str:
@@ -84,7 +111,7 @@ def _read_slice(path: Path) -> Dataset:
     return dataset
 
 
-def _check_alike(folder: str, series: Sequence[Dataset]) -> None:
+def _check_alike(folder: str | Path, series: Sequence[Dataset]) -> None:
     several = defaultdict(list)
     for dataset in series:
         several[dataset.SeriesInstanceUID].append(dataset)
@@ -116,18 +143,13 @@ def _position(dataset: Dataset) -> np.ndarray:
     return np.array(dataset.ImagePositionPatient, dtype=np.float64)
 
 
-def _checked_step(folder: str, series: Sequence[Dataset]) -> float:
-    """The distance in mm of slices sorted along their normal.
+def _check_even(folder: str | Path, series: Sequence[Dataset]) -> None:
+    """See to it that sorted slices lie one step apart along their normal.
 
     Raises:
         InvalidImageError: one lies off its place; the message says what is wrong.
     """
-    first = series[0]
-    if len(series) == 1:
-        thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness")
-        if not thickness:
-            raise InvalidImageError(f"{first.filename}: is a single slice without a Slice Thickness; set it.")
-        return float(thickness)
+    first, step = series[0], slice_distance(series)
     row, column = _orientation(first)
     axes = np.stack([row, column, np.cross(row, column)])
     # mm along rows, columns and the normal, from the first slice
@@ -138,7 +160,6 @@ def _checked_step(folder: str, series: Sequence[Dataset]) -> float:
         raise InvalidImageError(
             f"{b.filename}: lies at the position of {Path(a.filename).name}; give one volume a folder."
         )
-    step = float(heights[-1]) / (len(series) - 1)
     pixel = np.array([float(first.PixelSpacing[1]), float(first.PixelSpacing[0])])
     wrong = []
     if (np.abs(offsets[:, :2]) > TOLERANCE * pixel).any():
@@ -163,7 +184,6 @@ def _checked_step(folder: str, series: Sequence[Dataset]) -> float:
             f"{folder}: {'; '.join(wrong)}. Only evenly spaced slices, perpendicular to the axis they are stacked along, can "
             "be worked on; fetch what is missing or resample the series first."
         )
-    return step
 
 
 def _slice_name(dataset: Dataset) -> str:

@@ -28,7 +28,7 @@ from ..images.formats import (
 from ..images.sequences import sequence_of
 from .records import FILES, is_result
 
-INPUTS = "an image, a folder of images or a JSON datalist"
+INPUTS = "an image, a folder of them or a JSON datalist"
 FIELDS = (*FILES, "spacing", "subject")
 
 
@@ -80,8 +80,12 @@ def find_inputs(
                 f"{item['image']}: is named as {named}, the model takes {' and '.join(sequences)}; to run it all the same, "
                 "give --allow_any_image true."
             )
-    print(f"{len(items)} {'volume' if len(items) == 1 else 'volumes'} found in {path}.")
+    print(f"{_counted(items, modalities)} found in {path}.")
     return items
+
+
+def _counted(items: Sequence[dict[str, Any]], modalities: Sequence[str]) -> str:
+    return f"{len(items)} {'volume' if takes_volumes(modalities) else 'image'}{'' if len(items) == 1 else 's'}"
 
 
 def _name(path: Path) -> str:
@@ -135,7 +139,7 @@ def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]
             left_out[f"named as {named}"].append(name)
         else:
             items.append({"image": str(image), "name": (name if image.is_dir() else stem(name)).replace("/", "-")})
-    print(f"{len(items)} {'volume' if len(items) == 1 else 'volumes'} found in {source}.")
+    print(f"{_counted(items, modalities)} found in {source}.")
     reasons = []
     for reason, names in left_out.items():
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
