@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,11 @@ import pydicom
 import torch
 from pydicom.dataset import Dataset
 
+from ..dicom.planes import check_even, orientation, position
 from ..errors import InvalidImageError
 from .dicom_pixels import modality_values, read_dicom, stored_values
 from .formats import dicom_files
 from .volume_files import TO_RAS, Loaded
-
-TOLERANCE = 0.05
-"""How far a slice may lie off its place, as a part of the slices' distance or of a pixel: what rounding in headers makes."""
 
 _NEEDED = "SeriesInstanceUID ImageOrientationPatient ImagePositionPatient PixelSpacing".split()
 _ALIKE = "Rows Columns PixelSpacing ImageOrientationPatient FrameOfReferenceUID".split()
@@ -55,11 +54,11 @@ def read_dicom_series(folder: str, modalities: Sequence[str], allow_any_image: b
                 f"{folder}: its modality is {modality}; the model takes {' and '.join(modalities)}."
             )
         warnings.append(f"The modality is {modality}, the model takes {' and '.join(modalities)}.")
-    row, column = _orientation(first)
+    row, column = orientation(first)
     down, across = (float(s) for s in first.PixelSpacing)
     along = np.cross(row, column) * slice_distance(series)
     affine = np.eye(4)
-    affine[:3] = np.stack([row * across, column * down, along, _position(first)], axis=1)
+    affine[:3] = np.stack([row * across, column * down, along, position(first)], axis=1)
     slices = [modality_values(d, stored_values(d)).T.astype(np.float32) for d in series]
     return Loaded(torch.from_numpy(np.stack(slices, axis=-1)), torch.from_numpy(TO_RAS @ affine), tuple(warnings))
 
@@ -75,10 +74,17 @@ def read_slices(folder: str | Path) -> list[Dataset]:
         raise InvalidImageError(f"{folder}: no DICOM file lies in this folder; give the folder of one series.")
     series = [_read_slice(path) for path in paths]
     _check_alike(folder, series)
-    normal = np.cross(*_orientation(series[0]))
-    series.sort(key=lambda d: float(normal @ _position(d)))
-    if len(series) > 1:
-        _check_even(folder, series)
+    normal = np.cross(*orientation(series[0]))
+    series.sort(key=lambda d: float(normal @ position(d)))
+    for before, after in pairwise(series):
+        if normal @ (position(after) - position(before)) < 1e-3:
+            raise InvalidImageError(
+                f"{after.filename}: lies at the position of {Path(before.filename).name}; give one volume a folder."
+            )
+    try:
+        check_even(series)
+    except ValueError as error:
+        raise InvalidImageError(str(error)) from error
     return series
 
 
@@ -90,7 +96,7 @@ def slice_distance(series: Sequence[Dataset]) -> float:
     """
     first, last = series[0], series[-1]
     if len(series) > 1:
-        return float(np.cross(*_orientation(first)) @ (_position(last) - _position(first))) / (len(series) - 1)
+        return float(np.cross(*orientation(first)) @ (position(last) - position(first))) / (len(series) - 1)
     thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness")
     if not thickness:
         raise InvalidImageError(f"{first.filename}: is a single slice without a Slice Thickness; set it.")
@@ -132,59 +138,3 @@ def _check_alike(folder: str | Path, series: Sequence[Dataset]) -> None:
                     f"{dataset.filename}: its {keyword} {a} differs from {b} of {Path(first.filename).name}; slices must be "
                     "alike."
                 )
-
-
-def _orientation(dataset: Dataset) -> np.ndarray:
-    """The direction of rows and that of columns, ``(2, 3)`` in LPS."""
-    return np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-
-
-def _position(dataset: Dataset) -> np.ndarray:
-    return np.array(dataset.ImagePositionPatient, dtype=np.float64)
-
-
-def _check_even(folder: str | Path, series: Sequence[Dataset]) -> None:
-    """See to it that sorted slices lie one step apart along their normal.
-
-    Raises:
-        InvalidImageError: one lies off its place; the message says what is wrong.
-    """
-    first, step = series[0], slice_distance(series)
-    row, column = _orientation(first)
-    axes = np.stack([row, column, np.cross(row, column)])
-    # mm along rows, columns and the normal, from the first slice
-    offsets = np.stack([_position(d) - _position(first) for d in series]) @ axes.T
-    heights, gaps = offsets[:, 2], np.diff(offsets[:, 2])
-    if gaps.min() < 1e-3:
-        a, b = series[int(gaps.argmin())], series[int(gaps.argmin()) + 1]
-        raise InvalidImageError(
-            f"{b.filename}: lies at the position of {Path(a.filename).name}; give one volume a folder."
-        )
-    pixel = np.array([float(first.PixelSpacing[1]), float(first.PixelSpacing[0])])
-    wrong = []
-    if (np.abs(offsets[:, :2]) > TOLERANCE * pixel).any():
-        shift = offsets[-1, :2] / heights[-1]
-        straight = (np.abs(offsets[:, :2] - heights[:, None] * shift) <= TOLERANCE * pixel).all()
-        wrong.append(
-            f"a gantry tilt of {np.degrees(np.arctan(np.linalg.norm(shift))):.1f} degrees"
-            if straight
-            else f"slices shifted sideways by up to {np.linalg.norm(offsets[:, :2], axis=1).max():.1f} mm"
-        )
-    if (np.abs(heights - np.arange(len(series)) * step) > TOLERANCE * step).any():
-        steps = gaps / np.median(gaps)
-        if (np.abs(steps - np.rint(steps)) < 2 * TOLERANCE).all() and np.rint(steps).max() > 1:
-            wrong += [
-                f"{round(steps[k]) - 1} missing image(s) between {_slice_name(series[k])} and {_slice_name(series[k + 1])}"
-                for k in np.flatnonzero(np.rint(steps) > 1)
-            ]
-        else:
-            wrong.append(f"uneven spacing, from {gaps.min():.2f} to {gaps.max():.2f} mm")
-    if wrong:
-        raise InvalidImageError(
-            f"{folder}: {'; '.join(wrong)}. Only evenly spaced slices, perpendicular to the axis they are stacked along, can "
-            "be worked on; fetch what is missing or resample the series first."
-        )
-
-
-def _slice_name(dataset: Dataset) -> str:
-    return f"{Path(dataset.filename).name} (number {dataset.get('InstanceNumber')})"
