@@ -12,6 +12,10 @@ from types import TracebackType
 import torch
 
 
+class InvalidImageError(ValueError):
+    """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
+
+
 def cause_of(error: BaseException) -> BaseException:
     """What went wrong, without the frames that MONAI puts around it."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import bundle_version
+from .predictor import measured
 
 SEGMENTATION, PARAMETRIC_MAP = "segmentation.dcm", "anomaly_map.dcm"
 
@@ -55,8 +56,7 @@ def write_dicom_objects(
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)  # it names every attribute that it copies
     series = read_series(_source(item))
-    score = max((s["score"] for s in result["slices"] if s["assessed"]), default=None)
-    said = {"version": bundle_version(), "score": score, "warnings": result["warnings"]}
+    said = {"version": bundle_version(), "score": measured(result)["score"], "warnings": result["warnings"]}
     pred, anomaly_map = result["pred"], result["anomaly_map"]
     mask = pred[0].as_tensor().numpy().astype(np.uint8)
     parameters = {name: f"{value:g}" for name, value in settings.items()}

@@ -32,7 +32,7 @@ def stem(path: str) -> str:
 
 
 def find_inputs(
-    path: str | None, sequences: Sequence[str] = ("FLAIR",), allow_any_image: bool | str = False
+    path: Any, sequences: Sequence[str] = ("FLAIR",), allow_any_image: bool | str = False
 ) -> list[dict[str, Any]]:
     """The volumes to process, each with a ``name`` for its output folder; says how many there are and what was left out.
 
