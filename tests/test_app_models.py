@@ -28,7 +28,7 @@ def write_two_models(folder: Path) -> Path:
     second: dict[str, Any] = {
         "model": "head_t2",
         "modalities": ["MR", "CT"],
-        "models_dir": "$@bundle_root + '/models/head_t2'",
+        "models_dir": {"_target_": "scripts.bundle.models_dir", "root": "@bundle_root", "folder": "models/head_t2"},
         "sequences": ["T2"],
         "displayable_configs": OPTIONS,
         "student": None,
