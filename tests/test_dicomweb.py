@@ -97,7 +97,7 @@ class Archive:
 
 def studies_on(archive: Archive, folder: Path) -> DICOMwebStudies:
     studies = DICOMwebStudies(client=archive, search_filter={}, modalities=["MR"], cache_path=str(folder))
-    studies.sequences, studies.version = ["FLAIR"], "1"
+    studies.channels, studies.version = [["FLAIR"]], "1"
     return studies
 
 

@@ -79,12 +79,16 @@ class AnomalyDetection(MONAILabelApp):
         super().on_init_complete()
 
     def init_datastore(self) -> Datastore:
-        sequences = list(dict.fromkeys(s for model in self.models for s in model.declared.channels[:1]))
+        from scripts.images.formats import takes_pictures
+
+        channels = [model.declared.channels for model in self.models]
         if self.studies.startswith(("http://", "https://")):
             datastore = super().init_datastore()
-            datastore.sequences = sequences
+            datastore.channels = channels
         else:
-            datastore = FolderStudies(self.studies, sequences, auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+            pictures = any(takes_pictures(model.declared.modalities) for model in self.models)
+            live = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+            datastore = FolderStudies(self.studies, channels, pictures, auto_reload=live)
         datastore.version = self.models[0].declared.version
         return datastore
 

@@ -9,7 +9,7 @@ from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
 
-from lib.studies.grids import grid_of
+from lib.grids import grid_of
 
 
 def instances_in(folder: Path) -> set[str]:
