@@ -137,7 +137,7 @@ class AnomalyDetection(MONAILabelApp):
         warnings = self._warnings_of(request, declared, datastore) if stored else []
         if stored:
             ids = datastore.siblings(image, declared.channels)
-            request["image"] = [datastore.get_image_uri(i) for i in ids]
+            request["image"] = [datastore.input_of(i) for i in ids]
         with turn(self._one_at_a_time):
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
@@ -195,7 +195,7 @@ class AnomalyDetection(MONAILabelApp):
         if not made_with or not os.path.isfile(datastore.get_label_uri(image, tag)):
             return False
         task.model.load()
-        paths = [datastore.get_image_uri(i) for i in datastore.siblings(image, task.model.declared.channels)]
+        paths = [datastore.input_of(i) for i in datastore.siblings(image, task.model.declared.channels)]
         return bool(made_with == task.made_with({**request, "image": paths}))
 
     def dicom_segmentation(self, image: str, result: Mapping[str, Any]) -> str:

@@ -158,6 +158,10 @@ class Studies(Register):
             raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
         return uri
 
+    def input_of(self, image_id: str) -> str:
+        """The path of what a model reads of an image."""
+        return str(self.get_image_uri(image_id))
+
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         return LocalDatastore.get_label_uri(self, plain(label_id, "label"), plain(label_tag, "label tag"))
 
