@@ -195,7 +195,7 @@ ODD = {
     twice: r"IM\d+.dcm: lies at the position of IM\d+.dcm",
     two_series: r"holds 2 series: 't2_flair_tra' \(4 images\), 't1_mprage' \(1 images\); move each to a folder",
     enlarged: r"its PixelSpacing \[3.0, 3.0\] differs",
-    cut: r"its pixels can't be read .* is the file complete",
+    cut: r"ends before its last pixel",
     without_position: r"is not a slice with a position in space \(no ImagePositionPatient\)",
     of_many_frames: r"holds 3 frames",
     of_ct: r"its modality is CT; the model takes MR",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import pydicom
 import torch
 from pydicom.dataset import Dataset
 
-from ..dicom.planes import check_even, orientation, position
 from ..errors import InvalidImageError
 from .dicom_pixels import modality_values, read_dicom, stored_values
+from .dicom_planes import checked_step, orientation, position
 from .formats import dicom_files
 from .volume_files import TO_RAS, Loaded
 
@@ -40,67 +39,47 @@ def read_dicom_series(folder: str, modalities: Sequence[str], allow_any_image: b
         allow_any_image: take others, with a warning.
 
     Raises:
-        InvalidImageError: no DICOM file, several series, another modality, images that are not single slices with a position,
-            two at one position, or slices that are no even grid (an image is missing, a gantry tilt); it names them.
-
-    Source: PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation).
+        InvalidImageError: another modality, or see `read_slices`.
     """
-    series = read_slices(folder)
-    first, warnings = series[0], []
-    modality = str(first.get("Modality") or "")
+    series, step = read_slices(folder)
+    warnings = []
+    modality = str(series[0].get("Modality") or "")
     if modality and modality not in modalities:
         if not allow_any_image:
             raise InvalidImageError(
                 f"{folder}: its modality is {modality}; the model takes {' and '.join(modalities)}."
             )
         warnings.append(f"The modality is {modality}, the model takes {' and '.join(modalities)}.")
-    row, column = orientation(first)
-    down, across = (float(s) for s in first.PixelSpacing)
-    along = np.cross(row, column) * slice_distance(series)
+    row, column = orientation(series[0])
+    down, across = (float(s) for s in series[0].PixelSpacing)
     affine = np.eye(4)
-    affine[:3] = np.stack([row * across, column * down, along, position(first)], axis=1)
+    affine[:3] = np.stack([row * across, column * down, np.cross(row, column) * step, position(series[0])], axis=1)
     slices = [modality_values(d, stored_values(d)).T.astype(np.float32) for d in series]
     return Loaded(torch.from_numpy(np.stack(slices, axis=-1)), torch.from_numpy(TO_RAS @ affine), tuple(warnings))
 
 
-def read_slices(folder: str | Path) -> list[Dataset]:
-    """The images of one series in the order of their positions, along the cross product of a row's and a column's direction.
+def read_slices(folder: str | Path) -> tuple[list[Dataset], float]:
+    """The images of a series, in the order of their positions along their normal, and their distance in mm.
+
+    The normal is the cross product of the row's and the column's direction.
+
+    Args:
+        folder: its DICOM files are those of one series, one image a file; other files, and folders in it, are passed over.
 
     Raises:
-        InvalidImageError: as `read_dicom_series`, but for the modality.
+        InvalidImageError: no DICOM file, several series, images that are broken or not single slices with a position, two at
+            one position, or slices that are no even grid (an image is missing, a gantry tilt); it names them.
+
+    Source: PS3.3 C.7.6.2.1.1 (Image Position and Image Orientation).
     """
-    paths = dicom_files(folder)
+    paths = dicom_files(folder) if Path(folder).is_dir() else []
     if not paths:
         raise InvalidImageError(f"{folder}: no DICOM file lies in this folder; give the folder of one series.")
     series = [_read_slice(path) for path in paths]
     _check_alike(folder, series)
     normal = np.cross(*orientation(series[0]))
     series.sort(key=lambda d: float(normal @ position(d)))
-    for before, after in pairwise(series):
-        if normal @ (position(after) - position(before)) < 1e-3:
-            raise InvalidImageError(
-                f"{after.filename}: lies at the position of {Path(before.filename).name}; give one volume a folder."
-            )
-    try:
-        check_even(series)
-    except ValueError as error:
-        raise InvalidImageError(str(error)) from error
-    return series
-
-
-def slice_distance(series: Sequence[Dataset]) -> float:
-    """The distance in mm of the slices that `read_slices` gave; of a single one, what it says of itself.
-
-    Raises:
-        InvalidImageError: it says nothing.
-    """
-    first, last = series[0], series[-1]
-    if len(series) > 1:
-        return float(np.cross(*orientation(first)) @ (position(last) - position(first))) / (len(series) - 1)
-    thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness")
-    if not thickness:
-        raise InvalidImageError(f"{first.filename}: is a single slice without a Slice Thickness; set it.")
-    return float(thickness)
+    return series, checked_step(folder, series)
 
 
 def _name(dataset: Dataset) -> str:
@@ -114,6 +93,10 @@ def _read_slice(path: Path) -> Dataset:
         raise InvalidImageError(
             f"{path}: is not a slice with a position in space (no {', '.join(missing)}); a volume is made of such only."
         )
+    # pydicom returns what there is of pixels that end too early
+    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    if not compressed and len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8:
+        raise InvalidImageError(f"{path}: ends before its last pixel; the file is not complete, fetch it again.")
     return dataset
 
 

@@ -23,6 +23,7 @@ from ..digests import json_digest
 from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
 from ..weights import not_together, weights_digest
+from .dicom_objects import check_dicom_inputs, write_dicom_objects
 from .inputs import INPUTS
 from .overview import draw_overview
 from .predictor import measured
@@ -47,6 +48,7 @@ class Report:
         pipeline: all else that they depend on: transforms and inferer.
         overwrite: compute again what was computed before from the same input in the same way.
         manifest: says which weights belong together, see `bundle.not_together`; where they don't, every volume has a warning.
+        write_dicom: also write ``segmentation.dcm`` and ``anomaly_map.dcm``; an item that is no DICOM series is a failed one.
     """
 
     def __init__(
@@ -58,14 +60,18 @@ class Report:
         pipeline: Mapping[str, Any],
         manifest: str | None = None,
         overwrite: bool | str = False,
+        write_dicom: bool | str = False,
     ) -> None:
         self.items = items
+        self.write_dicom = is_true(write_dicom, "write_dicom")
+        if self.write_dicom:
+            check_dicom_inputs(items)
         self.about = {
             "settings": dict(settings),
             "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
             "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
         }
-        recipe = json_digest([self.about, code_digest(), settings_of(pipeline)])
+        recipe = json_digest([self.about, code_digest(), settings_of(pipeline), self.write_dicom])
         self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
         self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
         self.volumes: list[dict[str, Any]] = []
@@ -187,6 +193,8 @@ class Report:
             tqdm.write(f"{item['mask']}: {cause_of(error)}")
             result["warnings"].append("The known lesion mask could not be drawn beside the result.")
             draw_overview(result, None, item["name"], picture)
+        if self.write_dicom:  # last, with all warnings
+            write_dicom_objects(item, result, self.about["settings"], folder)
 
     @staticmethod
     def _outputs(result: Mapping[str, Any]) -> list[str]:
