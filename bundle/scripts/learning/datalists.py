@@ -9,6 +9,7 @@ Another data set is one function that returns such a list.
 from __future__ import annotations
 
 import csv
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,3 +64,24 @@ def brain_mr(
             }
         )
     return items
+
+
+def read_datalist(path: str, split: str | None = None) -> list[dict[str, Any]]:
+    """The items of a datalist file, of one section or of all, with absolute paths.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no such section.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such datalist; give one as --datalist.")
+    content = json.loads(file.read_text("utf-8"))
+    if split is not None and not content.get(split):
+        raise ValueError(f"{file}: has no section {split!r} with items.")
+    items = content[split] if split is not None else [item for section in content.values() for item in section]
+    return [{k: _absolute(v, file.parent) if k in ("image", "mask", "foreground") else v for k, v in item.items()} for item in items]
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    return [str(folder / v) for v in value] if isinstance(value, list) else str(folder / value)
