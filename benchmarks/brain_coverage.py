@@ -24,7 +24,6 @@ from scripts.bundle import declared
 from scripts.files import write
 from scripts.images.geometry import slice_numbers
 from scripts.images.masks import load_mask
-from scripts.images.normalization import BACKGROUND
 from scripts.learning.datalists import brain_mr
 from scripts.method.slices import assessed_slices
 
@@ -66,11 +65,11 @@ def coverage(
     patients = []
     for item in tqdm(brain_mr(dataset_dir, split), "preprocessing", unit="volume"):
         volume = preprocessing({k: item[k] for k in ("image", "spacing")})
-        image = volume["image"]
-        numbers = slice_numbers(image)  # of the slices that hold brain
+        inside = volume["foreground"]
+        numbers = slice_numbers(inside)  # of the slices that hold brain
         assessed, brain = np.zeros(len(item["label"]), bool), np.zeros(len(item["label"]), int)
-        assessed[numbers] = assessed_slices(image.as_tensor(), fraction).numpy()
-        brain[numbers] = (image.as_tensor()[0] > BACKGROUND).sum(dim=(0, 1)).numpy()
+        assessed[numbers] = assessed_slices(inside.as_tensor(), fraction).numpy()
+        brain[numbers] = (inside.as_tensor()[0] >= 0.5).sum(dim=(0, 1)).numpy()
         lesion = load_mask(item["mask"], volume["input_image"]).as_tensor()[0].sum(dim=(0, 1)).numpy()
         patients.append(counted(np.array(item["label"]) >= 0, assessed, brain, lesion))
     record: dict[str, Any] = {"split": split, "patients": len(patients)}

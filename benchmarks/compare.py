@@ -44,7 +44,6 @@ from scripts.device import autocast, fastest_precision
 from scripts.files import write
 from scripts.fingerprints import fingerprint
 from scripts.images.geometry import slice_numbers
-from scripts.images.normalization import BACKGROUND
 from scripts.judging.bootstrap import bootstrap, paired_bootstrap
 from scripts.judging.cases import SliceCase
 from scripts.judging.metrics import METRICS, MIN_LESION_PIXELS, best_threshold, dice, metrics
@@ -77,6 +76,11 @@ NUMBERS = (16, 32, 64, 128)
 """Of slices, for how the default's time and memory grow."""
 SIZES = {"to 250": (MIN_LESION_PIXELS, 250), "250 to 1,000": (250, 1000), "above 1,000": (1000, np.inf)}
 """Lesion pixels of a slice."""
+
+
+def everywhere(x: torch.Tensor) -> torch.Tensor:
+    """Every pixel of slices ``(N, C, H, W)``, bool ``(N, 1, H, W)``."""
+    return torch.ones_like(x[:, :1], dtype=torch.bool)
 
 
 def times(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -117,7 +121,7 @@ def reference(eps: NoiseModel, guidance: ClassifierGuidance, alphas: torch.Tenso
     return sample
 
 
-def tutorial(eps: NoiseModel, guidance: ClassifierGuidance, scheduler: Any, noise_level: int) -> Sampler:
+def tutorial(eps: NoiseModel, guided: NoiseModel, scheduler: Any, noise_level: int) -> Sampler:
     """MONAI's tutorial: its scheduler's own steps, 0 to L - 1 up and L to 1 down; here towards healthy."""
     scheduler.set_timesteps(scheduler.num_train_timesteps)
 
@@ -125,7 +129,7 @@ def tutorial(eps: NoiseModel, guidance: ClassifierGuidance, scheduler: Any, nois
         for t in range(noise_level):
             x, _ = scheduler.reversed_step(eps(x, times(x, t)), t, x)
         for t in range(noise_level, 0, -1):
-            x, _ = scheduler.step(guidance(x, times(x, t)), t, x)
+            x, _ = scheduler.step(guided(x, times(x, t)), t, x)
         return x
 
     return sample
@@ -158,7 +162,10 @@ def learned_maps(student: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 class Split:
-    """The labelled slices of a split's patients: ``x`` ``(N, C, H, W)``, ``probability`` and ``subset``, bool, ``(N,)``."""
+    """The labelled slices of a split's patients.
+
+    ``x`` ``(N, C, H, W)``, ``foreground`` bool ``(N, 1, H, W)``, ``probability`` and ``subset``, bool, ``(N,)``.
+    """
 
     def __init__(self, root: str, name: str, preprocessing: Any, classifier: torch.nn.Module, seed: int) -> None:
         self.items = brain_mr(root, name)
@@ -170,8 +177,11 @@ class Split:
             torch.tensor([item["label"][n] >= 0 for n in slice_numbers(volume["image"])])
             for item, volume in zip(self.items, self.volumes, strict=True)
         ]
-        planes = [v["image"].as_tensor().movedim(-1, 0)[w] for v, w in zip(self.volumes, self.wanted, strict=True)]
-        self.x = torch.cat(planes)
+        planes, inside = (
+            [v[key].as_tensor().movedim(-1, 0)[w] for v, w in zip(self.volumes, self.wanted, strict=True)]
+            for key in ("image", "foreground")
+        )
+        self.x, self.foreground = torch.cat(planes), torch.cat(inside) >= 0.5
         self.depths = [len(p) for p in planes]
         with torch.no_grad():
             logits = torch.cat([classifier(b, times(b, 0)).float() for b in self.x.split(16)])
@@ -212,7 +222,7 @@ class Row:
     """An algorithm, on all slices or the subset, and how its cost is taken: `timed` slices, `batch` of them a call."""
 
     sampler: Sampler
-    everywhere: bool
+    on_all: bool
     timed: int
     batch: int
     memory_format: torch.memory_format
@@ -230,7 +240,7 @@ class Algorithms:
         eps = self.counted("network", lambda x, t: self.network(x, t).float())
 
         def guided(scale: float) -> ClassifierGuidance:
-            guidance = ClassifierGuidance(self.classifier, alphas, scale)(eps)
+            guidance = ClassifierGuidance(self.classifier, alphas, scale)
             guidance.gradient = self.counted("gradient", guidance.gradient)
             return guidance
 
@@ -238,8 +248,8 @@ class Algorithms:
 
         def ours(scale: float, **settings: Any) -> Sampler:
             inferer = declared("inferer", classifier=self.classifier, **settings)
-            inferer.guidance = lambda noise_model: guided(scale)
-            return lambda x: inferer.slices(x, eps)["counterfactual"]
+            inferer.guidance = guided(scale)
+            return lambda x: inferer.slices(x, everywhere(x), eps)["counterfactual"]
 
         self.student = declared("student")
         self.student.forward = self.counted("student", self.student.forward)
@@ -257,8 +267,10 @@ class Algorithms:
             DEFAULT: Row(ours(scale, student=self.student), True, CPU_BATCH, *as_ours),
             "ours at the paper's setting, L = 500, s = 100": Row(ours(100.0, **paper), False, 2, *as_ours),
             REFERENCE: Row(reference(eps, guided(100.0), alphas, 500), False, 1, *as_theirs),
-            "MONAI tutorial, L = 200, s = 10": Row(tutorial(eps, guided(10.0), scheduler, 200), False, 1, *as_theirs),
-            "DDPM, L = 500, guided, s = 10": Row(ancestral(guided(10.0), alphas, 500, 50), False, 16, *as_ours),
+            "MONAI tutorial, L = 200, s = 10": Row(
+                tutorial(eps, guided(10.0)(eps), scheduler, 200), False, 1, *as_theirs
+            ),
+            "DDPM, L = 500, guided, s = 10": Row(ancestral(guided(10.0)(eps), alphas, 500, 50), False, 16, *as_ours),
             "DDPM, L = 250, unguided": Row(ancestral(eps, alphas, 250, 50), False, 16, *as_ours),
         }
 
@@ -274,15 +286,18 @@ class Algorithms:
 
         return call
 
-    def run(self, name: str, x: torch.Tensor, batch: int, seed: int) -> dict[str, Any]:
-        """The counterfactuals ``(N, C, H, W)``, the calls a slice, the seconds a slice and the share within networks."""
+    def run(self, name: str, x: torch.Tensor, foreground: torch.Tensor, batch: int, seed: int) -> dict[str, Any]:
+        """The counterfactuals ``(N, C, H, W)``, the calls a slice, the seconds a slice and the share within networks.
+
+        What lies outside the foreground is its own counterfactual, whatever the algorithm.
+        """
         torch.manual_seed(seed)
         self.calls.update(network=0, gradient=0, student=0)
         self.seconds, start = 0.0, time.perf_counter()
         with torch.no_grad(), autocast("cpu", self.rows[name].precision):
             parts = [self.rows[name].sampler(b) for b in tqdm(x.split(batch), name)]
         seconds = time.perf_counter() - start
-        healthy = torch.where(x > -1, torch.cat(parts).float().clamp(-1, 1), x)
+        healthy = torch.where(foreground, torch.cat(parts).float().clamp(-1, 1), x)
         calls = {k: v // len(x) for k, v in self.calls.items()}
         return {"healthy": healthy, **calls, "seconds": seconds / len(x), "share": self.seconds / seconds}
 
@@ -292,12 +307,12 @@ def cost(row: str, slices: str, number: str = "0") -> None:
 
     `number` is that of slices, by default the row's own.
     """
-    x = torch.load(slices, weights_only=True)
+    x, foreground = torch.load(slices, weights_only=True)
     if row == STUDENT:
         student, inferer = declared("network", "preview"), declared("inferer", "preview")
-        inferer.slices(x[:2], student)
+        inferer.slices(x[:2], foreground[:2], student)
         start = time.perf_counter()
-        inferer.slices(x[:16], student)
+        inferer.slices(x[:16], foreground[:16], student)
         seconds, share = (time.perf_counter() - start) / len(x[:16]), 1.0
     else:
         algorithms = Algorithms()
@@ -307,7 +322,8 @@ def cost(row: str, slices: str, number: str = "0") -> None:
                 network.to(memory_format=how.memory_format)(x[:1], times(x[:1], 0))
             learned_map(algorithms.student, x[:1])
         number = int(number) or how.timed
-        result = algorithms.run(row, x.repeat(-(-number // len(x)), 1, 1, 1)[:number], how.batch, 0)
+        x, foreground = (a.repeat(-(-number // len(a)), 1, 1, 1)[:number] for a in (x, foreground))
+        result = algorithms.run(row, x, foreground, how.batch, 0)
         seconds, share = result["seconds"], result["share"]
     # not resource's ru_maxrss, which begins at that of the process that started this one
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -326,8 +342,10 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def label_threshold(cases: list[SliceCase], method: str) -> float:
-    """Otsu's threshold of the brain of slices labelled diseased: image-level labels alone choose it."""
-    return float(threshold_otsu(np.concatenate([c.maps[method][c.brain] for c in cases if c.diseased == DISEASED])))
+    """Otsu's threshold of the foreground of slices labelled diseased: image-level labels alone choose it."""
+    return float(
+        threshold_otsu(np.concatenate([c.maps[method][c.foreground] for c in cases if c.diseased == DISEASED]))
+    )
 
 
 def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, Any]:
@@ -371,11 +389,12 @@ def compare(
 
     def of_rival(name: str) -> dict[str, Any]:
         x = torch.stack([train[i]["image"] for i in range(len(train))])
-        read = trained(name, x, torch.tensor(train.labels), algorithms.classifier, minutes, seed)
+        inside = torch.stack([train.foreground(i) for i in range(len(train))])
+        read = trained(name, x, inside, torch.tensor(train.labels), algorithms.classifier, minutes, seed)
         start = time.perf_counter()
-        maps, scores = read(splits["test"].x)
+        maps, scores = read(splits["test"].x, splits["test"].foreground)
         seconds = (time.perf_counter() - start) / len(maps)
-        return {"test": (maps, scores), "val": read(splits["val"].x), "seconds": seconds}
+        return {"test": (maps, scores), "val": read(splits["val"].x, splits["val"].foreground), "seconds": seconds}
 
     def of_masks() -> dict[str, torch.Tensor]:
         network = supervised(dataset_dir, cache_dir, supervised_minutes)
@@ -384,7 +403,7 @@ def compare(
     # every method's maps and scores a split; the readings of the subset's rows are of the subset alone
     cases: dict[str, list[SliceCase]] = {}
     costs: dict[str, dict[str, Any]] = {}
-    everywhere = [BASELINE, GATED, INTENSITY]
+    on_all = [BASELINE, GATED, INTENSITY]
     rivals = {name: kept(cache(name, minutes, of=("classifier",)), lambda n=name: of_rival(n)) for name in RIVALS}
     with_masks = kept(cache(SUPERVISED, supervised_minutes, of=()), of_masks)
     for split, s in splits.items():
@@ -392,29 +411,31 @@ def compare(
         scores: dict[str, torch.Tensor] = {"number": torch.arange(len(s.x)), "p(diseased)": s.probability}
         learned = s.with_neighbours(learned_maps(algorithms.student, s.x))
         for name, row in algorithms.rows.items():
-            which = torch.ones_like(s.subset) if row.everywhere else s.subset
+            which = torch.ones_like(s.subset) if row.on_all else s.subset
             # the result does not depend on the batch, the time does
             kept_as = cache(name, split, SUBSET[split])
-            made = kept(kept_as, lambda n=name, x=s.x[which]: algorithms.run(n, x, 16, seed))
+            x, inside = s.x[which], s.foreground[which]
+            made = kept(kept_as, lambda n=name, x=x, inside=inside: algorithms.run(n, x, inside, 16, seed))
             found = {"counterfactual": made["healthy"], "probability": s.probability[which]}
             labels = {COUNTERFACTUAL: name, PAPER: f"{name}, the paper's map"}
             if name == DEFAULT:
                 found["student"] = learned
                 labels |= {OURS: DEFAULT, COUNTERFACTUAL: ALONE}
-            read = readings(s.x[which], found, *reading)
+            read = readings(x, found, inside, *reading)
             for method, label in labels.items():
                 maps[label], scores[label] = torch.zeros(len(s.x), 1, *s.x.shape[2:]), torch.zeros(len(s.x))
                 maps[label][which], scores[label][which] = read[0][method], read[1][method]
                 costs[label] = {"network_calls": made["network"], "gradients": made["gradient"], "row": name}
-                everywhere += [label] if row.everywhere and label not in everywhere else []
+                on_all += [label] if row.on_all and label not in on_all else []
         for name, lesion in ((STUDENT, learned), (SUPERVISED, s.with_neighbours(with_masks[split]))):
-            maps[name] = combined_map(s.x, {"student": lesion, "probability": s.probability}, *reading)
-            scores[name] = slice_score(maps[name], s.x[:, :1] > BACKGROUND, s.probability)
+            found = {"student": lesion, "probability": s.probability}
+            maps[name] = combined_map(s.x, found, s.foreground, *reading)
+            scores[name] = slice_score(maps[name], s.foreground, s.probability)
             costs[name] = {"network_calls": 1, "gradients": 0, "row": STUDENT}
         for name, made in rivals.items():
             maps[name], scores[name] = made[split]
             costs[name] = {"seconds": made["seconds"]}
-        everywhere += [n for n in (STUDENT, SUPERVISED, *rivals) if n not in everywhere]
+        on_all += [n for n in (STUDENT, SUPERVISED, *rivals) if n not in on_all]
         cases[split] = s.cases(maps, scores)
         for case in cases[split]:
             p = case.scores["p(diseased)"]
@@ -423,7 +444,8 @@ def compare(
             case.scores[GATED] = case.scores[BASELINE] * kept_part * p
 
     sample = cache("sample", SUBSET["test"])
-    kept(sample, lambda: splits["test"].x[splits["test"].subset].repeat(2, 1, 1, 1)[:16])
+    test = splits["test"]
+    kept(sample, lambda: [a[test.subset].repeat(2, 1, 1, 1)[:16] for a in (test.x, test.foreground)])
     for c in costs.values():
         if "row" in c:
             c |= kept(cache("cost", c["row"], of=tuple(weights)), lambda row=c["row"]: measured(row, sample))
@@ -437,7 +459,7 @@ def compare(
             split: [c for c in found if where == "all" or splits[split].subset[int(c.scores["number"])]]
             for split, found in cases.items()
         }
-        for method in everywhere if where == "all" else [*everywhere, *(m for m in costs if m not in everywhere)]:
+        for method in on_all if where == "all" else [*on_all, *(m for m in costs if m not in on_all)]:
             threshold = best_threshold(chosen["val"], method, "foreground")
             from_labels = label_threshold(chosen["val"], method)
             point = metrics(chosen["test"], method, threshold, "foreground")

@@ -100,15 +100,14 @@ def benchmark(slices: int = VOLUME, output: str = str(ROOT / "benchmarks" / "pap
     inferer = declared("inferer", classifier=classifier, student=None)
     x = torch.rand(slices, *SHAPE, device=device) * 2 - 1
 
-    def noise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return network(x, t)[:, : SHAPE[0]]
-
     calls: Counter[str] = Counter()
     network.register_forward_hook(lambda *_: calls.update(["network"]))
     classifier.register_forward_hook(
         lambda module, inputs, _: calls.update(["gradient" if inputs[0].requires_grad else "classifier"])
     )
-    inferer.slices(x[:1], noise)  # also the first call, which chooses how
+    inferer.slices(
+        x[:1], torch.ones_like(x[:1, :1], dtype=torch.bool), network
+    )  # also the first call, which chooses how
     calls_a_slice = dict(calls)
     of_call = {
         "network": flop("network_def"),
@@ -120,7 +119,7 @@ def benchmark(slices: int = VOLUME, output: str = str(ROOT / "benchmarks" / "pap
         torch.cuda.reset_peak_memory_stats()
     volume = x.movedim(0, -1)[None]
     every = torch.ones(1, slices, dtype=torch.bool, device=device)
-    a_slice = seconds(lambda: inferer(volume, noise, assessed=every), device) / slices
+    a_slice = seconds(lambda: inferer(volume, network, assessed=every), device) / slices
     chip = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     record = {
         "machine": f"{chip or platform.machine()}, {torch.get_num_threads()} threads",

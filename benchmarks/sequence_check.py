@@ -4,7 +4,7 @@
 
 `brain_mr` is the folder of TCGA-LGG with ``slices.csv`` and T1, T1 with contrast and FLAIR (`learning.datalists`), `brats`
 one of BraTS with a folder a case and ``cases.csv``, and `others` a JSON datalist with ``image``, ``sequence``, ``subject``,
-``stripped`` and, where there is one, ``brain``. Brains are the data set's own, or what the bundle finds.
+``stripped`` and, where there is one, ``foreground``. Brains are the data set's own, or what the bundle finds.
 
 Fits the logistic regression of `images.sequence_check` on all images and writes it to the JSON file beside that module; its
 errors, from five-fold cross-validation over patients (a person in two sets is one patient) and from fits on one set alone, go

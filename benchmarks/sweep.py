@@ -6,7 +6,7 @@ Slices are drawn with `seed`, encoded once a noise level and decoded once a scal
 mean of the counterfactual's and the student's, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns need no
 mask: the threshold of ``dice_labels`` is Otsu's of the slices labelled diseased; ``contrast`` is the AUROC with which the mean
 of the counterfactual's map, without the classifier's gate, tells them from the others; ``separability`` is Otsu's own
-criterion, how much of the variance of that map, without the gate too, in their brains lies between its two classes. Test
+criterion, how much of the variance of that map, without the gate too, in their foreground lies between its two classes. Test
 patients are never read.
 """
 
@@ -35,8 +35,8 @@ from scripts.method.sampler import decode, encode, timestep_grid
 
 
 def separability(cases: list[SliceCase], method: str) -> float:
-    """The share of the variance that lies between Otsu's two classes, of the map in the brain of slices labelled diseased."""
-    values = np.concatenate([c.maps[method][c.brain] for c in cases if c.diseased == DISEASED])
+    """The share of the map's variance that lies between Otsu's two classes, in the foreground of slices labelled diseased."""
+    values = np.concatenate([c.maps[method][c.foreground] for c in cases if c.diseased == DISEASED])
     above = values > label_threshold(cases, method)
     return float(above.mean() * (1 - above.mean()) * (values[above].mean() - values[~above].mean()) ** 2 / values.var())
 
@@ -57,7 +57,7 @@ def sweep(
     reading = declared("polarity"), declared("median_size")
     split = Split(dataset_dir, "val", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
     chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
-    x = split.x[chosen]
+    x, inside = split.x[chosen], split.foreground[chosen]
     learned = split.with_neighbours(learned_maps(student, split.x))
     known = {"probability": split.probability[chosen], "student": learned[chosen]}
     rows = []
@@ -79,10 +79,10 @@ def sweep(
             guided = ClassifierGuidance(classifier, alphas, scale)(noise_model)
             with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
                 healthy = torch.cat([decode(guided, n, grid, alphas) for n in noise])
-            healthy = torch.where(x > -1, healthy.clamp(-1, 1), x)
-            maps, scores = readings(x, known | {"counterfactual": healthy}, *reading)
+            healthy = torch.where(inside, healthy.clamp(-1, 1), x)
+            maps, scores = readings(x, known | {"counterfactual": healthy}, inside, *reading)
             ungated = {"counterfactual": healthy, "probability": torch.ones(len(x))}
-            plain, plain_scores = readings(x, ungated, *reading)
+            plain, plain_scores = readings(x, ungated, inside, *reading)
             of_pixels = {"map": maps[OURS], "alone": maps[COUNTERFACTUAL], "plain": plain[COUNTERFACTUAL]}
             of_image = {"map": scores[OURS], "alone": scores[COUNTERFACTUAL], "plain": plain_scores[COUNTERFACTUAL]}
             cases = split.cases(

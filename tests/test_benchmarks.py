@@ -56,7 +56,7 @@ def test_the_reference_takes_998_calls_and_499_gradients_and_heals() -> None:
             calls["gradient"].append(int(t[0]))
             return super().gradient(x, t)
 
-    guidance = Counted(eps, NoisedClassifier(), alphas_cumprod(), 1.0)
+    guidance = Counted(NoisedClassifier(), alphas_cumprod(), 1.0)
     healthy = compare.reference(eps, guidance, alphas_cumprod(), 500)(images(DISEASED, 4))
     up, down = list(range(1, 500)), list(range(498, -1, -1))
     assert calls == {"network": up + down, "gradient": down}
@@ -82,7 +82,7 @@ def test_the_reference_pairs_timesteps_as_its_code_does() -> None:
 
     torch.manual_seed(0)
     x = 0.1 * torch.rand(1, 1, 4, 4, dtype=torch.float64)  # so small that nothing is clipped
-    y = compare.reference(eps, NoGradient(eps, NoisedClassifier(), alphas, 1.0), alphas, level)(x)
+    y = compare.reference(eps, NoGradient(NoisedClassifier(), alphas, 1.0), alphas, level)(x)
     pairs = [(t, t + 1) for t in range(1, 20)] + [(t, t - 1) for t in range(18, -1, -1)]
     assert [t for t, _ in seen] == [t for t, _ in pairs]
     torch.manual_seed(0)
@@ -106,8 +106,8 @@ def test_ancestral_sampling_ends_in_the_mode_it_is_guided_to(guided: bool) -> No
 
 
 def test_the_tutorials_loop_heals() -> None:
-    guidance = ClassifierGuidance(NoisedClassifier(), alphas_cumprod(), 1.0)(noise_model())
-    y = compare.tutorial(noise_model(), guidance, scheduler(), 200)(images(DISEASED, 4))
+    guided = ClassifierGuidance(NoisedClassifier(), alphas_cumprod(), 1.0)(noise_model())
+    y = compare.tutorial(noise_model(), guided, scheduler(), 200)(images(DISEASED, 4))
     assert y.shape == (4, 1, 4, 4) and distance(y, HEALTHY).mean() < 0.8
 
 
@@ -135,7 +135,8 @@ def test_rivals_read_slices(name: str) -> None:
             "classifier_def#num_head_channels": 8,
         },
     ).requires_grad_(False)
-    a, scores = rivals.trained(name, x, labels, classifier, 0.1, seed=0)(x[:4])
+    inside = x > -1
+    a, scores = rivals.trained(name, x, inside, labels, classifier, 0.1, seed=0)(x[:4], inside[:4])
     assert a.shape == (4, 1, 72, 88) and scores.shape == (4,)
     assert bool((a >= 0).all()) and not a[x[:4] == -1].any() and bool(a.isfinite().all())
     if "healthy slices" in name:
