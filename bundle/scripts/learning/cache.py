@@ -83,15 +83,13 @@ class SliceCache:
         """
         with exclusive(self.index_path.with_name("lock")):
             found = self.entries()
-            # without what a killed process has left
             self._next = max((e.first + len(e.numbers) for e in found.values()), default=0)
-            lines = [json.dumps(asdict(entry)) for entry in found.values()]
-            if self._shape is not None and self.index_path.read_bytes().count(b"\n") != len(lines) + 1:
-                self._rewrite_index(lines)
+            if self._shape is not None:
+                # without what a killed process has left
+                content = "".join(f"{json.dumps(line)}\n" for line in ({"shape": self._shape}, *map(asdict, found.values())))
+                if self.index_path.read_bytes() != content.encode():
+                    write(self.index_path, content.encode())
             yield found
-
-    def _rewrite_index(self, lines: Sequence[str]) -> None:
-        write(self.index_path, "".join(f"{line}\n" for line in [json.dumps({"shape": self._shape}), *lines]).encode())
 
     def append(self, volume: str, numbers: Sequence[int], images: np.ndarray, foregrounds: np.ndarray) -> Entry:
         """Add a volume, within `writing`.
@@ -109,7 +107,7 @@ class SliceCache:
         shape = list(images.shape[1:])
         if self._shape is None:
             self._shape = shape
-            self._rewrite_index([])
+            write(self.index_path, (json.dumps({"shape": shape}) + "\n").encode())
         if shape != self._shape:
             raise ValueError(f"its slices have the shape {shape}, and those before it {self._shape}.")
         rows = np.empty(len(numbers), self._row)

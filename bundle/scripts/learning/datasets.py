@@ -113,8 +113,9 @@ class SliceDataset(Dataset):
             raise ValueError("the datalist has no labelled slice within the trained range; see the warnings above.")
         self.digest = digest.hexdigest()[:16]
         """A hash of the slices and what they teach, wherever their files lie, 16 hexadecimal digits."""
-        self._targets = None if targets is None else targets(self)
-        if self._targets is not None:
+        self._targets: Targets | None = None
+        if targets is not None:
+            self._targets = targets(self)
             self.digest = self._targets.digest
 
     def __len__(self) -> int:

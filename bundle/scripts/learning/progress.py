@@ -22,32 +22,32 @@ class Progress:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        self._total = budget.steps * budget.batch_size
+        self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        """To the trainer; behind what loads its checkpoint."""
+        """To the trainer; before what ends it at an error."""
         self._epoch = Timer().attach(engine, start=Events.EPOCH_STARTED, pause=Events.EPOCH_COMPLETED)
         self._waiting = Timer().attach(
             engine, start=Events.EPOCH_STARTED, pause=Events.GET_BATCH_COMPLETED, resume=Events.GET_BATCH_STARTED
         )
-        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
         for end in (Events.COMPLETED, Events.EXCEPTION_RAISED):
             engine.add_event_handler(end, self._close)
 
-    def _start(self, engine: Engine) -> None:
-        self._total = self.budget.steps * self.budget.batch_size
-        done = engine.state.iteration * self.budget.batch_size
-        self._bar = tqdm(total=self._total, initial=done, desc="training", unit=" images", leave=False)
-
     def _reset(self, engine: Engine) -> None:
+        if self._bar is None:  # only now it is known where a training goes on
+            done = engine.state.iteration * self.budget.batch_size
+            self._bar = tqdm(total=self._total, initial=done, desc="training", unit=" images", leave=False)
         self._images, self._losses = 0, 0.0
 
     def _count(self, engine: Engine) -> None:
         loss = loss_of(engine.state.output)
         self._images += self.budget.batch_size
         self._losses += loss * self.budget.batch_size
+        assert self._bar is not None
         self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         self._bar.update(self.budget.batch_size)
 
@@ -61,4 +61,6 @@ class Progress:
         )
 
     def _close(self, engine: Engine, *error: BaseException) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
