@@ -194,7 +194,7 @@ def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
         ({"image": "a\0.nii"}, "'image' must be"),
         ({"image": "a.nii", "foreground": "\ud800"}, "'foreground' must be a path"),
         ({"image": "a.nii", "mask": ["m.nii"]}, r"'mask' must be a path, got \[\"m.nii\"\]"),
-        ({"image": "a.nii", "spacing": [1, 1]}, "'spacing' must be three voxel sizes in mm above 0"),
+        ({"image": "a.nii", "spacing": [1]}, "'spacing' must be three voxel sizes in mm above 0"),
         ({"image": "a.nii", "spacing": [1, 1, float("nan")]}, "'spacing' must be three voxel sizes"),
         ({"image": "a.nii", "spacing": ["1", "1", "1"]}, "'spacing' must be three voxel sizes"),
         ({"image": "a.nii", "forground": "b.nii"}, "'forground' is no field; did you mean 'foreground'"),
