@@ -156,7 +156,7 @@ class Bundle:
 
     def options(self, mode: str = FULL) -> dict[str, float]:
         """The options that a request may set, with their defaults."""
-        return dict(self._configs[mode]["displayable_configs"])
+        return dict(self.declared("displayable_configs", mode=mode))
 
     def config(self, mode: str = FULL) -> dict[str, Any]:
         """What the bundle's files say of a mode."""
