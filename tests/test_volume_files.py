@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.images.assembling import assemble
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.volume_files import Loaded
 from scripts.running.saving import save_nifti
@@ -67,7 +68,7 @@ def test_bad_input_names_file_and_reason(case: str, tmp_path: Path) -> None:
 def test_singular_affine_is_refused() -> None:
     image = Loaded(torch.rand(40, 40, 4), torch.diag(torch.tensor([2.0, 2.0, 0.0, 1.0])))
     with pytest.raises(InvalidImageError, match="a.nrrd: its affine is singular"):
-        LoadVolumed("image")._assemble([image], ["a.nrrd"], None)
+        assemble([image], ["a.nrrd"], channels=1, min_size=32)
 
 
 def test_mismatched_sequences(tmp_path: Path) -> None:
