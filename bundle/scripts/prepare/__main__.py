@@ -51,4 +51,4 @@ def check_options(arguments: list[str]) -> None:
 if __name__ == "__main__":
     sys.excepthook = say
     check_options(sys.argv[1:])
-    fire.Fire(COMMANDS, name="python -m scripts.prepare")
+    fire.Fire(COMMANDS, name="scripts.prepare")

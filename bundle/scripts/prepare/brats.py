@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checks import check_number
-from .preparation import Preparation, choice, folder_of, rows_of, texts
+from .options import choice, folder_of, rows_of, texts
+from .preparation import Preparation
 from .slice_labels import checked_slices, labels_of, lesion_voxels
 from .splitting import section_of
 

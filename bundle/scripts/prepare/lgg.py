@@ -16,7 +16,8 @@ from tqdm import tqdm
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
 from .msd_brain import save
-from .preparation import Preparation, choice, folder_of, texts
+from .options import choice, folder_of, texts
+from .preparation import Preparation
 
 CHANNELS = ("pre", "flair", "post")
 FILES = [f"{name}.nii.gz" for name in (*CHANNELS, "seg")]
