@@ -66,7 +66,7 @@ def brats(
             continue
         images = [files[part] for part in wanted]
         try:
-            lesion = made.once([*images, files["seg"]], "", partial(lesion_voxels, files["seg"], images))
+            lesion = made.reads.once([*images, files["seg"]], "lesion", partial(lesion_voxels, files["seg"], images))
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))
             continue

@@ -74,9 +74,9 @@ def lgg(
             continue
         target = Path(images) / folder.name
         try:
-            read = made.once(
+            read = made.reads.once(
                 [file for pair in files for file in pair],
-                [os.path.abspath(target), pixel, stack_height],
+                ["lgg", os.path.abspath(target), pixel, stack_height],
                 partial(_convert, files, target, pixel, stack_height),
                 again=not set(FILES) <= made.names(target),
             )

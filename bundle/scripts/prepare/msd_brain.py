@@ -66,7 +66,7 @@ def msd_brain(
         image, mask = (source / entry[key] for key in ("image", "label"))
         name = image.name.split(".nii")[0]
         try:
-            lesion = made.once([image, mask], "", partial(lesion_voxels, mask, [image]))
+            lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
             paths = [image] if whole else _written(image, wanted, Path(str(images)) / name)
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))

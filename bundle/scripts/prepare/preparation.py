@@ -5,29 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checks import check_number, is_true
-from ..digests import json_digest
 from ..files import write
 from ..learning.datalists import FILES, checked, paths_of
 from .counting import Item, described, label_counts, some
+from .reads import Reads
 from .splitting import SECTIONS, checked_fractions, read_split, split_subjects
 
 
 class Preparation:
     """Collects a datalist's items and writes it, whole or not at all.
 
-    What takes time to read is kept in a file beside the output, ``<output>.read``, so that a command that was stopped, or is
-    run again with other options, reads no case twice. It may be deleted.
-
     Args:
         command: the layout's name.
-        output: the datalist to write.
-        options: of the command, by which the file is known again; "output", "overwrite" and "split" are taken from them.
         folder: what the items' paths are relative to.
+        options: of the command, by which the file is known again.
 
     Raises:
         ValueError: there is such a file, of another command or with other options, and `overwrite` is not true; or an option
@@ -53,7 +49,7 @@ class Preparation:
         self.left_out: dict[str, str] = {}
         self.passed_over: Counter[str] = Counter()
         self._images: set[str] = set()
-        self._reads: dict[str, Any] | None = None
+        self.reads = Reads(self.output.with_name(self.output.name + ".read"))
         self._listings: dict[Path, frozenset[str]] = {}
 
     def _refuse_another(self) -> None:
@@ -105,31 +101,6 @@ class Preparation:
             except OSError:
                 self._listings[folder] = frozenset()
         return self._listings[folder]
-
-    def once(self, files: Iterable[Path], settings: Any, read: Callable[[], Any], again: bool = False) -> Any:
-        """What `read` gives (JSON), read anew only if a file's size or time of change, or the settings, are others.
-
-        With `again` it is read anew all the same.
-
-        Raises:
-            OSError: a file is missing.
-        """
-        states = [(os.path.abspath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        key = json_digest([self.made_by["command"], states, settings])
-        path = self.output.with_name(self.output.name + ".read")
-        if self._reads is None:
-            self._reads = {}
-            for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
-                try:
-                    self._reads.update([json.loads(line)])
-                except (ValueError, TypeError):  # the last line of a run that was killed
-                    continue
-        if again or key not in self._reads:
-            self._reads[key] = read()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps([key, self._reads[key]]))
-        return self._reads[key]
 
     def write(self, expected: str) -> None:
         """Split by patient, write the file, and say what is in it.
