@@ -144,6 +144,26 @@ def test_damaged_cases_are_named_and_a_rerun_reads_only_what_is_new(
     assert [item["subject"] for item in items_of(path)].count("BraTS2021_00002") == 1
 
 
+def test_a_command_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, path = tmp_path / "data", tmp_path / "d.json"
+    for n in range(4):
+        write_case(data / f"BraTS2021_0000{n}", names=("flair",))
+    read: list[str] = []
+
+    def stopped(mask: Path, _: Any) -> dict[str, Any]:
+        read.append(mask.name[:15])
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return LESION
+
+    monkeypatch.setattr("scripts.prepare.brats.lesion_voxels", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        brats(root=str(data), output=str(path))
+    assert not path.exists()
+    brats(root=str(data), output=str(path))
+    assert read == [f"BraTS2021_0000{n}" for n in (0, 1, 2, 2, 3)] and len(items_of(path)) == 4
+
+
 LESION = {"voxels": list(TUMOUR), "upwards": True}
 
 
