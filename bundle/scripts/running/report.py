@@ -28,7 +28,7 @@ from .inputs import INPUTS
 from .overview import draw_overview
 from .predictor import measured
 from .results import Results
-from .saving import save_nifti
+from .saving import is_of_picture, save_labels_png, save_nifti
 
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 
@@ -36,10 +36,10 @@ OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 class Report:
     """Writes each volume's results whole or not at all, and a summary of all that lie in the output folder.
 
-    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz``,
-    ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all volumes, of earlier runs
-    too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose postprocessing ends with
-    `RestoreGridd`.
+    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz`` (of a picture
+    ``pred.png`` too), ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all
+    volumes, of earlier runs too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose
+    postprocessing ends with `RestoreGridd`.
 
     Args:
         items: see `find_inputs`.
@@ -181,6 +181,8 @@ class Report:
     def _write_files(self, item: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> None:
         for key in self._outputs(result):
             save_nifti(result[key], item["image"], folder / f"{key}.nii.gz")
+        if is_of_picture(result["pred"], item["image"]):
+            save_labels_png(result["pred"], folder / "pred.png")
         picture = folder / "overview.png"
         try:
             draw_overview(result, item.get("mask"), item["name"], picture)
