@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from scripts import files
 from scripts.errors import message_of
-from scripts.files import replacing, write
 from scripts.running.records import identify
 from scripts.running.results import MAX_NAME, Results
 from synthetic import write_head
@@ -464,12 +464,12 @@ def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "map.nii.gz"
-    write(path, b"old")
-    with pytest.raises(OSError, match="full"), replacing(path) as partial:
+    files.write(path, b"old")
+    with pytest.raises(OSError, match="full"), files.replacing(path) as partial:
         partial.write_bytes(b"ne")
         assert partial.parent == tmp_path and partial.name.endswith("map.nii.gz") and path.read_bytes() == b"old"
         raise OSError("the disk is full")
     assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"] and path.read_bytes() == b"old"
-    with replacing(path) as partial:
+    with files.replacing(path) as partial:
         partial.write_bytes(b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"] and path.read_bytes() == b"new"
