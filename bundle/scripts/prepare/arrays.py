@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
 from ..files import write
-from .preparation import Preparation, rows_of
+from .options import rows_of
+from .preparation import Preparation
 from .splitting import section_of
 
 BOX_GRID = 1024

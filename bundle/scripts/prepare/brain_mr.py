@@ -8,8 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checks import is_true
-from ..learning.datalists import STACK_HEIGHT
-from .preparation import Preparation, choice, folder_of, rows_of, texts
+from .lgg import STACK_HEIGHT
+from .options import choice, folder_of, rows_of, texts
+from .preparation import Preparation
 from .splitting import section_of
 
 SEQUENCES = ("flair", "t1", "t1gd")

@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checks import check_number
-from .preparation import Preparation, choice, folder_of, rows_of, texts
+from .options import choice, folder_of, rows_of, texts
+from .preparation import Preparation
 from .slice_labels import checked_slices, labels_of, lesion_voxels
 from .splitting import section_of
 
@@ -65,7 +66,7 @@ def brats(
             continue
         images = [files[part] for part in wanted]
         try:
-            lesion = made.once([*images, files["seg"]], "", partial(lesion_voxels, files["seg"], images))
+            lesion = made.reads.once([*images, files["seg"]], "lesion", partial(lesion_voxels, files["seg"], images))
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))
             continue

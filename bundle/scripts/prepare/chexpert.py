@@ -8,7 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
-from .preparation import Preparation, choice, folder_of, rows_of, texts
+from .options import choice, folder_of, rows_of, texts
+from .preparation import Preparation
 
 COLUMNS = ("Path", "Frontal/Lateral", "AP/PA", "No Finding")
 HEALTHY_RULES = ("no_finding", "without_finding")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import DISEASED, HEALTHY
-from .preparation import Preparation, folder_of
+from .options import folder_of
+from .preparation import Preparation
 
 SUFFIXES = tuple(".nii.gz .nii .nrrd .mha .mhd .mgz .png .jpg .jpeg .tif .tiff .dcm".split())
 

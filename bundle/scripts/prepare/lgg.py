@@ -16,7 +16,8 @@ from tqdm import tqdm
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
 from .msd_brain import save
-from .preparation import Preparation, choice, folder_of, texts
+from .options import choice, folder_of, texts
+from .preparation import Preparation
 
 CHANNELS = ("pre", "flair", "post")
 FILES = [f"{name}.nii.gz" for name in (*CHANNELS, "seg")]
@@ -73,9 +74,9 @@ def lgg(
             continue
         target = Path(images) / folder.name
         try:
-            read = made.once(
+            read = made.reads.once(
                 [file for pair in files for file in pair],
-                [os.path.abspath(target), pixel, stack_height],
+                ["lgg", os.path.abspath(target), pixel, stack_height],
                 partial(_convert, files, target, pixel, stack_height),
                 again=not set(FILES) <= made.names(target),
             )

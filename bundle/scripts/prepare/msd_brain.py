@@ -16,7 +16,8 @@ from tqdm import tqdm
 from ..checks import check_number
 from ..files import replacing
 from ..images.geometry import load_nifti
-from .preparation import Preparation, choice, folder_of, texts
+from .options import choice, folder_of, texts
+from .preparation import Preparation
 from .slice_labels import checked_slices, labels_of, lesion_voxels
 
 CHANNELS = ("flair", "t1", "t1ce", "t2")
@@ -66,12 +67,12 @@ def msd_brain(
         image, mask = (source / entry[key] for key in ("image", "label"))
         name = image.name.split(".nii")[0]
         try:
-            lesion = made.once([image, mask], "", partial(lesion_voxels, mask, [image]))
+            lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
             paths = [image] if whole else _written(image, wanted, Path(str(images)) / name)
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))
             continue
-        relative = [Path(os.path.relpath(path, source)).as_posix() for path in paths]
+        relative = [os.path.relpath(os.path.realpath(path), os.path.realpath(source)) for path in paths]
         made.add(
             {
                 "image": relative if len(relative) > 1 else relative[0],

@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
-from .preparation import Preparation, choice, folder_of, rows_of, texts
+from .options import choice, folder_of, rows_of, texts
+from .preparation import Preparation
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")

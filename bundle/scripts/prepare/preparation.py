@@ -2,88 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checks import check_number, is_true
-from ..digests import json_digest
 from ..files import write
 from ..learning.datalists import FILES, checked, paths_of
+from .counting import Item, described, label_counts, some
+from .reads import Reads
 from .splitting import SECTIONS, checked_fractions, read_split, split_subjects
-
-Item = dict[str, Any]
-
-
-def folder_of(root: Any, name: str = "root") -> Path:
-    """An option that is a folder.
-
-    Raises:
-        ValueError: it is no text, or there is no such folder.
-    """
-    if not isinstance(root, str):
-        raise ValueError(f"--{name} must be a folder, got {root!r}; of a path, write ./{root}")
-    if not Path(root).is_dir():
-        raise ValueError(f"{root}: no such folder; give the data set's as --{name}.")
-    return Path(root)
-
-
-def texts(value: Any, name: str) -> list[str]:
-    """An option that is a text or several, such as ``t1,flair``.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    values = value.split(",") if isinstance(value, str) else value
-    if not isinstance(values, (list, tuple)) or not values or not all(isinstance(v, str) and v for v in values):
-        raise ValueError(f"--{name} must be a text, or several with commas between them, got {value!r}.")
-    return [v.strip() for v in values]
-
-
-def choice(value: Any, allowed: Sequence[str], name: str) -> str:
-    """An option that is one of several words.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    if value not in allowed:
-        raise ValueError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    return str(value)
-
-
-def rows_of(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The lines of a CSV that has these columns.
-
-    Raises:
-        ValueError: it can't be read, or a column is missing.
-    """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                got = ", ".join(reader.fieldnames or ())
-                raise ValueError(f"{table}: has no column {' and no '.join(map(repr, missing))}; it has {got}.")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table}: can't be read as a CSV ({error}).") from error
 
 
 class Preparation:
     """Collects a datalist's items and writes it, whole or not at all.
 
-    What takes time to read is kept in a file beside the output, ``<output>.read``, so that a command that was stopped, or is
-    run again with other options, reads no case twice. It may be deleted.
-
     Args:
         command: the layout's name.
-        output: the datalist to write.
-        options: of the command, by which the file is known again; "output", "overwrite" and "split" are taken from them.
         folder: what the items' paths are relative to.
+        options: of the command, by which the file is known again.
 
     Raises:
         ValueError: there is such a file, of another command or with other options, and `overwrite` is not true; or an option
@@ -94,8 +34,8 @@ class Preparation:
         output = options["output"]
         if not isinstance(output, str) or not output.lower().endswith(".json"):
             raise ValueError(f"--output must be the name of a .json file, got {output!r}.")
-        self.output = Path(output)
-        self.base = os.path.relpath(os.path.realpath(folder), os.path.realpath(self.output.parent))
+        self.output, self.root = Path(output), str(options["root"])
+        self.base = Path(os.path.relpath(os.path.realpath(folder), os.path.realpath(self.output.parent))).as_posix()
         root = os.path.relpath(os.path.realpath(options["root"]), os.path.realpath(self.output.parent))
         kept = {k: v for k, v in options.items() if k not in ("output", "overwrite")} | {"root": root}
         self.made_by = json.loads(json.dumps({"command": command, "options": kept}))
@@ -109,7 +49,7 @@ class Preparation:
         self.left_out: dict[str, str] = {}
         self.passed_over: Counter[str] = Counter()
         self._images: set[str] = set()
-        self._reads: dict[str, Any] | None = None
+        self.reads = Reads(self.output.with_name(self.output.name + ".read"))
         self._listings: dict[Path, frozenset[str]] = {}
 
     def _refuse_another(self) -> None:
@@ -143,7 +83,7 @@ class Preparation:
     def _relative(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._relative(v) for v in value]
-        return Path(self.base, value).as_posix()
+        return value if self.base == "." else f"{self.base}/{value}"
 
     def damaged(self, case: str, reason: str) -> None:
         """A case that can't be used: it is named in the output, with the reason."""
@@ -162,31 +102,6 @@ class Preparation:
                 self._listings[folder] = frozenset()
         return self._listings[folder]
 
-    def once(self, files: Iterable[Path], settings: Any, read: Callable[[], Any], again: bool = False) -> Any:
-        """What `read` gives (JSON), read anew only if a file's size or time of change, or the settings, are others.
-
-        With `again` it is read anew all the same.
-
-        Raises:
-            OSError: a file is missing.
-        """
-        states = [(os.path.abspath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        key = json_digest([self.made_by["command"], states, settings])
-        path = self.output.with_name(self.output.name + ".read")
-        if self._reads is None:
-            self._reads = {}
-            for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
-                try:
-                    self._reads.update([json.loads(line)])
-                except (ValueError, TypeError):  # the last line of a run that was killed
-                    continue
-        if again or key not in self._reads:
-            self._reads[key] = read()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps([key, self._reads[key]]))
-        return self._reads[key]
-
     def write(self, expected: str) -> None:
         """Split by patient, write the file, and say what is in it.
 
@@ -201,9 +116,7 @@ class Preparation:
         for item, _ in self.items:
             chosen[sections[item["subject"]]].append(item)
         if not self.items:
-            raise ValueError(
-                f"{self.made_by['options']['root']}: nothing to list was found. {expected}{self._reasons()}"
-            )
+            raise ValueError(f"{self.root}: nothing to list was found. {expected}{self._reasons()}")
         content = {"prepared_by": self.made_by, **chosen, "left_out": self.left_out, "passed_over": self.passed_over}
         self.output.parent.mkdir(parents=True, exist_ok=True)
         # an item a line, so that a person can read it
@@ -215,16 +128,16 @@ class Preparation:
         write(self.output, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
         print(f"{self.output}:")
         for name, items in chosen.items():
-            print("  " + described(name, items))
-        print(self._reasons().strip(), end="\n" if self._reasons() else "")
-        if chosen["training"] and not {0, 1} <= _labels(chosen["training"]).keys():
+            print("  " + (described(name, items) if items else f"{name}: none"))
+        print(self._reasons().lstrip("\n"), end="\n" if self._reasons() else "")
+        if chosen["training"] and not {0, 1} <= label_counts(chosen["training"]).keys():
             print("  Beware: a classifier needs healthy and diseased images to train on.")
 
     def _sections(self) -> dict[str, str]:
         classes: defaultdict[str, set[int]] = defaultdict(set)
         given: dict[str, str] = {}
         for item, section in self.items:
-            classes[item["subject"]] |= _labels([item]).keys()
+            classes[item["subject"]] |= label_counts([item]).keys()
             if section and given.setdefault(item["subject"], section) != section:
                 raise ValueError(
                     f"{item['image']}: {item['subject']} is published in {given[item['subject']]!r} and in {section!r}."
@@ -236,7 +149,7 @@ class Preparation:
                 self.damaged(item["subject"], "is not in the CSV of the split")
         self.items = [(item, section) for item, section in self.items if item["subject"] in self.split]
         if missing := sorted(self.split.keys() - classes.keys()):
-            print(f"Of the split's {len(self.split)} subjects, {len(missing)} were not found ({_some(missing)}).")
+            print(f"Of the split's {len(self.split)} subjects, {len(missing)} were not found ({some(missing)}).")
         return self.split
 
     def _reasons(self) -> str:
@@ -245,27 +158,3 @@ class Preparation:
         if len(self.left_out) > 10:
             lines.append(f"  left out: {len(self.left_out) - 10} more; all are in the file under 'left_out'.")
         return "".join("\n" + line for line in lines)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _labels(items: Iterable[Item]) -> Counter[int]:
-    """How many images, or slices, have which label."""
-    counts: Counter[int] = Counter()
-    for item in items:
-        label = item.get("label")
-        counts.update(label if isinstance(label, list) else [label] if label is not None else [])
-    return counts
-
-
-def described(section: str, items: Sequence[Item]) -> str:
-    """The counts of a section in one line."""
-    counts = _labels(items)
-    unit = "slices" if any(isinstance(item.get("label"), list) for item in items) else "images"
-    patients = len({item["subject"] for item in items})
-    left = f", {counts[-1]} to leave out" if counts[-1] else ""
-    return (
-        f"{section}: {patients} patients, {len(items)} images; {unit}: {counts[0]} healthy, {counts[1]} diseased{left}"
-    )
