@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.mr_series import series_from_nifti
 from scripts.dicom.parametric_map import NOT_ASSESSED
 from synthetic import GRIDS, write_head
 from test_dicom import on_nifti

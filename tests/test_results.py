@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from scripts import files
 from scripts.errors import message_of
 from scripts.running.records import identify
 from scripts.running.results import MAX_NAME, Results
@@ -459,3 +460,16 @@ def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
         run(weights, input=datalist(tmp_path, items), output_dir=str(out), overwrite="true")
     assert "a: holds pred.nii.gz, which is not as it was written" in str(error.value.__cause__)
     assert tree(out) == corrected
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "map.nii.gz"
+    files.write(path, b"old")
+    with pytest.raises(OSError, match="full"), files.replacing(path) as partial:
+        partial.write_bytes(b"ne")
+        assert partial.parent == tmp_path and partial.name.endswith("map.nii.gz") and path.read_bytes() == b"old"
+        raise OSError("the disk is full")
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"] and path.read_bytes() == b"old"
+    with files.replacing(path) as partial:
+        partial.write_bytes(b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"] and path.read_bytes() == b"new"

@@ -27,7 +27,7 @@ from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder import FolderStudies
 from lib.studies.tags import ORIGINAL, result_tag
 from lib.studies.uploads import is_upload
-from lib.tasks.inference import allow_any_image, infer_tasks
+from lib.tasks.infer_task import allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write, write_results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from ..errors import cause_of
-from ..files import write
+from ..files import replacing, write
 from ..fingerprints import fingerprint
 from ..images.geometry import slice_numbers
 from ..method.inferer import CounterfactualInferer
@@ -113,12 +112,8 @@ class Evaluation:
         if not path.is_file():
             cases, seconds = self._evaluated(item)
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-            try:
+            with replacing(path) as partial:
                 torch.save({"cases": [_packed(vars(case)) for case in cases], "seconds": seconds}, partial)
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
         kept = torch.load(path, mmap=True, weights_only=True)
         return [SliceCase(**_unpacked(case)) for case in kept["cases"]], kept["seconds"]
 
