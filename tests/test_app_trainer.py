@@ -267,7 +267,9 @@ def test_better_weights_are_published_and_the_old_ones_kept(
     caplog.set_level(logging.INFO)
     before = contents(bundle / "models")
     task = fine_tune(bundle)
-    report = task({"model": "classifier", "learning_rate": "3e-4", "batch_size": 4, "max_images": 40, "max_minutes": 5}, studies)
+    report = task(
+        {"model": "classifier", "learning_rate": "3e-4", "batch_size": 4, "max_images": 40, "max_minutes": 5}, studies
+    )
     assert report["published"] and report["after"]["val_loss"] < report["before"]["val_loss"]
     assert report["before"].keys() == report["after"].keys() >= {"val_auroc_t0", "val_accuracy_t750"}
     assert report["patients"] == {"train": 3, "validation": 1}

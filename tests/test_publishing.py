@@ -11,7 +11,7 @@ import torch
 from scripts.bundle import bundle_root, declared
 from scripts.running.report import Report
 from scripts.weights import MANIFEST, not_together, weights_digest
-from training_data import OVERLAYS, parsed
+from training_data import parsed
 
 
 def publishing(bundle: Path, config: str, run_dir: Path) -> None:

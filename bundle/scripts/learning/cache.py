@@ -86,7 +86,9 @@ class SliceCache:
             self._next = max((e.first + len(e.numbers) for e in found.values()), default=0)
             if self._shape is not None:
                 # without what a killed process has left
-                content = "".join(f"{json.dumps(line)}\n" for line in ({"shape": self._shape}, *map(asdict, found.values())))
+                content = "".join(
+                    f"{json.dumps(line)}\n" for line in ({"shape": self._shape}, *map(asdict, found.values()))
+                )
                 if self.index_path.read_bytes() != content.encode():
                     write(self.index_path, content.encode())
             yield found
