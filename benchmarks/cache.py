@@ -4,8 +4,8 @@
 
 Noise of 72 x 88 pixels, as volumes of twenty slices and as radiographs of one. Ours is `scripts.learning.cache`, in which all
 slices lie in one file; beside it stands what it took the place of, a ``.npy`` file a volume of which the last 128 that were
-read stay open as memory maps. Each step is a process of its own, whose peak resident memory is given. The files are in the system's
-cache when they are read. Writes benchmarks/cache.json.
+read stay open as memory maps. Each step is a process of its own, whose peak resident memory is given. The files are in
+the system's cache when they are read. Writes benchmarks/cache.json.
 """
 
 from __future__ import annotations
