@@ -56,6 +56,8 @@ def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> 
         "channel_def": {str(n): channel for n, channel in enumerate(channels)},
     }
     path.write_text(json.dumps(metadata))
+    path = bundle / "configs" / "preview.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"displayable_configs": {"threshold": 0.436}}))
     torch.manual_seed(0)
     (bundle / "models").mkdir()
     for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):

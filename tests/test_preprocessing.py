@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from scripts.bundle import declared
+from scripts.images.assembling import assemble
 from scripts.images.brain import ExtractBraind, _hd_bet
 from scripts.images.cropping import CropAroundForegroundd
 from scripts.images.geometry import slice_numbers
@@ -75,7 +76,7 @@ def test_bad_input_names_file_and_reason(case: str, tmp_path: Path) -> None:
 def test_singular_affine_is_refused() -> None:
     image = Loaded(torch.rand(40, 40, 4), torch.diag(torch.tensor([2.0, 2.0, 0.0, 1.0])))
     with pytest.raises(InvalidImageError, match="a.nrrd: its affine is singular"):
-        LoadVolumed("image")._assemble([image], ["a.nrrd"], None)
+        assemble([image], ["a.nrrd"], channels=1, min_size=32)
 
 
 def test_mismatched_sequences(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
         teacher = {"teacher": {k: new[k] for k in ("network", "classifier")}} if name == "student" else {}
         (tmp_path / config / "run.json").write_text(json.dumps({"settings": teacher}))
     manifest = models / "weights.json"
-    manifest.write_text(json.dumps({"student": digests, "threshold": {"values": [0.3], **digests}}))
+    manifest.write_text(json.dumps({"student": digests, "calibration": {"values": {"threshold": 0.3}, **digests}}))
     report = Report([], str(tmp_path / "out"), {"threshold": 0.3}, {}, {}, manifest=str(manifest))
     assert not_together(manifest, digests, 0.3) == report.warnings == []
     with pytest.raises(SystemExit, match="model.pt: no weights there"):
@@ -66,6 +66,8 @@ def test_the_weights_of_the_bundle_belong_together() -> None:
     weights = {n: weights_digest(declared(n, device="cpu")) for n in ("network", "classifier", "student")}
     thresholds = [declared("displayable_configs", *overlays)["threshold"] for overlays in ((), ("preview",))]
     content = json.loads(manifest.read_text())
-    assert content == {"student": weights, "threshold": {"values": thresholds, **weights}}
+    values = {"threshold": 0.349, "preview_threshold": 0.436, "temperature": 1.0}
+    assert content == {"student": weights, "calibration": {"values": values, **weights}}
+    assert thresholds == [0.349, 0.436]
     assert [not_together(manifest, weights, t) for t in thresholds] == [[], []]
     assert len(not_together(manifest, weights | {"network": "0"}, thresholds[0])) == 2

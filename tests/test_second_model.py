@@ -9,7 +9,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
@@ -24,7 +23,6 @@ OVERLAY: dict[str, Any] = {
     "spatial_size": [32, 32],
     "polarity": ["hyperintense", "hypointense"],
     "displayable_configs": {"noise_level": 100, "guidance_scale": 1.0, "num_inference_steps": 2, "threshold": 0.1},
-    "student": None,
     "foreground": {"_target_": "scripts.images.foregrounds.WholeImaged", "keys": "image"},
     "preprocessing": {
         "_target_": "Compose",
@@ -90,17 +88,42 @@ def parser(bundle: Path, *configs: str, **overrides: Any) -> ConfigParser:
     return config
 
 
-def test_it_runs(bundle: Path, tmp_path: Path) -> None:
-    (bundle / "models" / "knee").mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    for name, definition in (("model", "network_def"), ("classifier", "classifier_def")):
-        network = parser(bundle).get_parsed_content(definition)
-        torch.save(network.state_dict(), bundle / "models" / "knee" / f"{name}.pt")
-    datalist = write_pictures(tmp_path)
-    out = tmp_path / "out"
-    parser(bundle, datalist=str(datalist), split="test", output_dir=str(out)).get_parsed_content("run")
-    summary = json.loads((out / "summary.json").read_text())
-    volumes = summary["volumes"] if isinstance(summary, dict) else summary
-    assert [v["name"] for v in volumes] == ["p6", "p7"] and all(v["status"] == "ok" for v in volumes)
-    mask = nib.load(out / "p7" / "pred.nii.gz")
-    assert mask.shape == (*SHAPE, 1)
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_pictures(tmp_path_factory.mktemp("pictures")))
+
+
+@pytest.fixture(scope="module")
+def trained(bundle: Path, datalist: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with weights of the second model, which it trained and published by its own configs."""
+    folder = tmp_path_factory.mktemp("runs")
+    for configs in (("train",), ("train", "train_classifier"), ("train", "train_student")):
+        options = {
+            "datalist": datalist,
+            "cache_dir": str(folder / "cache"),
+            "run_dir": str(folder / configs[-1]),
+            "max_images": 32,
+            "epoch_images": 16,
+            "batch_size": 4,
+        }
+        config = parser(bundle, *configs, **options)
+        for name in ("initialize", "run", "publish"):
+            config.get_parsed_content(name)
+    assert {p.name for p in (bundle / "models" / "knee").glob("*.pt")} == {"model.pt", "classifier.pt", "student.pt"}
+    return bundle
+
+
+def test_it_runs_on_its_own_weights(trained: Path, datalist: str, tmp_path: Path) -> None:
+    """The full model on the test pictures and the preview; results on the pictures' own pixels."""
+    for configs in ((), ("preview",)):
+        out = tmp_path / "-".join(("out", *configs))
+        parser(trained, *configs, datalist=datalist, split="test", output_dir=str(out)).get_parsed_content("run")
+        volumes = json.loads((out / "summary.json").read_text())["volumes"]
+        assert [(v["name"], v["status"]) for v in volumes] == [("p6", "ok"), ("p7", "ok")]
+        for v in volumes:
+            assert nib.load(out / v["name"] / "pred.nii.gz").shape == (*SHAPE, 1)
+            with Image.open(out / v["name"] / "pred.png") as picture:
+                assert picture.size == SHAPE
+            assert (out / v["name"] / "counterfactual.nii.gz").is_file() == (not configs)
+    # the first model's weights are as they were
+    assert {p.name for p in (trained / "models").glob("*.pt")} == {"model.pt", "classifier.pt", "student.pt"}

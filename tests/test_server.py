@@ -68,7 +68,7 @@ import pathlib, time
 from monai.transforms import MapTransform
 import bright_brain
 
-class BrightBraind(bright_brain.BrightBraind):
+class Brightd(bright_brain.Brightd):
     def __call__(self, data):
         slices = data["image"].shape[-1]
         if slices == {SLOW}:

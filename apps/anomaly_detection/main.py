@@ -79,12 +79,16 @@ class AnomalyDetection(MONAILabelApp):
         super().on_init_complete()
 
     def init_datastore(self) -> Datastore:
-        sequences = list(dict.fromkeys(s for model in self.models for s in model.declared.channels[:1]))
+        from scripts.images.formats import takes_pictures
+
+        channels = [model.declared.channels for model in self.models]
         if self.studies.startswith(("http://", "https://")):
             datastore = super().init_datastore()
-            datastore.sequences = sequences
+            datastore.channels = channels
         else:
-            datastore = FolderStudies(self.studies, sequences, auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+            pictures = any(takes_pictures(model.declared.modalities) for model in self.models)
+            live = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+            datastore = FolderStudies(self.studies, channels, pictures, auto_reload=live)
         datastore.version = self.models[0].declared.version
         return datastore
 
@@ -133,7 +137,7 @@ class AnomalyDetection(MONAILabelApp):
         warnings = self._warnings_of(request, declared, datastore) if stored else []
         if stored:
             ids = datastore.siblings(image, declared.channels)
-            request["image"] = [datastore.get_image_uri(i) for i in ids]
+            request["image"] = [datastore.input_of(i) for i in ids]
         with turn(self._one_at_a_time):
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
@@ -191,7 +195,7 @@ class AnomalyDetection(MONAILabelApp):
         if not made_with or not os.path.isfile(datastore.get_label_uri(image, tag)):
             return False
         task.model.load()
-        paths = [datastore.get_image_uri(i) for i in datastore.siblings(image, task.model.declared.channels)]
+        paths = [datastore.input_of(i) for i in datastore.siblings(image, task.model.declared.channels)]
         return bool(made_with == task.made_with({**request, "image": paths}))
 
     def dicom_segmentation(self, image: str, result: Mapping[str, Any]) -> str:

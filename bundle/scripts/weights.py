@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .files import write
+
 MANIFEST = "weights.json"
 """Beside the weights: see `read_manifest`."""
 
@@ -83,7 +85,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """What ``models/weights.json`` says about which weights belong together; empty where there is none.
 
     ``student``: the digests (see `weights_digest`) of a student, and of the network and classifier that it learned from.
-    ``threshold``: the digests of those that the thresholds in ``values`` were chosen for.
+    ``calibration``: the numbers in ``values``, see `calibrated`, and the digests of the networks that they were chosen for.
 
     Raises:
         ValueError: it isn't JSON.
@@ -97,7 +99,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: float) -> list[str]:
-    """Warnings, where the student or the threshold was made for other networks than those in use.
+    """Warnings, where student, threshold or temperature was made for other networks than those in use.
 
     Args:
         manifest: see `read_manifest`. Without it nothing is known, and nothing said.
@@ -105,8 +107,8 @@ def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: fl
         threshold: in use. One that isn't the manifest's was chosen by someone, who is not warned.
     """
     content = read_manifest(manifest)
-    student, chosen = (dict(content.get(name, {})) for name in ("student", "threshold"))
-    values = chosen.pop("values", [])
+    student, chosen = (dict(content.get(name, {})) for name in ("student", "calibration"))
+    values = chosen.pop("values", {})
     warnings = []
     if (
         "student" in weights
@@ -114,9 +116,63 @@ def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: fl
         and not set(weights.values()) <= set(student.values())
     ):
         warnings.append("The student learned from other networks than those in use.")
-    if threshold in values and not set(weights.values()) <= set(chosen.values()):
+    thresholds = [value for name, value in values.items() if name != "temperature"]
+    if threshold in thresholds and not set(weights.values()) <= set(chosen.values()):
         warnings.append("The threshold was chosen for other networks than those in use.")
+    if values.get("temperature", 1) != 1 and weights.get("classifier") != chosen.get("classifier"):
+        warnings.append("The temperature was chosen for another classifier than the one in use.")
     return warnings
+
+
+def calibrated(manifest: str | Path, name: str, default: float | None = None) -> float:
+    """A number that was chosen for these weights on validation images, from their manifest.
+
+    Args:
+        manifest: see `read_manifest`.
+        name: "threshold", of the map; "preview_threshold", of the student's map alone; "temperature", of the classifier.
+        default: where none was chosen.
+
+    Raises:
+        ValueError: none was chosen, and there is no default; or it is no number.
+    """
+    value = read_manifest(manifest).get("calibration", {}).get("values", {}).get(name, default)
+    if value is None:
+        raise ValueError(
+            f"{manifest}: holds no {name}; run the config calibrate.json, or give the number as an option."
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{manifest}: its {name} must be a number, got {value!r}.")
+    return float(value)
+
+
+def calibrate(manifest: str | Path, values: Mapping[str, float], weights: Mapping[str, str]) -> str | None:
+    """Write numbers for `calibrated` into a manifest. Others in it stay if they belong to the same weights.
+
+    Args:
+        manifest: see `read_manifest`; what it was is kept beside it, see `replace_weights`.
+        values: numbers by their names.
+        weights: the digests of the networks that they were chosen for, as in `not_together`.
+
+    Returns:
+        The name of what the manifest was; None where there was none.
+
+    Raises:
+        ValueError: it can't be read or written.
+    """
+    path = Path(manifest)
+    content = read_manifest(path)
+    before = dict(content.get("calibration", {}))
+    others = before.pop("values", {})
+    same = set(weights.values()) <= set(before.values())
+    content["calibration"] = {"values": {**others, **values}, **before} if same else {"values": dict(values), **weights}
+    part = path.with_suffix(".new")
+    try:
+        write(part, (json.dumps(content, indent=4) + "\n").encode())
+        return replace_weights(part, path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: can't be written ({error.strerror or error}); give a copy of the bundle as --bundle_root."
+        ) from error
 
 
 def _load(network: torch.nn.Module, path: str) -> None:

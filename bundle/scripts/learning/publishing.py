@@ -53,5 +53,5 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
             "The student and the threshold belong to other networks: run with --student '$None' until there is a student for "
             "these, and choose a threshold anew."
         )
-    elif teacher is not None and digest not in belonging.get("threshold", {}).values():
+    elif teacher is not None and digest not in belonging.get("calibration", {}).values():
         print("The threshold was chosen for another student: choose one anew.")

@@ -79,6 +79,8 @@ class SliceInferer(Inferer):
     Args:
         classifier: f(x, t) -> logits ``(N, 2)`` of noised slices, for p(diseased).
         target_class: the healthy class, 0 or 1; p(diseased) is 1 - p(target).
+        temperature: of p(diseased), from 0.01 to 100: the logits are divided by it, so that above 1 it is less sure (Guo et
+            al. 2017). Guidance knows none.
         min_area_fraction: slices with less of the largest slice's foreground are not assessed; from 0 to 1.
         batch_size: slices in one network call, 1 or more; by default `CPU_BATCH`, or on a GPU the largest that its memory
             holds: from `GPU_BATCH` down, halved whenever memory runs out.
@@ -93,6 +95,7 @@ class SliceInferer(Inferer):
         self,
         classifier: torch.nn.Module,
         target_class: int = HEALTHY,
+        temperature: float = 1.0,
         min_area_fraction: float = 0.5,
         batch_size: int | None = None,
         precision: str = "float32",
@@ -102,11 +105,13 @@ class SliceInferer(Inferer):
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
         check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
+        check_number("temperature", temperature, 0.01, 100)
         check_number("min_area_fraction", min_area_fraction, 0, 1)
         if batch_size is not None:
             check_number("batch_size", batch_size, 1, 65536, whole=True)
         self.classifier = classifier
         self.target_class = target_class
+        self.temperature = temperature
         self.min_area_fraction = min_area_fraction
         self.batch_size = batch_size
         self.precision = precision
@@ -182,8 +187,12 @@ class SliceInferer(Inferer):
         """The images of `slices` for ``(B, D, C, H, W)``, all as if not assessed."""
         raise NotImplementedError
 
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The classifier's logits ``(N, 2)`` of slices without noise."""
+        timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        logits: torch.Tensor = self.classifier.to(x.device).eval()(x, timesteps)
+        return logits.float()
+
     def probability(self, x: torch.Tensor) -> torch.Tensor:
         """The classifier's p(diseased) ``(N,)`` of slices without noise."""
-        timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        logits = self.classifier.to(x.device).eval()(x, timesteps).float()
-        return 1 - logits.softmax(dim=1)[:, self.target_class]
+        return 1 - (self.logits(x) / self.temperature).softmax(dim=1)[:, self.target_class]

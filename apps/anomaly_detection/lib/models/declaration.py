@@ -61,7 +61,7 @@ class Declaration:
 
     def options(self, mode: str = FULL) -> dict[str, float]:
         """The options that a request may set, with their defaults."""
-        return dict(self._configs[mode]["displayable_configs"])
+        return dict(self.parsed("displayable_configs", mode=mode))
 
     def config(self, mode: str = FULL) -> dict[str, Any]:
         """What the bundle's files say of a mode."""

@@ -1,0 +1,74 @@
+"""Thresholds and temperature belong to weights: where they are read, written and warned of, and how they are chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from gaussians import NoisedClassifier, images
+from scripts import DISEASED
+from scripts.bundle import bundle_root
+from scripts.method.inferer import StudentInferer
+from scripts.weights import calibrate, calibrated, not_together, read_manifest
+
+CONFIGS = Path(bundle_root()) / "configs"
+
+
+def test_the_temperature_divides_the_logits() -> None:
+    """p(diseased) is the sigmoid of the difference of the two logits, divided by the temperature."""
+    x = images(DISEASED, 8) * 0.3
+    plain, warm = (StudentInferer(NoisedClassifier(), temperature=t) for t in (1.0, 4.0))
+    difference = plain.logits(x).diff(dim=1)[:, 0]
+    torch.testing.assert_close(plain.probability(x), difference.sigmoid())
+    torch.testing.assert_close(warm.probability(x), (difference / 4).sigmoid())
+    with pytest.raises(ValueError, match="temperature must be from 0.01 to 100, got 0"):
+        StudentInferer(NoisedClassifier(), temperature=0)
+
+
+def test_numbers_are_read_from_the_manifest(tmp_path: Path) -> None:
+    manifest = tmp_path / "weights.json"
+    assert calibrated(manifest, "temperature", 1.0) == 1.0
+    with pytest.raises(ValueError, match="weights.json: holds no threshold; run the config calibrate.json"):
+        calibrated(manifest, "threshold")
+    manifest.write_text('{"calibration": {"values": {"threshold": 0.2, "temperature": "hot"}}}')
+    assert calibrated(manifest, "threshold") == 0.2
+    with pytest.raises(ValueError, match="its temperature must be a number, got 'hot'"):
+        calibrated(manifest, "temperature", 1.0)
+
+
+def test_numbers_of_the_same_weights_stay_and_others_go(tmp_path: Path) -> None:
+    """The preview's threshold alone may be chosen anew; with other weights, what was chosen for the old ones goes."""
+    manifest = tmp_path / "weights.json"
+    weights = {"network": "n", "classifier": "c", "student": "s"}
+    manifest.write_text(json.dumps({"student": weights}))
+    assert calibrate(manifest, {"threshold": 0.2, "preview_threshold": 0.4, "temperature": 2.0}, weights) is not None
+    kept = calibrate(manifest, {"preview_threshold": 0.3}, {"network": "s", "classifier": "c", "student": "s"})
+    values = {"threshold": 0.2, "preview_threshold": 0.3, "temperature": 2.0}
+    assert read_manifest(manifest) == {"student": weights, "calibration": {"values": values, **weights}}
+    assert read_manifest(tmp_path / str(kept))["calibration"]["values"]["preview_threshold"] == 0.4
+    assert not_together(manifest, weights, 0.2) == not_together(manifest, weights, 0.3) == []
+    other = {"network": "n", "classifier": "d"}
+    chosen = "The threshold was chosen for other networks than those in use."
+    warm = "The temperature was chosen for another classifier than the one in use."
+    assert not_together(manifest, other, 0.2) == [chosen, warm]
+    assert not_together(manifest, other, 2.0) == [warm]  # of a temperature's value, but a threshold
+    calibrate(manifest, {"threshold": 0.1}, other)
+    assert read_manifest(manifest)["calibration"] == {"values": {"threshold": 0.1}, **other}
+
+
+def test_configs_read_the_numbers_and_an_option_replaces_them(tmp_path: Path) -> None:
+    """Resolved they are plain numbers, as MONAI Label wants its options."""
+    values = {"threshold": 0.2, "preview_threshold": 0.4, "temperature": 2.0}
+    (tmp_path / "weights.json").write_text(json.dumps({"calibration": {"values": values}}))
+    for overlay, expected in (([], 0.2), ([CONFIGS / "preview.json"], 0.4)):
+        parser = ConfigParser()
+        parser.read_config([CONFIGS / "inference.json", *overlay])
+        parser["models_dir"] = str(tmp_path)
+        assert parser.get_parsed_content("displayable_configs")["threshold"] == expected
+        assert parser.get_parsed_content("temperature") == 2.0
+        parser["displayable_configs#threshold"] = 0.7
+        assert parser.get_parsed_content("displayable_configs", lazy=False)["threshold"] == 0.7
