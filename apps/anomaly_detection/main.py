@@ -96,10 +96,10 @@ class AnomalyDetection(MONAILabelApp):
         return infer_tasks(self.models)
 
     def init_trainers(self) -> dict[str, Any]:
-        path = self.models[0].declared.path
+        path, configs = self.models[0].declared.path, ["inference.json", "train.json"]
         return {
-            "classifier": FineTune(path, "train_classifier.json", "Fine-tune the classifier"),
-            "diffusion": FineTune(path, "train.json", "Fine-tune the diffusion network"),
+            "classifier": FineTune(path, [*configs, "train_classifier.json"], "Fine-tune the classifier"),
+            "diffusion": FineTune(path, configs, "Fine-tune the diffusion network"),
         }
 
     def init_strategies(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every step of a training draws from the seed and its own number, so that one that was stopped goes on as if it had not been."""
+"""Every step of a training draws from the seed and its own number: one that was stopped goes on as if it had not been."""
 
 from __future__ import annotations
 
