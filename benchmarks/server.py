@@ -28,7 +28,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "apps" / "anomaly_detection"), str(ROOT / "bundle")]
 
-from serve import SAMPLE, label_server
+from lib.demonstration.label_server import label_server
+from serve import SAMPLE
 
 IMAGE = SAMPLE.name.removesuffix(".nii.gz")
 

@@ -40,11 +40,18 @@ from starlette.testclient import TestClient
 from urllib3.filepost import encode_multipart_formdata
 
 import serve
-from lib.bundle import FULL, PREVIEW, Bundle, fetch_bundle, on_one_grid
-from lib.infer import HEAT_MAP_LABELS, AnomalyInferTask, changed_options, heat_map, lesion_mask, write_results
-from lib.server import Guard
-from lib.studies import DICOMwebStudies, FolderStudies
-from serve import label_server
+from lib.demonstration.label_server import label_server
+from lib.http.guard import Guard
+from lib.models.declaration import FULL, PREVIEW
+from lib.models.fetching import fetch_bundle
+from lib.models.finding import find_models
+from lib.models.one_grid import on_one_grid
+from lib.studies.dicomweb import DICOMwebStudies
+from lib.studies.folder import FolderStudies
+from lib.tasks.inference import AnomalyInferTask
+from lib.tasks.summaries import changed_options
+from lib.tasks.views import HEAT_MAP_LABELS, heat_map, lesion_mask
+from lib.tasks.writing import write_results
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
 
@@ -402,36 +409,39 @@ def test_options_that_are_not_the_default_are_named_shortly() -> None:
 
 
 def test_networks_load_once_and_again_when_their_files_change(tmp_path: Path) -> None:
-    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
     item = write_head(tmp_path)
-    bundle([item["image"]], bundle.options())
-    network = bundle._loaded[FULL]["network"]
-    bundle([item["image"]], {**bundle.options(), "noise_level": 200})
-    assert bundle._loaded[FULL]["network"] is network
-    path = bundle.path / "models" / "model.pt"
+    bundle([item["image"]], bundle.declared.options())
+    network = bundle.networks[FULL]["network"]
+    bundle([item["image"]], {**bundle.declared.options(), "noise_level": 200})
+    assert bundle.networks[FULL]["network"] is network
+    path = bundle.declared.path / "models" / "model.pt"
     torch.save(torch.load(path, weights_only=True), path)
-    bundle([item["image"]], bundle.options())
-    assert bundle._loaded[FULL]["network"] is not network
+    bundle([item["image"]], bundle.declared.options())
+    assert bundle.networks[FULL]["network"] is not network
 
 
 def test_both_modes_share_one_student(tmp_path: Path) -> None:
-    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
     bundle.load()
-    assert bundle._loaded[PREVIEW]["network"] is bundle._loaded[FULL]["student"]
+    assert bundle.networks[PREVIEW]["network"] is bundle.networks[FULL]["student"]
 
 
 def test_a_bundle_without_a_student_has_no_preview(tmp_path: Path) -> None:
     path = write_small_bundle(tmp_path)
     config = path / "configs" / "inference.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "student": None}))
-    bundle = Bundle(path, "cpu")
-    assert bundle.modes == [FULL]
-    assert bundle([write_head(tmp_path)["image"]], bundle.options())["anomaly_map"].shape == (1, *GRIDS["plain"][0])
+    bundle = find_models(path, "cpu")[0]
+    assert bundle.declared.modes == [FULL]
+    assert bundle([write_head(tmp_path)["image"]], bundle.declared.options())["anomaly_map"].shape == (
+        1,
+        *GRIDS["plain"][0],
+    )
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".NII.GZ"])
 def test_an_image_of_another_format_gives_nifti_on_its_grid(ending: str, tmp_path: Path) -> None:
-    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
     source = write_head(tmp_path, "flipped")["image"]
     path = str(tmp_path / f"image{ending}")
     if ending == ".NII.GZ":
@@ -446,7 +456,7 @@ def test_an_image_of_another_format_gives_nifti_on_its_grid(ending: str, tmp_pat
 
 
 def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> None:
-    bundle = Bundle(write_small_bundle(tmp_path, ("FLAIR", "T1")), "cpu")
+    bundle = find_models(write_small_bundle(tmp_path, ("FLAIR", "T1")), "cpu")[0]
     folder = tmp_path / "studies"
     folder.mkdir()
     flair = write_head(folder, "plain", "p_flair")["image"]
@@ -457,12 +467,12 @@ def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> 
     for brain in folder.glob("*brain*"):
         brain.unlink()
     studies = FolderStudies(str(folder), auto_reload=False)
-    studies.sequence = bundle.channels[0]
+    studies.sequences = bundle.declared.channels[:1]
     assert sorted(studies.list_images()) == ["p_flair", "q_flair"]
-    ids = studies.siblings("p_flair", bundle.channels)
+    ids = studies.siblings("p_flair", bundle.declared.channels)
     assert ids == ["p_flair", "p_t1"]
     with pytest.raises(MONAILabelException) as missing:
-        studies.siblings("q_flair", bundle.channels)
+        studies.siblings("q_flair", bundle.declared.channels)
     assert "q_flair: the model takes FLAIR, T1; T1 is missing in this study." in missing.value.msg
     paths = [studies.get_image_uri(i) for i in ids]
     with on_one_grid(paths) as placed:
@@ -474,7 +484,7 @@ def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> 
         inside = (slice(28, 36), slice(36, 44), slice(2, 4))
         np.testing.assert_allclose(copy.get_fdata()[inside], nib.load(flair).get_fdata()[inside], atol=1.0)
     assert not Path(placed[1]).exists()
-    assert bundle(paths, bundle.options())["counterfactual"].shape == (2, *nib.load(flair).shape)
+    assert bundle(paths, bundle.declared.options())["counterfactual"].shape == (2, *nib.load(flair).shape)
 
 
 class Archive:
@@ -511,8 +521,8 @@ class Archive:
 
 
 def test_series_of_a_dicomweb_server(tmp_path: Path) -> None:
-    studies = DICOMwebStudies(client=Archive(), search_filter={"Modality": "MR"}, cache_path=str(tmp_path))
-    studies.sequence = "FLAIR"
+    studies = DICOMwebStudies(client=Archive(), search_filter={}, modalities=["MR"], cache_path=str(tmp_path))
+    studies.sequences = ["FLAIR"]
     assert studies.list_images() == ["1.2.1", "1.3.1", "1.5.1", "1.6.1"]
     assert studies.siblings("1.2.1", ["FLAIR", "T1"]) == ["1.2.1", "1.2.2"]
     for image, error in {
@@ -524,7 +534,7 @@ def test_series_of_a_dicomweb_server(tmp_path: Path) -> None:
             studies.siblings(image, ["FLAIR", "T1"])
         assert error in refusal.value.msg
     for image, error in {
-        "1.4.1": "1.4.1: is CT; the model takes MR",
+        "1.4.1": "1.4.1: is CT; allowed is MR",
         "1.5.1": "Series 1.5.1 holds no image",
         "1.6.1": "1.6.1: 1 of 9 instances came from http://archive.example/dicom-web; try again",
         "1.2.1": "Series 1.2.1 can't be read as a volume",
@@ -553,7 +563,7 @@ def test_a_bundle_by_its_address(tmp_path: Path) -> None:
             fetch_bundle(url, "", tmp_path / "kept")
         path = fetch_bundle(url, sha256, tmp_path / "kept")
         site_server.shutdown()
-    assert Bundle(path, "cpu").channels == ["FLAIR"]
+    assert find_models(path, "cpu")[0].declared.channels == ["FLAIR"]
     assert fetch_bundle(url, sha256, tmp_path / "kept") == path  # kept, not fetched again
 
 

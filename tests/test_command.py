@@ -169,7 +169,7 @@ def test_a_mistake_ends_the_command_with_one_line(bundle: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "--input PATH is needed: a NIfTI file, a folder of them or a JSON datalist."),
+        ({}, "--input PATH is needed: an image, a folder of them or a JSON datalist."),
         ({"input": "FOLDER/none.nii"}, "FOLDER/none.nii: no such file or folder."),
         ({"input": "FOLDER/bad.json"}, "FOLDER/bad.json: can't be read as a JSON datalist"),
         ({"output_dir": "FOLDER/file"}, "FOLDER/file: is a file; give another --output_dir."),

@@ -24,15 +24,12 @@ from highdicom._modules import MODULE_ATTRIBUTE_MAP
 from highdicom.seg import segread
 from skimage.color import rgb2lab
 
-from lib.dicom import (
-    AUTOMATIC_LABEL,
-    NOT_ASSESSED,
-    parametric_map,
-    read_series,
-    segmentation,
-    series_from_nifti,
-    store,
-)
+from lib.demonstration.series import series_from_nifti
+from lib.studies.storing import store
+from scripts.dicom.describing import AUTOMATIC_LABEL
+from scripts.dicom.parametric_map import NOT_ASSESSED, parametric_map
+from scripts.dicom.segmentation import segmentation
+from scripts.dicom.series import read_series
 
 SHAPE = (7, 6, 5)
 

@@ -17,8 +17,9 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
-from lib.dicom import series_from_nifti
-from lib.studies import FINAL, SCORE, DICOMwebStudies
+from lib.demonstration.series import series_from_nifti
+from lib.studies.dicomweb import DICOMwebStudies
+from lib.studies.tags import FINAL, SCORE
 
 GRID = (7, 6, 8)
 AFFINE = np.diag([-2.0, -3.0, 5.0, 1.0])
@@ -95,8 +96,8 @@ class Archive:
 
 
 def studies_on(archive: Archive, folder: Path) -> DICOMwebStudies:
-    studies = DICOMwebStudies(client=archive, search_filter={"Modality": "MR"}, cache_path=str(folder))
-    studies.sequence, studies.version = "FLAIR", "1"
+    studies = DICOMwebStudies(client=archive, search_filter={}, modalities=["MR"], cache_path=str(folder))
+    studies.sequences, studies.version = ["FLAIR"], "1"
     return studies
 
 

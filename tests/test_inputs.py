@@ -36,8 +36,8 @@ def test_a_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_no_input_is_said() -> None:
-    with pytest.raises(ValueError, match=r"--input PATH is needed"):
-        find_inputs(None)
+    """None is none yet, as for MONAI's tools that build what a config declares; the run asks for one."""
+    assert find_inputs(None) == []
     with pytest.raises(ValueError, match=r"got 20241125; of a path, write \./20241125"):
         find_inputs(20241125)  # type: ignore[arg-type]  # what fire makes of such a name
     with pytest.raises(ValueError, match=r"datalist, got no value\.$"):
@@ -110,7 +110,20 @@ def test_paths_of_a_datalist_are_relative_to_it(tmp_path: Path) -> None:
     [item] = find_inputs(str(path))
     assert item["image"] == [str(tmp_path / "a" / "flair.nii.gz"), str(tmp_path / "b" / "flair.nii")]
     assert item["foreground"] == str(tmp_path / "m.nii") and item["name"] == "x"
-    assert names(write_datalist(tmp_path, [{"image": "a/flair.nii.gz"}])) == ["a/flair"]
+    assert names(write_datalist(tmp_path, [{"image": "a/flair.nii.gz"}, "b.nii"])) == ["a/flair", "b"]
+
+
+def test_a_datalist_with_splits_gives_the_images_of_all(tmp_path: Path) -> None:
+    content = {"name": "ours", "training": [{"image": "a.nii", "label": [0, 1]}], "test": ["b.nii", {"label": 0}]}
+    items = find_inputs(str(write_datalist(tmp_path, content)))
+    assert [item["name"] for item in items] == ["a", "b", "item-2"]
+    assert items[2]["error"].startswith("d.json, test[1]: 'image' must be")
+    path = str(write_datalist(tmp_path, content))
+    assert [item["name"] for item in find_inputs(None, datalist=path, split="training")] == ["a"]
+    with pytest.raises(ValueError, match="has no 'validation'"):
+        find_inputs(path, split="validation")
+    with pytest.raises(ValueError, match="give --input or --datalist, not both"):
+        find_inputs(path, datalist=path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -118,7 +131,7 @@ def test_the_encodings_of_windows_are_no_fault(encoding: str, tmp_path: Path) ->
     assert names(write_datalist(tmp_path, '[{"image": "Größe.nii", "subject": ""}]', encoding)) == ["Größe"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '["a.nii"]', "[" * 100000])
+@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', '{"training": []}', "[" * 100000])
 def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="d.json"):
         find_inputs(str(write_datalist(tmp_path, content)))

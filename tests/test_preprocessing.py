@@ -21,6 +21,7 @@ from scripts.images.geometry import slice_numbers
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.normalization import BACKGROUND, NormalizeByMediand
 from scripts.images.resampling import ResampleInPlaned
+from scripts.images.volume_files import Loaded
 from scripts.method.slices import assessed_slices
 from synthetic import GRIDS, write_head
 
@@ -72,7 +73,7 @@ def test_bad_input_names_file_and_reason(case: str, tmp_path: Path) -> None:
 
 
 def test_singular_affine_is_refused() -> None:
-    image = MetaTensor(torch.rand(40, 40, 4), affine=torch.diag(torch.tensor([2.0, 2.0, 0.0, 1.0])))
+    image = Loaded(torch.rand(40, 40, 4), torch.diag(torch.tensor([2.0, 2.0, 0.0, 1.0])))
     with pytest.raises(InvalidImageError, match="a.nrrd: its affine is singular"):
         LoadVolumed("image")._assemble([image], ["a.nrrd"], None)
 

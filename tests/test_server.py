@@ -43,11 +43,18 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import serve
-from lib.bundle import FULL, Abandoned, Bundle, abandoned, fetch_bundle, out_of_memory
-from lib.dicom import series_from_nifti
-from lib.proxy import resource
-from lib.server import SERVER, Guard, without_paths
-from serve import ServeError, label_server, running, watch
+from lib.demonstration.label_server import label_server
+from lib.demonstration.processes import ServeError, running, watch
+from lib.demonstration.series import series_from_nifti
+from lib.http.answers import without_paths
+from lib.http.guard import Guard
+from lib.http.processes import SERVER
+from lib.http.proxy import resource
+from lib.models.abandoning import Abandoned, abandoned
+from lib.models.declaration import FULL
+from lib.models.fetching import fetch_bundle
+from lib.models.finding import find_models
+from scripts.errors import out_of_memory
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
 from test_app import free_port
@@ -295,7 +302,7 @@ def test_only_dicomweb_requests_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         assert resource(method, path) is None, path
     prefixes = {"QIDO": "q", "WADO": "w/rs", "STOW": "s"}
     for name, prefix in prefixes.items():
-        monkeypatch.setattr(f"lib.proxy.settings.MONAI_LABEL_{name}_PREFIX", prefix)
+        monkeypatch.setattr(f"lib.http.proxy.settings.MONAI_LABEL_{name}_PREFIX", prefix)
     assert resource("GET", "qido/studies/1.2/series") == "q/studies/1.2/series"
     assert resource("GET", "qido/studies/1.2/metadata") == "w/rs/studies/1.2/metadata"
     assert resource("POST", "wado/studies") == "s/studies"
@@ -624,7 +631,7 @@ def test_what_the_server_began_ends_with_it() -> None:
     sleep = "import time; time.sleep(60)"
     script = f"""
 import sys; sys.path.insert(0, {str(Path(serve.__file__).parent)!r})
-from lib.server import end_with_server
+from lib.http.processes import end_with_server
 end_with_server(); print("up", flush=True); {sleep}
 """
     with subprocess.Popen([sys.executable, "-c", sleep]) as parent:
@@ -767,16 +774,16 @@ def test_what_nobody_waits_for_is_not_computed(server: Server) -> None:
 
 
 def test_a_run_ends_at_the_next_batch_or_with_the_memory(tmp_path: Path) -> None:
-    bundle = Bundle(write_small_bundle(tmp_path), "cpu")
+    bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
     image = write_head(tmp_path)["image"]
     bundle.load()
-    network, calls = bundle._loaded[FULL]["network"], []
+    network, calls = bundle.networks[FULL]["network"], []
     counts = network.register_forward_hook(lambda *_: calls.append(1))
 
     def run() -> None:
         abandoned.set(lambda: len(calls) >= 2)
         with pytest.raises(Abandoned):
-            bundle([image], bundle.options())
+            bundle([image], bundle.declared.options())
 
     contextvars.copy_context().run(run)
     assert len(calls) == 2
@@ -788,10 +795,10 @@ def test_a_run_ends_at_the_next_batch_or_with_the_memory(tmp_path: Path) -> None
     hook = network.register_forward_pre_hook(fails)
     assert bundle._inputs
     with pytest.raises(MONAILabelException) as lack:
-        bundle([image], bundle.options())
+        bundle([image], bundle.declared.options())
     assert lack.value.error == MONAILabelError.SERVER_ERROR and not bundle._inputs
     hook.remove()
-    assert bundle([image], bundle.options())["pred"].shape == (1, *GRIDS["plain"][0])
+    assert bundle([image], bundle.declared.options())["pred"].shape == (1, *GRIDS["plain"][0])
 
 
 @pytest.mark.parametrize("harm", ["../evil.py", "/tmp/evil.py", "..\\evil.py", "link", "large"])
@@ -800,7 +807,7 @@ def test_a_fetched_bundle_writes_nowhere_else(tmp_path: Path, harm: str, monkeyp
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("bundle/configs/inference.json", "{}")
         if harm == "large":
-            monkeypatch.setattr("lib.bundle.MAX_BUNDLE_BYTES", 1)
+            monkeypatch.setattr("lib.models.fetching.MAX_BUNDLE_BYTES", 1)
         elif harm == "link":
             link = zipfile.ZipInfo("bundle/scripts")
             link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -817,7 +824,7 @@ def test_a_bundle_is_not_unpacked_before_its_hash_is_known(tmp_path: Path, monke
     def unpack(*_: Any, **__: Any) -> None:
         raise AssertionError("it was unpacked")
 
-    monkeypatch.setattr("lib.bundle.extractall", unpack)
+    monkeypatch.setattr("lib.models.fetching.extractall", unpack)
     archive = tmp_path / "b.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("bundle/configs/inference.json", "{}")
@@ -844,10 +851,11 @@ def test_a_server_that_ends_by_itself_is_said(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(serve.__file__).parent)!r})
 from contextlib import contextmanager
 import serve
+from lib.demonstration.processes import running
 serve.find_orthanc = lambda: None
 @contextmanager
 def fake(studies, folder, port, conf):
-    with serve.running({command!r}, name="MONAI Label", ready="http://127.0.0.1:{port}/", log=folder / "log", cwd=folder) as p:
+    with running({command!r}, name="MONAI Label", ready="http://127.0.0.1:{port}/", log=folder / "log", cwd=folder) as p:
         print("pid", p.pid, flush=True)
         yield "http://127.0.0.1:{port}"
 serve.label_server = fake

@@ -31,20 +31,12 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import serve
-from lib.dicom import NOT_ASSESSED, series_from_nifti
-from serve import (
-    LOGIN,
-    SAMPLE,
-    ServeError,
-    answers,
-    find_orthanc,
-    label_server,
-    ohif_url,
-    orthanc,
-    running,
-    sample_study,
-    upload,
-)
+from lib.demonstration.label_server import label_server, ohif_url
+from lib.demonstration.orthanc import find_orthanc, orthanc, upload
+from lib.demonstration.processes import LOGIN, ServeError, answers, running
+from lib.demonstration.series import series_from_nifti
+from scripts.dicom.parametric_map import NOT_ASSESSED
+from serve import SAMPLE, sample_study
 from test_app import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

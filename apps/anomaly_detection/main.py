@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
-from lib.bundle import FULL, PREVIEW, REPOSITORY_BUNDLE, Bundle, fetch_bundle, proceed
-from lib.infer import AnomalyInferTask, allow_any_image, warn, write, write_results
-from lib.server import dicomweb_seconds, end_with_server, environment_on_path, prepare
-from lib.studies import ORIGINAL, DICOMwebStudies, FolderStudies, result_tag
+from lib.http.preparing import prepare
+from lib.http.processes import end_with_server, environment_on_path
+from lib.models.abandoning import turn
+from lib.models.declaration import FULL, Declaration
+from lib.models.fetching import fetch_bundle
+from lib.models.finding import REPOSITORY_BUNDLE, find_models
+from lib.studies.connection import client_of
+from lib.studies.dicomweb import DICOMwebStudies
+from lib.studies.folder import FolderStudies
+from lib.studies.tags import ORIGINAL, result_tag
+from lib.studies.uploads import is_upload
+from lib.tasks.inference import allow_any_image, infer_tasks
+from lib.tasks.summaries import warn
+from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
+from lib.tasks.writing import write, write_results
 from lib.trainer import FineTune
-from lib.triage import Dice, EveryStudy, MostAnomalousFirst
-
-logger = logging.getLogger(__name__)
 
 
 class AnomalyDetection(MONAILabelApp):
@@ -39,7 +42,7 @@ class AnomalyDetection(MONAILabelApp):
         studies: a folder, or the URL of a DICOMweb server.
         conf: from ``--conf KEY VALUE``: ``bundle`` (a folder, by default the repository's), or ``bundle_url`` and
             ``bundle_sha256``; ``device``; ``store_results`` ("false": predicted masks and maps are not sent to the DICOM
-            server); ``max_upload_mb``, ``allowed_hosts``, ``allowed_origins``, ``dicomweb_timeout``, see `lib.server.prepare`.
+            server); ``max_upload_mb``, ``allowed_hosts``, ``allowed_origins``, ``dicomweb_timeout``, see `prepare`.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -50,15 +53,16 @@ class AnomalyDetection(MONAILabelApp):
         if "bundle_url" in conf:
             folder = Path(app_dir) / "model"
             path = fetch_bundle(conf["bundle_url"], conf.get("bundle_sha256", ""), folder)
-        self.bundle = Bundle(path, conf.get("device"))
+        self.models = find_models(path, conf.get("device"))
+        declared = self.models[0].declared
         self._one_at_a_time = threading.Lock()
         super().__init__(
             app_dir=app_dir,
             studies=studies,
             conf=conf,
-            name=f"{self.bundle.metadata['name']} - research only, not for clinical use",
-            description=self.bundle.metadata["description"],
-            version=self.bundle.version,
+            name=f"{declared.metadata['name']} - research only, not for clinical use",
+            description=declared.metadata["description"],
+            version=declared.version,
         )
         # it would start a process of its own at every click on "next sample"; POST /scoring/dice asks for it
         self._auto_update_scoring = False
@@ -68,34 +72,30 @@ class AnomalyDetection(MONAILabelApp):
         from monailabel.app import app
 
         prepare(app, self)
-        self.bundle.load()
+        for model in self.models:
+            model.load()
         # ITK reads its modules at the first write, which takes seconds
         os.unlink(write(MetaTensor(torch.zeros(1, 2, 2, 2)), "", ".nrrd", "uint8"))
         super().on_init_complete()
 
     def init_datastore(self) -> Datastore:
+        sequences = list(dict.fromkeys(s for model in self.models for s in model.declared.channels[:1]))
         if self.studies.startswith(("http://", "https://")):
             datastore = super().init_datastore()
+            datastore.sequences = sequences
         else:
-            datastore = FolderStudies(
-                self.studies, self.bundle.channels[0], auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
-            )
-        datastore.sequence, datastore.version = self.bundle.channels[0], self.bundle.version
+            datastore = FolderStudies(self.studies, sequences, auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+        datastore.version = self.models[0].declared.version
         return datastore
 
     def init_infers(self) -> dict[str, Any]:
-        tasks = {
-            "lesion_mask": AnomalyInferTask(self.bundle, "mask"),
-            "anomaly_heat_map": AnomalyInferTask(self.bundle, "heat_map"),
-        }
-        if PREVIEW in self.bundle.modes:
-            tasks["lesion_preview"] = AnomalyInferTask(self.bundle, "mask", PREVIEW)
-        return tasks
+        return infer_tasks(self.models)
 
     def init_trainers(self) -> dict[str, Any]:
+        path = self.models[0].declared.path
         return {
-            "classifier": FineTune(self.bundle.path, "train_classifier.json", "Fine-tune the classifier"),
-            "diffusion": FineTune(self.bundle.path, "train.json", "Fine-tune the diffusion network"),
+            "classifier": FineTune(path, "train_classifier.json", "Fine-tune the classifier"),
+            "diffusion": FineTune(path, "train.json", "Fine-tune the diffusion network"),
         }
 
     def init_strategies(self) -> dict[str, Any]:
@@ -128,12 +128,13 @@ class AnomalyDetection(MONAILabelApp):
         tag = result_tag(request.get("label_tag"), request["model"], task.is_original)
         datastore = datastore or self.datastore()
         image = str(request.get("image") or "")
-        stored = not self._is_upload(image)
-        warnings = self._name_warnings(request, datastore) if stored else []
+        stored = not is_upload(image, self._sessions.store_path if self._sessions is not None else None)
+        declared = task.model.declared
+        warnings = self._warnings_of(request, declared, datastore) if stored else []
         if stored:
-            ids = datastore.siblings(image, self.bundle.channels)
+            ids = datastore.siblings(image, declared.channels)
             request["image"] = [datastore.get_image_uri(i) for i in ids]
-        with self._turn():
+        with turn(self._one_at_a_time):
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
         warn(params, warnings)
@@ -154,19 +155,29 @@ class AnomalyDetection(MONAILabelApp):
             raise
         return {"label": label, "tag": tag if label == image else ORIGINAL, "file": file, "params": params}
 
-    def _name_warnings(self, request: Mapping[str, Any], datastore: Datastore) -> list[str]:
+    def _warnings_of(self, request: Mapping[str, Any], declared: Declaration, datastore: Datastore) -> list[str]:
         """What is to be said of an image that is named as a sequence which the model doesn't take.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, the request doesn't have ``allow_any_image``.
+            MONAILabelException: INVALID_INPUT, the request doesn't have ``allow_any_image``; or the image is of a modality
+                that the model doesn't take.
         """
-        named, takes = datastore.named(request["image"]), ", ".join(self.bundle.channels)
-        if named is None or named in self.bundle.channels:
+        image, modality, named = (
+            request["image"],
+            *(ask(request["image"]) for ask in (datastore.modality, datastore.named)),
+        )
+        if modality is not None and modality not in declared.modalities:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image} is {modality}, the model takes {', '.join(declared.modalities)}.",
+            )
+        takes = ", ".join(declared.channels)
+        if named is None or not takes or named in declared.channels:
             return []
         if not allow_any_image(request):
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
-                f"{request['image']} is named as {named}, the model takes {takes}. If the name is wrong, "
+                f"{image} is named as {named}, the model takes {takes}. If the name is wrong, "
                 '"allow_any_image": true in params runs it all the same, with a warning.',
             )
         return [f"The series is named as {named}, the model takes {takes}."]
@@ -179,36 +190,9 @@ class AnomalyDetection(MONAILabelApp):
         made_with = datastore.get_label_info(image, tag).get("made_with")
         if not made_with or not os.path.isfile(datastore.get_label_uri(image, tag)):
             return False
-        self.bundle.load()
-        paths = [datastore.get_image_uri(i) for i in datastore.siblings(image, self.bundle.channels)]
+        task.model.load()
+        paths = [datastore.get_image_uri(i) for i in datastore.siblings(image, task.model.declared.channels)]
         return bool(made_with == task.made_with({**request, "image": paths}))
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One study at a time; who goes away while waiting loses the turn."""
-        while not self._one_at_a_time.acquire(timeout=0.2):
-            proceed()
-        try:
-            yield
-        finally:
-            self._one_at_a_time.release()
-
-    def _is_upload(self, image: str) -> bool:
-        """Whether the server itself put this file there for this request; any other path is refused."""
-        if not image:
-            raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT, "image must be the id of one of the studies' images."
-            )
-        path = Path(image)
-        if not path.is_absolute():
-            return False
-        resolved, uploads = path.resolve(), Path(tempfile.gettempdir()).resolve()
-        uploaded = resolved.parent == uploads and path.name.startswith(tempfile.gettempprefix())
-        if self._sessions is not None:
-            uploaded = uploaded or resolved.is_relative_to(Path(self._sessions.store_path).resolve())
-        if uploaded and path.exists():
-            return True
-        raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"image {image!r} is a path; give the id of an image.")
 
     def dicom_segmentation(self, image: str, result: Mapping[str, Any]) -> str:
         """The path of a DICOM Segmentation of what `infer` gave for a series.
@@ -229,51 +213,12 @@ class AnomalyDetection(MONAILabelApp):
         return path
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        # MONAI Label's default is CT, whatever the model takes
-        search = {**settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, "Modality": self.bundle.modality}
         self._download_dcmqi_tools()
-        client = DICOMwebClientX(
-            url=self.studies,
-            session=_session(*dicomweb_seconds(self.conf)),
-            qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
-            wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
-            stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
-        )
-        # the default tries for half a minute, also where nothing listens, and five times where nothing answers
-        client.set_http_retry_params(retry=False)
         return DICOMwebStudies(
-            client=client,
-            search_filter=search,
+            client=client_of(self.studies, self.conf),
+            search_filter=dict(settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER),
             cache_path=(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip() or None,
+            # MONAI Label's default is CT, whatever the models take
+            modalities=list(dict.fromkeys(m for model in self.models for m in model.declared.modalities)),
             store_results=self.conf.get("store_results", "true").lower() != "false",
         )
-
-
-class _TimeLimited(HTTPAdapter):
-    """Requests that end: each has a time limit unless it brings its own."""
-
-    def __init__(self, timeout: tuple[float, float], retries: Retry) -> None:
-        self._timeout = timeout
-        super().__init__(max_retries=retries)
-
-    def send(self, *args: Any, **kwargs: Any) -> Any:
-        return super().send(*args, **{**kwargs, "timeout": kwargs.get("timeout") or self._timeout})
-
-
-def _session(connect: float, read: float) -> Any:
-    """For requests to the DICOM server; those that it did not take are tried again, those that it does not answer are not."""
-    from dicomweb_client.session_utils import create_session, create_session_from_user_pass
-
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    session = create_session_from_user_pass(user, password) if user and password else create_session()
-    retries = Retry(
-        total=2,
-        read=0,
-        status_forcelist=(429, 503, 504),
-        backoff_factor=0.1,
-        respect_retry_after_header=False,
-        raise_on_status=False,
-    )
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _TimeLimited((connect, read), retries))
-    return session

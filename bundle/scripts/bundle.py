@@ -9,10 +9,23 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+HERE = "."
+"""As ``bundle_root`` in a config: this bundle. Named so, as MONAI reads the id before it can import anything of ours."""
+
 
 def bundle_root() -> str:
     """The folder of this bundle, wherever it was unpacked and whatever the current directory is."""
     return str(Path(__file__).resolve().parent.parent)
+
+
+def models_dir(root: str = HERE, folder: str = "models") -> str:
+    """The folder of a model's weights, ``models`` or one within it.
+
+    Args:
+        root: `HERE` for this bundle, or the folder of a copy of it.
+        folder: relative to that.
+    """
+    return str(Path(bundle_root() if root == HERE else root, folder))
 
 
 def bundle_version() -> str:
@@ -28,19 +41,26 @@ def cache_dir() -> str:
     return str(Path(base) / "diffusion-anomaly-bundle")
 
 
-def declared(name: str, overlay: str | None = None, **overrides: Any) -> Any:
-    """What ``configs/inference.json`` declares under `name`, built anew, with the values of other ids replaced.
+def parsed(*overlays: str, **overrides: Any) -> ConfigParser:
+    """``configs/inference.json`` of this bundle with overlays over it and the values of ids replaced, to take components from.
 
-    `overlay` names a config that goes over it: "preview" for ``configs/preview.json``.
+    Args:
+        overlays: names of configs in their order, such as "preview" for ``configs/preview.json``.
+        overrides: values by id.
 
-    Networks, schedule and preprocessing are stated there alone; a training or evaluation config that stands by itself
-    takes them from it: ``{"_target_": "scripts.bundle.declared", "name": "network_def"}``.
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(Path(bundle_root()) / "configs" / f"{name}.json") for name in ("inference", *overlays)])
+    parser.update(overrides)
+    return parser
+
+
+def declared(name: str, *overlays: str, **overrides: Any) -> Any:
+    """What the configs declare under `name`, built anew; see `parsed`.
 
     Raises:
         KeyError: there is no such name.
     """
-    parser = ConfigParser()
-    names = ["inference", *([overlay] if overlay else [])]
-    parser.read_config([str(Path(bundle_root()) / "configs" / f"{n}.json") for n in names])
-    parser.update(overrides)
-    return parser.get_parsed_content(name)
+    return parsed(*overlays, **overrides).get_parsed_content(name)

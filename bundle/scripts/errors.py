@@ -5,10 +5,15 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 import torch
+
+
+class InvalidImageError(ValueError):
+    """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -54,17 +59,30 @@ def say(kind: type[BaseException], error: BaseException, trace: TracebackType | 
 
 EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """The errors of the operating system that are the machine's and not the file's."""
+_NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|DefaultCPUAllocator")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    # on the CPU, torch says so in words only
+    said = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this, or what it came from, is a lack of memory, which is not the image's fault."""
+    return any(_lacks_memory(cause) for cause in _causes(error))
 
 
 def out_of_resources(error: BaseException) -> BaseException | None:
     """What of an error and its causes says that memory, disk or files ran out, which is not the image's fault."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
+    for cause in _causes(error):
+        if _lacks_memory(cause) or isinstance(cause, OSError) and cause.errno in EXHAUSTED:
             return cause
-        if isinstance(cause, RuntimeError) and re.search("out of memory|can't allocate memory", str(cause)):
-            return cause
-        if isinstance(cause, OSError) and cause.errno in EXHAUSTED:
-            return cause
-        cause = cause.__cause__ or cause.__context__
     return None

@@ -1,4 +1,4 @@
-"""Volumes from files: read whatever holds a volume with an orientation, and say clearly why another can't be used."""
+"""Volumes from files: read whatever holds an image of the model's, and say clearly why another can't be used."""
 
 from __future__ import annotations
 
@@ -10,30 +10,27 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform
+from monai.transforms import MapTransform
 
 from ..checks import is_true
-from .geometry import checked_spacing, load_nifti, millimetres
-
-NIFTI = (".nii.gz", ".nii")
-
-
-OTHERS = (".nrrd", ".mha", ".mhd")
-"""Read by MONAI where ITK is installed."""
-
+from ..errors import InvalidImageError
+from .dicom_series import read_dicom_series
+from .formats import VOLUMES, allowed_formats, is_dicom, is_picture, takes_pictures, takes_volumes
+from .geometry import checked_spacing
+from .pictures import read_picture
+from .radiographs import read_radiograph
+from .volume_files import Loaded, read_volume
 
 MAX_EXTENT = 1000.0
 """mm of any axis: more is a header with wrong units, and would be resampled to more voxels than memory holds."""
 
 
-class InvalidImageError(ValueError):
-    """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
-
-
 class LoadVolumed(MapTransform):
     """Load one volume per key as float32 ``(C, X, Y, Z)`` with its affine in mm, or say clearly why it can't be used.
 
-    The value of a key is a path, or a list of paths with one file a channel. A 4D file holds its channels last. NaN and
+    The value of a key is a path, or a list of paths with one file a channel. A 4D file holds its channels last. A model of
+    volumes takes files of volumes, and a folder with one series of DICOM images. A model of pictures takes radiographs in
+    DICOM, pictures, and files of a volume of one slice; a picture is ``(C, X, Y, 1)``, see `pictures.picture_affine`. NaN and
     infinity stay as they are. Adds ``warnings``, a list of sentences for the reader of the result, to which the transforms
     that follow add theirs, and ``allow_any_image`` unless an item has it.
 
@@ -41,37 +38,56 @@ class LoadVolumed(MapTransform):
         keys: the keys to load.
         channels: number of channels an image must have.
         min_size: fewest voxels along every in-plane axis.
-        allow_any_image: whether the transforms that follow take what is no MR image of a head, with a warning.
+        allow_any_image: whether this and the transforms that follow take what the model was not made for, with a warning.
+        modalities: what the model takes, in DICOM's words, such as "MR", or "CR" and "DX".
+        body_parts, views: of radiographs, such as "CHEST", and "AP" and "PA"; see `radiographs.read_radiograph`.
 
-    An item may carry ``spacing``, three voxel sizes in mm along the file's axes, for files whose header is known to be
-    wrong; it replaces the header's and keeps its directions.
+    An item may carry ``spacing``, three voxel sizes in mm along the file's axes (of a picture, two), for files whose header is
+    known to be wrong; it replaces the header's and keeps its directions.
 
     Raises:
         InvalidImageError: missing or unreadable file, no orientation, colours or complex numbers, wrong number of dimensions
-            or channels, channels on different grids, too few voxels, over a metre, nothing finite, a constant channel.
+            or channels, channels on different grids, too few voxels, over a metre, nothing finite, a constant channel; of
+            DICOM, see `dicom_series.read_dicom_series` and `radiographs.read_radiograph`.
     """
 
     def __init__(
-        self, keys: KeysCollection, channels: int = 1, min_size: int = 32, allow_any_image: bool | str = False
+        self,
+        keys: KeysCollection,
+        channels: int = 1,
+        min_size: int = 32,
+        allow_any_image: bool | str = False,
+        modalities: Sequence[str] = ("MR",),
+        body_parts: Sequence[str] = (),
+        views: Sequence[str] = (),
     ) -> None:
         super().__init__(keys)
         self.allow_any_image = is_true(allow_any_image, "allow_any_image")
         self.channels = channels
         self.min_size = min_size
-        self._read = LoadImage(image_only=True, ensure_channel_first=False, dtype=np.float32)
+        self.modalities, self.body_parts, self.views = tuple(modalities), tuple(body_parts), tuple(views)
 
-    def _load(self, path: str) -> MetaTensor:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        warnings = list(d.get("warnings", []))
+        any_image = is_true(d.setdefault("allow_any_image", self.allow_any_image), "allow_any_image")
+        for key in self.key_iterator(d):
+            paths = [str(p) for p in d[key]] if isinstance(d[key], (list, tuple)) else [str(d[key])]
+            images = [self._load(path, any_image) for path in paths]
+            d[key] = self._assemble(images, paths, d.get("spacing"))
+            warnings += [warning for image in images for warning in image.warnings]
+            if not images[0].has_size and d.get("spacing") is None:
+                warnings.append(
+                    "The file doesn't say how large a pixel is. It was taken as 1 mm: lengths and volumes are wrong."
+                )
+        d["warnings"] = list(dict.fromkeys(warnings))
+        return d
+
+    def _load(self, path: str, any_image: bool) -> Loaded:
         if not Path(path).exists():
             raise InvalidImageError(f"{path}: no such file.")
-        lower = path.lower()
-        if not lower.endswith(NIFTI + OTHERS) and not Path(path).is_dir():
-            raise InvalidImageError(
-                f"{path}: is not of a format that holds a volume and its orientation; allowed are NIfTI "
-                f"({', '.join(NIFTI)}), NRRD and MetaImage ({', '.join(OTHERS)}). Pictures, arrays (.npy) and Analyze "
-                "(.hdr, .img) don't say where left and right are."
-            )
         try:
-            return self._nifti(path) if lower.endswith(NIFTI) else self._read(path)
+            loaded = self._read(path, any_image)
         except InvalidImageError:
             raise
         except Exception as error:
@@ -79,52 +95,49 @@ class LoadVolumed(MapTransform):
             raise InvalidImageError(
                 f"{path}: can't be read as an image ({reason[0] if reason else type(error).__name__})."
             ) from error
-
-    @staticmethod
-    def _nifti(path: str) -> MetaTensor:
-        image = load_nifti(path)
-        kind = image.get_data_dtype()
-        if kind.kind == "c":
+        if not takes_volumes(self.modalities) and loaded.voxels.ndim > 2 and loaded.voxels.shape[2] != 1:
             raise InvalidImageError(
-                f"{path}: holds complex numbers, of which the phase would be lost; give their magnitude."
+                f"{path}: is a volume of {tuple(loaded.voxels.shape[:3])} voxels; the model takes pictures, or one slice."
             )
-        if kind.fields:
-            raise InvalidImageError(f"{path}: is a colour picture, not an MR image with one value a voxel.")
-        if int(image.header["qform_code"]) == 0 and int(image.header["sform_code"]) == 0:
-            raise InvalidImageError(
-                f"{path}: its orientation is unknown (qform_code and sform_code are 0); set one of them."
+        return loaded
+
+    def _read(self, path: str, any_image: bool) -> Loaded:
+        if path.lower().endswith(VOLUMES):
+            return read_volume(path)
+        if takes_volumes(self.modalities) and Path(path).is_dir():
+            return read_dicom_series(path, self.modalities, any_image)
+        if takes_pictures(self.modalities) and is_picture(path):
+            loaded = read_picture(path, self.channels, any_image)
+            unchecked = (
+                "A picture doesn't name its view; whether it is " + " or ".join(self.views) + " was not checked."
             )
-        array = np.asarray(image.dataobj).astype(np.float32)
-        while array.ndim > 3 and array.shape[-1] == 1:
-            array = array[..., 0]
-        affine = np.array(image.affine, dtype=np.float64)
-        affine[:3] *= millimetres(image.header)
-        return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine))
+            return loaded._replace(warnings=(*loaded.warnings, *([unchecked] if self.views else [])))
+        if takes_pictures(self.modalities) and is_dicom(path):
+            return read_radiograph(path, self.modalities, self.body_parts, self.views, any_image)
+        if is_dicom(path):
+            raise InvalidImageError(f"{path}: is one image of a series; give the folder that the series lies in.")
+        why = " Pictures, arrays (.npy) and Analyze (.hdr, .img) don't say where left and right are."
+        raise InvalidImageError(
+            f"{path}: is not of a format that the model takes; allowed are {allowed_formats(self.modalities)}."
+            + (why if takes_volumes(self.modalities) else "")
+        )
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            paths = [str(p) for p in d[key]] if isinstance(d[key], (list, tuple)) else [str(d[key])]
-            d[key] = self._assemble([self._load(p) for p in paths], paths, d.get("spacing"))
-        d["warnings"] = list(d.get("warnings", []))
-        d.setdefault("allow_any_image", self.allow_any_image)
-        return d
-
-    def _assemble(self, images: list[MetaTensor], paths: list[str], spacing: Sequence[float] | None) -> MetaTensor:
+    def _assemble(self, images: list[Loaded], paths: list[str], spacing: Sequence[float] | None) -> MetaTensor:
         for image, path in zip(images, paths, strict=True):
-            if image.ndim not in ((3, 4) if len(paths) == 1 else (3,)):
+            shape, size = tuple(image.voxels.shape), tuple(images[0].voxels.shape[:3])
+            if len(shape) not in ((3, 4) if len(paths) == 1 else (3,)):
                 raise InvalidImageError(
-                    f"{path}: has {image.ndim} dimensions {tuple(image.shape)}; allowed are a 3D volume (a radiograph: one "
+                    f"{path}: has {len(shape)} dimensions {shape}; allowed are a 3D volume (a radiograph: one "
                     "slice) or, for several channels, one 3D file each or one 4D file with the channels last."
                 )
-            if image.shape[:3] != images[0].shape[:3] or not np.allclose(image.affine, images[0].affine, atol=1e-3):
+            if shape[:3] != size or not np.allclose(image.affine, images[0].affine, atol=1e-3):
                 raise InvalidImageError(
-                    f"{path}: lies on another grid than {paths[0]} (shape {tuple(image.shape[:3])} against "
-                    f"{tuple(images[0].shape[:3])}, or another affine); resample the sequences to one grid first."
+                    f"{path}: lies on another grid than {paths[0]} (shape {shape[:3]} against {size}, or "
+                    f"another affine); resample the sequences to one grid first."
                 )
         first = images[0]
-        array = first.moveaxis(-1, 0) if first.ndim == 4 else torch.stack([i.as_tensor() for i in images])
-        volume = torch.as_tensor(array).contiguous()
+        channels_last = first.voxels.ndim == 4
+        volume = first.voxels.movedim(-1, 0).contiguous() if channels_last else torch.stack([i.voxels for i in images])
         name = ", ".join(paths)
         if volume.shape[0] != self.channels:
             raise InvalidImageError(
@@ -140,6 +153,8 @@ class LoadVolumed(MapTransform):
             raise InvalidImageError(f"{name}: its affine is singular, so position and orientation are unknown.")
         header = {}
         if spacing is not None:
+            if isinstance(spacing, (list, tuple)) and len(spacing) == 2 and volume.shape[3] == 1:
+                spacing = [*spacing, float(lengths[2])]
             header["header_affine"] = affine.clone()
             affine[:3, :3] *= checked_spacing(spacing) / lengths
             lengths = checked_spacing(spacing)
@@ -148,7 +163,7 @@ class LoadVolumed(MapTransform):
                 f"{name}: is only {tuple(volume.shape[1:])} voxels, at least two axes need {self.min_size}."
             )
         extent = [float(n * s) for n, s in zip(volume.shape[1:], lengths, strict=True)]
-        if max(extent) > MAX_EXTENT:
+        if max(extent) > MAX_EXTENT and (first.has_size or spacing is not None):
             raise InvalidImageError(
                 f"{name}: measures {' x '.join(f'{e:.0f}' for e in extent)} mm by its header; at most {MAX_EXTENT:.0f} mm an "
                 "axis are allowed. Are the voxel sizes in other units than the header says?"

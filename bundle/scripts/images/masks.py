@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 
-from .geometry import load_nifti, millimetres, on_grid
+from .formats import is_picture
+from .geometry import on_grid
+from .pictures import read_picture
+from .volume_files import read_volume
 
 SAME_GRID = 0.1
 """Two grids are one if no corner of theirs lies further apart than this, in voxels: headers are rounded."""
@@ -53,15 +54,12 @@ def reordered(
     return result.flip([n + 1 for n in flipped])
 
 
-def _read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a file's voxels are above 0, and its affine in mm."""
-    if path.lower().endswith((".nii", ".nii.gz")):
-        image = load_nifti(path)
-        affine = np.array(image.affine, dtype=np.float64)
-        affine[:3] *= millimetres(image.header)
-        return torch.from_numpy(np.asarray(image.dataobj) > 0), torch.from_numpy(affine)
-    image = LoadImage(image_only=True, ensure_channel_first=False)(path)
-    return image.as_tensor() > 0, image.affine
+def _read(path: str, like: MetaTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a file's voxels are above 0, and its affine in mm; a picture lies as the file of the image does."""
+    if is_picture(path):
+        return read_picture(path).voxels > 0, torch.as_tensor(like.meta.get("input_affine", like.affine))
+    loaded = read_volume(path)
+    return loaded.voxels > 0, loaded.affine
 
 
 def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
@@ -72,7 +70,7 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
     mask may have the header's or the true ones.
 
     Args:
-        path: of an image file; what is above 0 is marked.
+        path: of a file of a volume or a picture; what is above 0 is marked.
         like: the image ``(C, X, Y, Z)``, not resampled, in the order of its file or in another.
 
     Returns:
@@ -86,7 +84,7 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file.")
     try:
-        voxels, own = _read(str(path))
+        voxels, own = _read(str(path), like)
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise ValueError(f"{path}: can't be read as a mask ({lines[0] if lines else type(error).__name__}).") from error

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,15 +10,14 @@ from typing import Any
 
 from ..checks import is_true
 from ..images.sequences import sequence_of
-from .records import FILES, is_result
+from ..learning.datalists import checked, entries, is_subject, paths_of
+from .records import is_result
 
+INPUTS = "an image, a folder of them or a JSON datalist"
 SUFFIXES = (".nii.gz", ".nii")
 
 
 OTHER_FORMATS = tuple(".mgh .mgz .mha .mhd .nrrd .nhdr .img .dcm .npy .npz .png .jpg .jpeg".split())
-
-
-FIELDS = (*FILES, "spacing", "subject")
 
 
 def stem(path: str) -> str:
@@ -31,7 +27,11 @@ def stem(path: str) -> str:
 
 
 def find_inputs(
-    path: str | None, sequences: Sequence[str] = ("FLAIR",), allow_any_image: bool | str = False
+    path: Any,
+    sequences: Sequence[str] = ("FLAIR",),
+    allow_any_image: bool | str = False,
+    datalist: str | None = None,
+    split: str | None = None,
 ) -> list[dict[str, Any]]:
     """The volumes to process, each with a ``name`` for its output folder; says how many there are and what was left out.
 
@@ -40,23 +40,29 @@ def find_inputs(
     another sequence, is there with its ``error``.
 
     Args:
-        path: a NIfTI file, a folder, or a JSON datalist: a list of items with ``image`` (a path, or one a channel) and
-            optionally ``subject`` (the name), ``mask``, ``foreground`` and ``spacing``; its paths are relative to it.
+        path: a NIfTI file, a folder, or a JSON datalist, see `read_datalist`; the ``subject`` of an item is its name.
         sequences: the model's, one a channel.
         allow_any_image: take a file or an item that is named as another sequence, with a warning in ``warnings``.
+        datalist: a JSON datalist instead of `path`, for those who name it as training and evaluation do.
+        split: of a datalist, such as "test"; by default all.
 
     Raises:
-        ValueError: no path, nothing there, or a datalist that can't be read.
+        ValueError: something else than a path, nothing there, or a datalist that can't be read.
     """
+    if datalist is not None:
+        if path is not None:
+            raise ValueError(f"give --input or --datalist, not both; got {path!r} and {datalist!r}.")
+        path = datalist
+    if path is None:
+        return []  # MONAI's tools build what a config declares without an input; `Report.run` asks for one
     if not isinstance(path, str):
-        number = f", got {path!r}; of a path, write ./{path}"
-        got = "" if path is None else ", got no value" if path is True else number
-        raise ValueError(f"--input PATH is needed: a NIfTI file, a folder of them or a JSON datalist{got}.")
+        got = "no value" if path is True else f"{path!r}; of a path, write ./{path}"
+        raise ValueError(f"--input PATH is needed: {INPUTS}, got {got}.")
     source = Path(path)
     if source.is_dir():
         return _of_folder(source, sequences)
     if source.suffix.lower() == ".json":
-        items = _of_datalist(source)
+        items = _of_datalist(source, split)
     elif source.is_file():
         items = [{"image": path, "name": stem(source.name)}]
     else:
@@ -143,62 +149,18 @@ def _files(source: Path, left_out: defaultdict[str, list[str]]) -> Iterator[Path
     yield from sorted(found)
 
 
-def _of_datalist(source: Path) -> list[dict[str, Any]]:
-    try:
-        # of bytes, it knows the byte order marks and the UTF-16 of Windows' programs
-        content = json.loads(source.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: can't be read as a JSON datalist ({error}).") from error
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content) or not content:
-        raise ValueError(f'{source}: a datalist is a list of items such as {{"image": "flair.nii.gz"}}.')
+def _of_datalist(source: Path, split: str | None) -> list[dict[str, Any]]:
     items = []
-    for n, entry in enumerate(content):
-        subject = entry.get("subject")
-        named = isinstance(subject, (str, int, float)) and not isinstance(subject, bool) and subject != ""
-        item: dict[str, Any] = {"image": None, "name": str(subject) if named else f"item-{n}"}
+    for n, (where, section, entry) in enumerate(entries(source, split)):
+        if split not in (None, section):
+            continue
+        subject = entry.get("subject") if isinstance(entry, dict) else None
+        item: dict[str, Any] = {"image": None, "name": str(subject) if is_subject(subject) else f"item-{n}"}
         try:
-            item |= _item(entry, source.parent)
+            item |= checked(entry, source)
+            if "subject" not in item:
+                item["name"] = stem(paths_of(entry if isinstance(entry, dict) else {"image": entry})[0])
         except ValueError as error:
-            item["error"] = f"{source.name}, item {n}: {error}"
+            item["error"] = f"{source.name}, {where}: {error}"
         items.append(item)
     return items
-
-
-def _item(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    for field in entry.keys() - set(FIELDS):
-        if near := difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.8):
-            raise ValueError(f"{field!r} is no field; did you mean {near[0]!r}?")
-    item: dict[str, Any] = {}
-    for field in FILES:
-        value = entry.get(field)
-        if value is None and field != "image":
-            continue
-        paths: list[Any] = value if isinstance(value, list) and field == "image" else [value]
-        if not paths or not all(_is_path(p) for p in paths):
-            allowed = "a path, or a list of paths, one a channel" if field == "image" else "a path"
-            raise ValueError(f"{field!r} must be {allowed}, got {json.dumps(value)}.")
-        paths = [str(folder / p) for p in paths]
-        item[field] = paths if isinstance(value, list) else paths[0]
-    subject = entry.get("subject")
-    if isinstance(subject, (dict, list, bool)):
-        raise ValueError(f"'subject' must be a text, got {json.dumps(subject)}.")
-    if subject in (None, ""):
-        first = entry["image"][0] if isinstance(entry["image"], list) else entry["image"]
-        item["name"] = stem(first)
-    spacing = entry.get("spacing")
-    if spacing is not None:
-        if not isinstance(spacing, list) or len(spacing) != 3 or not all(_is_positive(s) for s in spacing):
-            raise ValueError(f"'spacing' must be three voxel sizes in mm above 0, got {json.dumps(spacing)}.")
-        item["spacing"] = spacing
-    return item
-
-
-def _is_path(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value) and value != ""
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

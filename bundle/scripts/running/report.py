@@ -22,9 +22,10 @@ from ..checks import is_true
 from ..digests import json_digest
 from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
-from ..images.restoring import LESION, NOT_ASSESSED
 from ..weights import not_together, weights_digest
+from .inputs import INPUTS
 from .overview import draw_overview
+from .predictor import measured
 from .results import Results
 from .saving import save_nifti
 
@@ -83,9 +84,11 @@ class Report:
         A volume whose networks fail is a failed one, and the next one follows. Ctrl-C leaves whole results and a summary.
 
         Raises:
-            ValueError: what is in the way in the output folder, see `Results.prepare`.
+            ValueError: no input, or what is in the way in the output folder, see `Results.prepare`.
             SystemExit: with status 1 if a volume failed, 130 after Ctrl-C.
         """
+        if not self.items:
+            raise ValueError(f"--input PATH is needed: {INPUTS}.")
         self.results.prepare(self.items)
         stopped = False
         try:
@@ -159,15 +162,9 @@ class Report:
         self._current = {}
 
     def _record(self, result: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
-        assessed = [s for s in result["slices"] if s["assessed"]]
-        pred = result["pred"]
-        voxel_ml = float(abs(torch.linalg.det(pred.affine[:3, :3]))) / 1000
         return {
             "status": "ok",
-            "score": max((s["score"] for s in assessed), default=None),
-            "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
-            "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
-            "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
+            **measured(result),
             "warnings": result["warnings"],
             "slices": result["slices"],
             "seconds": {k: round(v, 2) for k, v in seconds.items()},

@@ -21,16 +21,16 @@ class VolumeDataset(IterableDataset):
 
     Args:
         data: items, see `find_inputs`.
-        preprocessing: dictionary transforms.
+        transform: the preprocessing, dictionary transforms.
         report: told of every failure.
 
     Iterated again, it goes on where it was left, behind a volume whose networks failed.
     """
 
-    def __init__(self, data: Sequence[dict[str, Any]], preprocessing: Compose, report: Report) -> None:
+    def __init__(self, data: Sequence[dict[str, Any]], transform: Compose, report: Report) -> None:
         super().__init__(data)
         self._rest: Iterator[dict[str, Any]] | None = None
-        self.preprocessing = preprocessing
+        self.preprocessing = transform
         self.report = report
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -17,9 +17,9 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.bundle import reason
-from lib.infer import LESION
-from lib.studies import FINAL, ORIGINAL, SCORE, grid_of, read_volume, reordered
+from lib.studies.grids import grid_of, read_volume, reordered
+from lib.studies.tags import FINAL, ORIGINAL, SCORE
+from lib.tasks.views import LESION
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,10 @@ class EveryStudy(BatchInferTask):
 
 
 def _said(error: Exception) -> str:
-    return str(getattr(error, "msg", None) or reason(error))
+    from scripts.errors import cause_of
+
+    cause = cause_of(error)
+    return str(getattr(error, "msg", None) or cause) or type(cause).__name__
 
 
 class Dice(ScoringMethod):

@@ -1,0 +1,1 @@
+"""The demonstration: servers for a sample study, and that as DICOM."""

@@ -1,0 +1,96 @@
+"""The fields of requests, checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from monailabel.endpoints import activelearning, batch_infer, scoring, train
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.interfaces.utils.app import app_instance
+
+CHECK_SUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]*")
+MAX_TASK = 100_000
+"""Characters of a task's request: Linux takes no longer argument of a command than 128 KiB."""
+CHOICES = {
+    activelearning: ("strategy", "_strategies"),
+    scoring: ("method", "_scoring_methods"),
+    train: ("model", "_trainers"),
+    batch_infer: ("model", "_infers"),
+}
+"""What a request names in each part of MONAI Label, and where the app keeps those that exist."""
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """What a form's field holds.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it is no JSON object.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"{name} is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f'{name} must be a JSON object such as {{"threshold": 0.1}}, got {text[:50]}.',
+        )
+    finite(value, name)
+    return value
+
+
+def finite(value: Any, name: str) -> str:
+    """The value as JSON.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, a number in it is infinite or none: Python reads those, no JSON can hold them.
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"{name} holds a number that is not finite."
+        ) from error
+
+
+def check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
+    """See to it that a request names what exists, and sets nothing that decides which code runs.
+
+    Args:
+        choice: of `CHOICES`.
+        given: the arguments of the route.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it doesn't.
+    """
+    name, parts = choice
+    known = list(getattr(app_instance(), parts))
+    params = given.get("params") or {}
+    for values in (params, *(v for v in params.values() if isinstance(v, dict))):
+        _check_task(values)
+    if len(finite(params, "the request")) > MAX_TASK:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"The request of a task has at most {MAX_TASK} characters."
+        )
+    # the body's have the last word
+    for values in (given, params):
+        if name in values and values[name] not in known:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"There is no {name} {values[name]!r}; there are {', '.join(known) or 'none'}.",
+            )
+
+
+def _check_task(request: dict[str, Any]) -> None:
+    """MONAI Label begins a process with this: one option is a folder whose code it imports, another one its environment."""
+    if "bundle_path" in request:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, "bundle_path is not allowed; the bundle is chosen when the server starts."
+        )
+    gpus = request.get("gpus")
+    if gpus is not None and not (isinstance(gpus, str) and re.fullmatch(r"[\w,-]*", gpus)):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f'gpus must be "all" or numbers such as "0,1", got {gpus!r}.'
+        )

@@ -1,0 +1,1 @@
+"""The bundle's models, found or fetched, loaded once, and run on one study at a time."""

@@ -1,0 +1,71 @@
+"""A model's networks: loaded once, and again when their files have changed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lib.models.abandoning import proceed
+from lib.models.declaration import FULL, Declaration
+
+logger = logging.getLogger(__name__)
+
+
+class Networks:
+    """What of a model is loaded, by mode: its networks, and its preprocessing, which may hold one too.
+
+    MONAI Label's own `BundleInferTask` serves the bundle too, but imports its scripts and loads its classifier and the brain
+    extraction anew in every request.
+    """
+
+    def __init__(self, declared: Declaration) -> None:
+        self._declared = declared
+        self._loaded: dict[str, dict[str, Any]] = {}
+        self._changed: tuple[int, ...] = ()
+
+    def __getitem__(self, mode: str) -> dict[str, Any]:
+        """What is loaded for a mode, by its id in the config."""
+        return self._loaded[mode]
+
+    @property
+    def weights(self) -> list[int]:
+        """When each weights file was changed, in ns: two runs with the same weights, options and version are the same."""
+        return list(self._changed)
+
+    def load(self) -> bool:
+        """Load the networks, unless they are loaded and their files have not changed; whether that was done."""
+        declared = self._declared
+        changed = tuple(path.stat().st_mtime_ns for path in sorted(declared.models_dir.glob("*.pt")))
+        if self._loaded and changed == self._changed:
+            return False
+        logger.info("loading the networks of %s on %s", declared.models_dir, declared.device)
+        self._loaded, self._changed = {}, ()
+        names = [n for n in ("classifier", "student", "preprocessing") if n in declared.config()]
+        shared: dict[str, Any] = {name: declared.parsed(name) for name in names}
+        for transform in shared["preprocessing"].transforms:
+            if hasattr(transform, "load"):
+                transform.load()
+        loaded = {mode: dict(shared) for mode in declared.modes}
+        for mode, parts in loaded.items():
+            parts["network"] = declared.parsed("network", mode=mode, loaded=parts)
+            self._warn(parts, declared.options(mode).get("threshold", math.nan))
+            # a batch of slices is what can't be interrupted
+            parts["network"].register_forward_pre_hook(lambda *_: proceed())
+        self._loaded, self._changed = loaded, changed
+        return True
+
+    def parsed(self, name: str, options: Mapping[str, float], mode: str = FULL) -> Any:
+        """What the config declares under `name`, with these options and the networks that are loaded."""
+        return self._declared.parsed(name, options, mode, self._loaded[mode])
+
+    def _warn(self, loaded: Mapping[str, Any], threshold: float) -> None:
+        """Log which weights don't belong together, where the bundle says that."""
+        scripts = importlib.import_module("scripts.weights")
+        networks = {name: loaded.get(name) for name in ("network", "classifier", "student")}
+        digests = {name: scripts.weights_digest(network) for name, network in networks.items() if network is not None}
+        folder = self._declared.models_dir
+        for warning in scripts.not_together(folder / scripts.MANIFEST, digests, threshold):
+            logger.warning("%s: %s", folder, warning)

@@ -1,0 +1,223 @@
+"""What both kinds of studies share: images, labels and results that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+
+from lib.studies.grids import grid_of, reordered
+from lib.studies.labels import checked_label
+from lib.studies.names import FORMATS, plain, split_ending
+from lib.studies.register import Register, exclusively, stamp_of
+from lib.studies.tags import COUNTERFACTUAL_TAG, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
+from lib.studies.uploads import holds_itself
+
+logger = logging.getLogger(__name__)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+class Studies(Register):
+    """What both kinds of studies share; see `LocalDatastore` for the rest."""
+
+    sequences: Collection[str] = ()
+    """What the models take first; images that are named as another sequence are left out of the worklist. () takes all."""
+    version = ""
+    """Of the software, for DICOM objects."""
+
+    def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
+        # among hidden files are what lies aside while it is written, and what macOS puts beside every file
+        return {k: v for k, v in super()._list_files(path, patterns).items() if not k.startswith(".")}
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        return split_ending(file)
+
+    def _file_of(self, image_id: str) -> Path:
+        """Where an image's file is."""
+        obj = self._datastore.objects.get(image_id)
+        if obj is None:
+            raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
+        return Path(self._datastore.image_path()) / (obj.image.info.get("name") or f"{image_id}{obj.image.ext}")
+
+    @exclusively
+    def _reconcile_datastore(self) -> None:
+        super()._reconcile_datastore()
+
+    @exclusively
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        name, ext = self._to_id(os.path.basename(image_filename))
+        image_id = plain(image_id or name, "image id")
+        holds_itself(image_filename)
+        place = Path(self._datastore.image_path()) / f"{image_id}{ext}"
+        info = {**(image_info or {}), "ts": int(time.time()), "name": place.name}
+
+        def change(parts: Mapping[Path, Path]) -> None:
+            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ext))
+
+        self._replace({place: lambda part: shutil.copyfile(image_filename, part)}, change)
+        return image_id
+
+    @exclusively
+    def remove_image(self, image_id: str) -> None:
+        super().remove_image(plain(image_id, "image id"))
+
+    @exclusively
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label: whole, on its image's grid, in the order of its voxels, or not at all.
+
+        Raises:
+            ImageNotFoundException: no such image.
+            MONAILabelException: INVALID_INPUT, the label is not fit, see `checked_label`; SERVER_ERROR, the disk is full.
+        """
+        holds_itself(label_filename)
+        self._keep(plain(image_id, "image id"), {plain(label_tag, "label tag"): (label_filename, label_info)}, {})
+        return image_id
+
+    def _keep(
+        self, image_id: str, labels: Mapping[str, tuple[str, dict[str, Any]]], image_info: Mapping[str, Any]
+    ) -> None:
+        """Keep labels (a file and its info, by their tags) and something about their image: all of it, or nothing."""
+        places = {tag: self._place(image_id, tag, file) for tag, (file, _) in labels.items()}
+        writers = {places[tag]: self._writer(image_id, tag, file) for tag, (file, _) in labels.items()}
+
+        def change(parts: Mapping[Path, Path]) -> None:
+            obj = self._datastore.objects[image_id]
+            obj.image.info.update(image_info)
+            for tag, (_, label_info) in labels.items():
+                place = places[tag]
+                info = {**(label_info or {}), "ts": int(time.time()), "name": place.name, STAMP: stamp_of(parts[place])}
+                obj.labels[tag] = DataModel(info=info, ext=self._to_id(place.name)[1])
+
+        self._replace(writers, change)
+        for place in places.values():  # what this label was in another format
+            for ext in FORMATS:
+                old = place.with_name(f"{image_id}{ext}")
+                if old != place:
+                    old.unlink(missing_ok=True)
+
+    def _place(self, image_id: str, tag: str, file: str) -> Path:
+        ext = self._to_id(file)[1] if tag in (MAP_TAG, COUNTERFACTUAL_TAG) else ".nii.gz"
+        return Path(self._datastore.label_path(tag)) / f"{image_id}{ext}"
+
+    def _writer(self, image_id: str, tag: str, file: str) -> Callable[[Path], Any]:
+        """What writes a label, once it was checked."""
+        image = self._file_of(image_id)
+        try:
+            if tag not in (MAP_TAG, COUNTERFACTUAL_TAG):
+                mask = checked_label(file, image, self._allowed(tag))
+                label = nib.Nifti1Image(mask, grid_of(image)[1])
+                label.header.set_xyzt_units("mm")
+                return lambda part: nib.save(label, part)
+            if not file.lower().endswith(FORMATS) or not os.path.getsize(file):
+                raise ValueError(f"must be an image file of {', '.join(FORMATS)}.")
+            shape, affine = grid_of(file)
+            if reordered(np.empty(shape, bool), affine, grid_of(image)[1], grid_of(image)[0]) is None:
+                raise ValueError("lies on another grid than its image.")
+        except MONAILabelException:
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, ValueError) else "can't be read as an image."
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"The label {tag!r} of {image_id} {what} Nothing was stored."
+            ) from error
+        return lambda part: shutil.copyfile(file, part)
+
+    def _allowed(self, tag: str) -> tuple[int, ...] | None:
+        from scripts.images.restoring import LESION, NOT_ASSESSED
+
+        return (0, LESION, NOT_ASSESSED) if tag in (FINAL, ORIGINAL) else None
+
+    @exclusively
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        super().remove_label(plain(label_id, "label"), plain(label_tag, "label tag"))
+
+    @exclusively
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        super().update_image_info(plain(image_id, "image id"), info)
+
+    @exclusively
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        super().update_label_info(plain(label_id, "label"), plain(label_tag, "label tag"), info)
+
+    def get_image_uri(self, image_id: str) -> str:
+        uri = super().get_image_uri(plain(image_id, "image id"))
+        if not uri or not os.path.exists(uri):
+            raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
+        return uri
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        return LocalDatastore.get_label_uri(self, plain(label_id, "label"), plain(label_tag, "label tag"))
+
+    def named(self, image_id: str) -> str | None:
+        """The sequence that an image is named as; None if its name says nothing."""
+        raise NotImplementedError
+
+    def modality(self, image_id: str) -> str | None:
+        """The Modality of an image, in DICOM's words; None where nothing says it."""
+        return None
+
+    def siblings(self, image_id: str, channels: Sequence[str]) -> list[str]:
+        """The images of the same study that hold `channels`, in that order; `image_id` is one of them.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, one is missing.
+        """
+        if len(channels) <= 1:
+            return [image_id]
+        found = self._sequences(image_id)
+        missing = [c for c in channels if c not in found]
+        if missing:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image_id}: the model takes {', '.join(channels)}; {', '.join(missing)} is missing in this study. Found: "
+                f"{', '.join(f'{c} ({i})' for c, i in found.items()) or 'none'}. The rules are in the bundle's "
+                "scripts/images/sequences.json.",
+            )
+        return [found[c] for c in channels]
+
+    def _sequences(self, image_id: str) -> dict[str, str]:
+        raise NotImplementedError
+
+    @exclusively
+    def save_results(
+        self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
+    ) -> None:
+        """Keep what a model gave for an image, and the image's score for the worklist.
+
+        Args:
+            image_id: of the image.
+            tag: to keep the label map under.
+            labels: the file of the label map.
+            results: the files of the float results, by their tags.
+            params: the scores and what they were made with, see `AnomalyInferTask`.
+        """
+        files = {tag: labels, **results}
+        scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]}
+        self._keep(image_id, {name: (str(path), {"params": dict(params)}) for name, path in files.items()}, scores)
+
+    @exclusively
+    def mark_done(self, image_id: str, tag: str, params: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+        """Say of a result that it is complete, also where it was sent to; unless another one has taken its place.
+
+        Args:
+            image_id: of the image.
+            tag: of the result.
+            params: that it was kept with.
+            made_with: all that it depends on.
+        """
+        label = self._datastore.label(image_id, tag)
+        if label and _as_json(label.info.get("params")) == _as_json(params):
+            super().update_label_info(image_id, tag, {"made_with": dict(made_with)})

@@ -1,0 +1,102 @@
+"""A DICOMweb server: what is asked of it, and one way to say that it doesn't answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from dicomweb_client import DICOMwebClient
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+from pydicom.dataset import Dataset
+from retrying import RetryError
+
+from lib.studies.names import UID, plain
+from lib.studies.storing import store
+
+READERS = ("MANUAL", "SEMIAUTOMATIC")
+"""Segment Algorithm Types of what a reader drew or corrected."""
+FIELDS = ["SeriesDescription", "ProtocolName", "NumberOfSeriesRelatedInstances", "SeriesNumber"]
+"""What searches for series return beside what every server returns."""
+
+
+class DicomServer:
+    """The server behind a client.
+
+    Every method raises MONAILabelException, SERVER_ERROR, where the server doesn't answer as it should.
+    """
+
+    def __init__(self, client: DICOMwebClient) -> None:
+        self._client = client
+        self.url = str(client.base_url)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (requests.exceptions.RequestException, RetryError, RuntimeError, OSError) as error:
+            raise MONAILabelException(
+                MONAILabelError.SERVER_ERROR,
+                f"The DICOM server {self.url} doesn't answer as it should ({type(error).__name__}: {error}). "
+                "Is it running? Nothing was changed; try again.",
+            ) from error
+
+    def series(self, **filters: Any) -> list[Dataset]:
+        """The series that these attributes match."""
+        with self._answering():
+            return [Dataset.from_json(d) for d in self._client.search_for_series(search_filters=filters, fields=FIELDS)]
+
+    def one_series(self, uid: str) -> Dataset:
+        """The series with a SeriesInstanceUID.
+
+        Raises:
+            ImageNotFoundException: there is none, or it is no UID.
+        """
+        if not UID.fullmatch(uid):
+            raise ImageNotFoundException(f"{uid!r} is no SeriesInstanceUID.")
+        for series in self.series(SeriesInstanceUID=uid):
+            if str(series.SeriesInstanceUID) == uid:
+                return series
+        raise ImageNotFoundException(f"There is no series {uid} on {self.url}.")
+
+    def instances(self, study: str, series: str) -> set[str]:
+        """The SOPInstanceUIDs of a series."""
+        with self._answering():
+            rows = self._client.search_for_instances(study, series, fields=["SOPInstanceUID"])
+        return {str(Dataset.from_json(row).SOPInstanceUID) for row in rows}
+
+    def retrieve(self, study: str, series: str, folder: Path) -> int:
+        """Save the instances of a series as ``SOPInstanceUID.dcm``; returns their number."""
+        with self._answering():
+            # as they are stored: not every server can decompress
+            instances = self._client.retrieve_series(study, series, media_types=(("application/dicom", "*"),))
+        for instance in instances:
+            instance.save_as(folder / f"{plain(str(instance.SOPInstanceUID), 'SOPInstanceUID')}.dcm")
+        return len(instances)
+
+    def read_by(self, study: str, series: str) -> list[str]:
+        """The series that a series of segmentations shows to be read, by its Segment Algorithm Types (PS3.3 C.8.20.4)."""
+        with self._answering():
+            instances = [Dataset.from_json(d) for d in self._client.retrieve_series_metadata(study, series)]
+        return sorted(
+            {
+                str(reference.SeriesInstanceUID)
+                for instance in instances
+                if any(s.get("SegmentAlgorithmType") in READERS for s in instance.get("SegmentSequence", []))
+                for reference in instance.get("ReferencedSeriesSequence", [])
+            }
+        )
+
+    def store(self, dataset: Dataset) -> None:
+        """Store an object, see `store`."""
+        with self._answering():
+            store(self._client, dataset)
+
+
+def spoken_sequence(series: Mapping[str, Any] | Dataset) -> str | None:
+    """The sequence that a series' description speaks of, or where it is empty its protocol's name."""
+    from scripts.images.sequences import sequence_of
+
+    return sequence_of(str(series.get("SeriesDescription") or series.get("ProtocolName") or ""))

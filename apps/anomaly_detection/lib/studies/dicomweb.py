@@ -1,0 +1,265 @@
+"""Studies on a DICOMweb server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.datastore.utils.convert import binary_to_image
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from pydicom.dataset import Dataset
+
+from lib.studies.base import Studies
+from lib.studies.dicom_server import DicomServer, spoken_sequence
+from lib.studies.fetched import instances_in, volume_of
+from lib.studies.names import plain
+from lib.studies.objects import predicted, predicted_map, reviewed
+from lib.studies.register import exclusively
+from lib.studies.reviews import Reviews
+from lib.studies.tags import FINAL, FINAL_OF, MAP_TAG, ORIGINAL, SCORE
+from lib.studies.uploads import holds_itself
+
+logger = logging.getLogger(__name__)
+
+
+class DICOMwebStudies(Studies, DICOMWebDatastore):
+    """Studies on a DICOMweb server: every series of the models' modalities is an image, its SeriesInstanceUID the id.
+
+    Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
+    back to the server, in series of their own.
+
+    Args:
+        modalities: of the series, in DICOM's words; every other one is left out.
+        store_results: whether predicted masks and maps are sent to the server.
+        args, kwargs: of MONAI Label's `DICOMWebDatastore`.
+    """
+
+    def __init__(self, *args: Any, modalities: Sequence[str], store_results: bool = True, **kwargs: Any) -> None:
+        self._modalities, self._store_results = modalities, store_results
+        super().__init__(*args, **kwargs)
+        self._server = DicomServer(self._client)
+        self._reviews = Reviews(self._server, Path(self._datastore_path) / "segmentations.json")
+
+    def status(self) -> dict[str, Any]:
+        """As for a folder; while the DICOM server is away, what is wrong: studies that were fetched can still be read."""
+        try:
+            return super().status()
+        except MONAILabelException as error:
+            return {"total": 0, "completed": 0, "label_tags": {}, "error": error.msg}
+
+    def list_images(self) -> list[str]:
+        searches = [{**self._search_filter, "Modality": modality} for modality in self._modalities]
+        found = [series for search in searches for series in self._server.series(**search)]
+        wanted = (None, *self.sequences)
+        return [str(s.SeriesInstanceUID) for s in found if not self.sequences or spoken_sequence(s) in wanted]
+
+    def modality(self, image_id: str) -> str | None:
+        known = self._datastore.objects.get(plain(image_id, "image id"))
+        found = known.image.info if known else self._server.one_series(image_id)
+        return str(found.get("Modality") or "") or None
+
+    def named(self, image_id: str) -> str | None:
+        known = self._datastore.objects.get(plain(image_id, "image id"))
+        return spoken_sequence(known.image.info if known else self._server.one_series(image_id))
+
+    def _labeled(self) -> set[str]:
+        labeled = {image_id for image_id, obj in self._datastore.objects.items() if FINAL in obj.labels}
+        return labeled | self._reviews.reviewed()
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        labeled = self._labeled()
+        return [image_id for image_id in self.list_images() if image_id in labeled]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        labeled = self._labeled()
+        return [image_id for image_id in self.list_images() if image_id not in labeled]
+
+    def get_image_uri(self, image_id: str) -> str:
+        plain(image_id, "image id")
+        path = Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
+        if self._is_fetched(image_id) and self._is_complete(image_id):
+            return str(path.resolve())
+        series = self._server.one_series(image_id)
+        modality = str(series.get("Modality", ""))
+        if modality not in self._modalities:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image_id}: is {modality or 'of no modality'}; allowed is {', '.join(self._modalities)}.",
+            )
+        expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
+        with tempfile.TemporaryDirectory(dir=self._datastore_path, prefix=".fetch-") as partial:
+            fetched = Path(partial) / "series"
+            fetched.mkdir()
+            number = self._server.retrieve(str(series.StudyInstanceUID), image_id, fetched)
+            if not number and not expected:
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"Series {image_id} holds no image.")
+            if number < expected:
+                raise MONAILabelException(
+                    MONAILabelError.SERVER_ERROR,
+                    f"{image_id}: {number} of {expected} instances came from {self._server.url}; try again.",
+                )
+            nifti = volume_of(image_id, fetched)
+            try:
+                info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}
+                names = ("SeriesDescription", "ProtocolName", "StudyInstanceUID", "RetrieveURL")
+                info |= {k: str(series.get(k, "")) for k in names}
+                self._take_in(image_id, fetched, nifti, {**info, "SeriesInstanceUID": image_id})
+            finally:
+                os.unlink(nifti)
+        return str(path.resolve())
+
+    def _folder_of(self, image_id: str) -> Path:
+        """Where the images of a series are, each named by its SOPInstanceUID."""
+        return Path(self._datastore.image_path()) / image_id
+
+    def _is_fetched(self, image_id: str) -> bool:
+        folder = self._folder_of(image_id)
+        return (
+            image_id in self._datastore.objects and folder.is_dir() and folder.with_name(f"{image_id}.nii.gz").is_file()
+        )
+
+    def _is_complete(self, image_id: str) -> bool:
+        """Whether a series that was fetched has the same images on the server; while that can't be told, it is used."""
+        study = str(self._datastore.objects[image_id].image.info.get("StudyInstanceUID"))
+        try:
+            return self._server.instances(study, image_id) == instances_in(self._folder_of(image_id))
+        except MONAILabelException as error:
+            logger.warning(
+                "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
+            )
+            return True
+
+    @exclusively
+    def _take_in(self, image_id: str, fetched: Path, nifti: str, info: Mapping[str, Any]) -> None:
+        """Put fetched images in the place of those of before.
+
+        If they are not the same, results of those go, and a reader's label is kept under a tag that says of what it is.
+
+        Args:
+            image_id: of the series.
+            fetched: folder of the images; it is moved.
+            nifti: the volume that they make.
+            info: on the series.
+        """
+        folder = self._folder_of(image_id)
+        known = self._datastore.objects.get(image_id) or ImageLabelModel(image=DataModel(info={}))
+        before = instances_in(folder)
+        changed = bool(before or known.labels) and before != instances_in(fetched)
+        name = f"{image_id}.nii.gz"
+        writers = {folder.with_name(name): lambda part: shutil.copyfile(nifti, part)}
+        kept, gone = dict(known.labels), {}
+        old_info = dict(known.image.info)
+        if changed:
+            for key in (SCORE, "p_diseased", "stored", "dice"):
+                old_info.pop(key, None)
+            gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
+            kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
+            if FINAL in gone:
+                tag, label = f"{FINAL_OF}{len(before)}-images", gone[FINAL]
+                source = self._place(image_id, FINAL, name)
+                writers[self._place(image_id, tag, name)] = lambda part: shutil.copyfile(source, part)
+                kept[tag] = label
+            logger.warning(
+                "%s: has other images than before (%d then, %d now) and was fetched again. Results of before are gone%s.",
+                image_id,
+                len(before),
+                len(instances_in(fetched)),
+                f"; the reader's label is kept under the tag {tag!r}" if FINAL in gone else "",
+            )
+
+        def change(parts: Mapping[Path, Path]) -> None:
+            image = DataModel(info={**old_info, **info, "ts": int(time.time()), "name": name}, ext=".nii.gz")
+            self._datastore.objects[image_id] = ImageLabelModel(image=image, labels=kept)
+
+        self._replace(writers, change)
+        for tag, label in gone.items():
+            (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
+        # last: while the folder holds other images than the server, all this is done again
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(fetched, folder)
+
+    def _sequences(self, image_id: str) -> dict[str, str]:
+        mine = self._server.one_series(image_id)
+        found: dict[str, str] = {}
+        study = self._server.series(StudyInstanceUID=str(mine.StudyInstanceUID), Modality=str(mine.Modality))
+        # the series that was asked for speaks for its own sequence, the first one for every other
+        for series in [mine, *sorted(study, key=lambda s: int(s.get("SeriesNumber") or 0))]:
+            sequence = spoken_sequence(series)
+            if sequence:
+                found.setdefault(sequence, str(series.SeriesInstanceUID))
+        return found
+
+    def series(self, image_id: str) -> list[Dataset]:
+        """The instances of a series, in order, as `get_image_uri` fetched them before."""
+        if not self._is_fetched(image_id):
+            self.get_image_uri(image_id)
+        from scripts.dicom.series import read_series
+
+        return read_series(self._folder_of(image_id))
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
+        holds_itself(label_filename)
+        image = self.get_image_uri(image_id)
+        converted = None
+        try:
+            if label_filename.endswith(".bin"):
+                converted = binary_to_image(image, label_filename)
+            file = converted or label_filename
+            # refuses what is not fit before anything is sent
+            self._writer(image_id, plain(label_tag, "label tag"), file)
+            if label_tag == FINAL:
+                seg = reviewed(self.series(image_id), file, self.version)
+                self._server.store(seg)
+                label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
+            return Studies.save_label(self, image_id, file, label_tag, label_info)
+        except ValueError as error:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"The label {label_tag!r} of {image_id} does not fit its images ({error}). Nothing was stored.",
+            ) from error
+        finally:
+            if converted:
+                os.unlink(converted)
+
+    def segmentation_of(self, image_id: str, mask: str, params: Mapping[str, Any]) -> Dataset:
+        """A predicted mask of a series as a DICOM Segmentation."""
+        return predicted(self.series(image_id), mask, params)
+
+    def save_results(
+        self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
+    ) -> None:
+        """As for a folder; a mask and its map go to the DICOM server first, once for every setting that made them.
+
+        Of two that are sent the second may fail; then the next time only that one is sent.
+        """
+        if self._store_results and tag == ORIGINAL:
+            self._send(image_id, labels, results[MAP_TAG], params)
+        super().save_results(image_id, tag, labels, results, params)
+
+    def _send(self, image_id: str, mask: str, anomaly_map: Path, params: Mapping[str, Any]) -> None:
+        made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
+        known = self._datastore.objects.get(image_id)
+        stored = dict(known.image.info.get("stored", {})) if known else {}
+        sent = list(stored.get(made_with, []))
+        if len(sent) == 2:
+            return
+        series = self.series(image_id)
+        pair = [predicted(series, mask, params), predicted_map(series, anomaly_map, params)]
+        for dataset in pair[len(sent) :]:
+            self._server.store(dataset)
+            sent.append(str(dataset.SeriesInstanceUID))
+            self.update_image_info(image_id, {"stored": {**stored, made_with: sent}})
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        return LocalDatastore.datalist(self, full_path)

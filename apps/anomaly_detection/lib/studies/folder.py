@@ -1,0 +1,261 @@
+"""Studies in a folder."""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import os
+import tempfile
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+
+from lib.studies.base import Studies
+from lib.studies.folder_files import image_files
+from lib.studies.labels import checked_label
+from lib.studies.names import FORMATS, named_as, plain, split_ending
+from lib.studies.register import exclusively, stamp_of
+from lib.studies.tags import FINAL, STAMP
+
+logger = logging.getLogger(__name__)
+
+
+class FolderStudies(Studies):
+    """Studies in a folder: every image file in it and in its subfolders is one, its path without the ending its id.
+
+    In ids "-" stands for the slashes of the path. The folder is looked at whenever studies are listed. What is in it and is no
+    study (hidden files, labels, other sequences, masks, other formats) is said in the log and counted in the status.
+
+    Args:
+        folder: of the studies; labels and scores are kept in it.
+        sequences: see `Studies.sequences`.
+        auto_reload: look for files that came or went later.
+    """
+
+    def __init__(self, folder: str, sequences: Collection[str] = (), auto_reload: bool = True) -> None:
+        self.sequences = sequences
+        self._live = auto_reload
+        self._unfit: dict[Path, list[int]] = {}
+        self._left_out: dict[str, list[str]] = {}
+        self._said = ""
+        # no watcher of files: it lists the whole folder again for every file that comes, and misses those of a network
+        super().__init__(folder, extensions=[f"*{e}" for e in FORMATS], auto_reload=False)
+
+    def _look(self) -> None:
+        if self._live:
+            self._reconcile_datastore()
+        else:
+            self._init_from_datastore_file()
+
+    @exclusively
+    def _reconcile_datastore(self) -> None:
+        known = self._datastore.objects
+        left_out: defaultdict[str, list[str]] = defaultdict(list)
+        objects: dict[str, ImageLabelModel] = {}
+        ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
+        for name in image_files(self._root, self._datastore.label_path(None), ours, left_out):
+            stem, ext = self._to_id(name)
+            image_id = stem.replace("/", "-")
+            if image_id in objects:
+                left_out["with the id of another"].append(name)
+                continue
+            try:
+                plain(image_id, "")
+            except MONAILabelException:
+                left_out["with too long a path or one with signs that a name can't have"].append(name)
+                continue
+            old = known.get(image_id)
+            if old is None or old.image.info.get("name") != name:
+                old = ImageLabelModel(image=DataModel(ext=ext, info={"ts": int(time.time()), "name": name}))
+            objects[image_id] = ImageLabelModel(image=old.image)
+        labels = Path(self._datastore.label_path(None))
+        for part in labels.glob("*/.part.*"):  # of a process that was killed
+            part.unlink(missing_ok=True)
+        for tag in sorted(p.name for p in labels.glob("[!.]*/")):
+            for file in sorted(labels.joinpath(tag).iterdir()):
+                image_id, ext = self._to_id(file.name)
+                if not ext or file.name.startswith(".") or image_id not in objects:
+                    left_out["in labels that belong to no image"].append(f"{tag}/{file.name}")
+                    continue
+                label = known[image_id].labels.get(tag) if image_id in known else None
+                if label is None or label.info.get("name") != file.name:
+                    if tag in objects[image_id].labels:
+                        continue
+                    label = DataModel(ext=ext, info={"ts": int(time.time()), "name": file.name})
+                label = self._whole(self._root / objects[image_id].image.info["name"], tag, file, label)
+                if label is None:
+                    left_out["labels that are broken, empty or of another image"].append(f"{tag}/{file.name}")
+                else:
+                    objects[image_id].labels[tag] = label
+        self._left_out = dict(left_out)
+        if objects != known:
+            # at once, as other threads read it
+            self._datastore.objects = objects
+            try:
+                self._update_datastore_file()
+            except MONAILabelException as error:  # what is there can be listed all the same
+                logger.warning("%s", error.msg)
+        self._say()
+
+    @property
+    def _root(self) -> Path:
+        return Path(self._datastore.image_path())
+
+    def _whole(self, image: Path, tag: str, file: Path, label: DataModel) -> DataModel | None:
+        """What is known of a label if its file is fit to be one; a reader's is read, once for every change."""
+        stamp = stamp_of(file)
+        if not stamp[0] or self._unfit.get(file) == stamp:
+            return None
+        if tag != FINAL or label.info.get(STAMP) == stamp:
+            return label
+        try:
+            checked_label(file, image, self._allowed(tag))
+        except ValueError as error:
+            logger.warning("labels/%s/%s is not used and its study counts as unread: it %s", tag, file.name, error)
+            self._unfit[file] = stamp
+            return None
+        return DataModel(ext=label.ext, info={**label.info, STAMP: stamp})
+
+    def _reasons(self) -> dict[str, list[str]]:
+        """The names of what is no study, by the reason."""
+        reasons = {reason: list(names) for reason, names in self._left_out.items() if names}
+        listed = set(self._listed())
+        for image_id, obj in self._datastore.objects.items():
+            if image_id not in listed:
+                reasons.setdefault(f"named as {self._named(image_id)[0]}", []).append(obj.image.info["name"])
+        return reasons
+
+    def _say(self) -> None:
+        reasons = self._reasons()
+        said = "; ".join(
+            f"{len(names)} {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for reason, names in reasons.items()
+        )
+        said = f"{len(self._listed())} studies in {self._datastore_path}. Not studies: {said or 'nothing'}."
+        if said != self._said:
+            logger.info(said)
+            self._said = said
+
+    def _named(self, image_id: str) -> tuple[str | None, str]:
+        return named_as(self._datastore.objects[image_id].image.info["name"])
+
+    def named(self, image_id: str) -> str | None:
+        if plain(image_id, "image id") not in self._datastore.objects:
+            self._look()
+        return self._named(image_id)[0] if image_id in self._datastore.objects else None
+
+    def _listed(self) -> list[str]:
+        wanted = (None, *self.sequences)
+        return [i for i in self._datastore.objects if not self.sequences or self._named(i)[0] in wanted]
+
+    def list_images(self) -> list[str]:
+        self._look()
+        return self._listed()
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        return [i for i in self.list_images() if FINAL in self._datastore.objects[i].labels]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        return [i for i in self.list_images() if FINAL not in self._datastore.objects[i].labels]
+
+    def status(self) -> dict[str, Any]:
+        listed, objects = self.list_images(), self._datastore.objects
+        tags = [tag for obj in objects.values() for tag in obj.labels]
+        return {
+            "total": len(listed),
+            "completed": sum(FINAL in objects[i].labels for i in listed),
+            "label_tags": {tag: tags.count(tag) for tag in sorted(set(tags))},
+            "left_out": {reason: len(names) for reason, names in self._reasons().items()},
+        }
+
+    def json(self) -> dict[str, Any]:
+        self._look()
+        return dict(super().json())
+
+    def get_image_uri(self, image_id: str) -> str:
+        if plain(image_id, "image id") not in self._datastore.objects:
+            self._look()
+        path = self._file_of(image_id)
+        if not path.is_file():
+            raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
+        return os.path.abspath(path)
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        self._init_from_datastore_file()
+        info = super().get_image_info(image_id)
+        return {**info, "path": os.path.abspath(self._file_of(image_id))} if info else info
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        self._init_from_datastore_file()
+        return super().get_label_uri(label_id, label_tag, image_id)
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        labeled = self.get_labeled_images()
+        pairs = [{"image": self.get_image_uri(i), "label": self.get_label_uri(i, FINAL)} for i in labeled]
+        if full_path:
+            return pairs
+        return [{k: os.path.relpath(p, self._root) for k, p in pair.items()} for pair in pairs]
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """The path of a new zip of the images that a reader labelled, with their labels and what is known of them.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, there are none.
+        """
+        labeled = self.get_labeled_images()[: limit_cases or None]
+        if not labeled:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "No study has a label of a reader.")
+        handle, path = tempfile.mkstemp(suffix=".zip")
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for image_id in labeled:
+                # by their ids: files in different folders may have one name
+                for what, source in (
+                    ("image", self.get_image_uri(image_id)),
+                    ("label", self.get_label_uri(image_id, FINAL)),
+                ):
+                    archive.write(source, f"{what}/{image_id}{split_ending(source)[1]}")
+            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
+        return path
+
+    @exclusively
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Take in an image.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, it is no image file, or there is another image of that id.
+        """
+        name, ext = self._to_id(os.path.basename(image_filename))
+        image_id = plain(image_id or name, "image id")
+        if ext.lower() not in FORMATS or ext.lower() == ".mhd" or not os.path.getsize(image_filename):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image_id}: an image must be a file of {', '.join(e for e in FORMATS if e != '.mhd')} that is not empty.",
+            )
+        self._look()
+        if image_id in self._datastore.objects:
+            if filecmp.cmp(image_filename, self._file_of(image_id), shallow=False):
+                return image_id
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"There is another image {image_id!r} among the studies. Give this one another id, or remove that one first.",
+            )
+        return str(super().add_image(image_id, image_filename, image_info))
+
+    @exclusively
+    def remove_image(self, image_id: str) -> None:
+        path = self._file_of(plain(image_id, "image id"))
+        for tag in list(self._datastore.objects[image_id].labels):
+            self.remove_label(image_id, tag)
+        path.unlink(missing_ok=True)
+        self._reconcile_datastore()
+
+    def _sequences(self, image_id: str) -> dict[str, str]:
+        mine = self._named(image_id)[1]
+        named = {name: self._named(name) for name in sorted(self._datastore.objects)}
+        return {sequence: name for name, (sequence, case) in named.items() if sequence and case == mine}

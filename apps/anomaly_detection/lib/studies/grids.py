@@ -1,0 +1,39 @@
+"""Volumes on disk: voxels, grids, and one in the order of another's axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.transforms import LoadImage
+
+
+def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The array ``(X, Y, Z)`` of an image file and its affine ``(4, 4)``, RAS."""
+    image = LoadImage(image_only=True)(path)
+    return image.numpy(), image.affine.numpy()
+
+
+def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read."""
+    from scripts.images.geometry import load_nifti, millimetres
+
+    if str(path).lower().endswith((".nii", ".nii.gz")):
+        image = load_nifti(str(path))
+        mm = millimetres(image.header)
+        return image.shape[:3], np.diag([mm, mm, mm, 1.0]) @ image.affine
+    array, affine = read_volume(path)
+    return array.shape[:3], affine
+
+
+def reordered(array: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+    """The bundle's `reordered` of an array ``(X, Y, Z)``: in the order of another affine's axes, None on another grid."""
+    from scripts.images.masks import reordered as reordered_tensor
+
+    if not np.isfinite([affine, target]).all():
+        return None
+    array = np.ascontiguousarray(array)
+    voxels = reordered_tensor(torch.from_numpy(array)[None], torch.tensor(affine), torch.tensor(target), shape)
+    return None if voxels is None else voxels[0].numpy()

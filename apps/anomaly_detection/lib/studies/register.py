@@ -1,0 +1,135 @@
+"""What is known of the studies: read and changed whole, by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+logger = logging.getLogger(__name__)
+
+
+def stamp_of(path: Path) -> list[int]:
+    """Size and time of change (ns) of a file: another content has another stamp."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk: what is renamed before may be empty after a power cut."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def exclusively(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Batch inference runs in a process of its own: read what it wrote before changing anything, one process at a time.
+
+    Of a change that fails nothing stays.
+    """
+
+    @wraps(method)
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with FileLock(f"{self._datastore_config_path}.lock", is_singleton=True):
+            self._init_from_datastore_file()
+            try:
+                return method(self, *args, **kwargs)
+            except BaseException:
+                self._version_read = None
+                self._init_from_datastore_file()
+                raise
+
+    return locked
+
+
+class Register(LocalDatastore):
+    """MONAI Label's file of what is known of the studies, beside their own files.
+
+    What is written is complete beside its place before it is renamed to it: a full disk or a kill leaves the old or the new.
+    """
+
+    _version_read: tuple[int, int, int] | None = None
+    """Of the file that says what is known of the studies."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._auto_reload:
+            # the file is replaced, not written into, so watchers see it move
+            self._handler.on_moved = lambda event: self._init_from_datastore_file()
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        path = Path(self._datastore_config_path)
+        try:
+            with path.open(encoding="utf-8") as file:
+                status = os.fstat(file.fileno())
+                version = status.st_ino, status.st_mtime_ns, status.st_size
+                if version == self._version_read:
+                    return
+                datastore = LocalDatastoreModel.model_validate_json(file.read())
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            kept = path.with_name(f"{path.name}.{time.time_ns()}.broken")
+            os.replace(path, kept)
+            logger.error(
+                "%s can't be read (%s). It is kept as %s; scores are gone until they are made again.", path, error, kept
+            )
+            return
+        datastore.base_path = self._datastore_path
+        self._datastore, self._version_read = datastore, version
+
+    def _staged_info(self) -> Path:
+        part = Path(f"{self._datastore_config_path}.part")
+        content = self._datastore.model_dump(exclude={"base_path"})
+        part.write_text(json.dumps(content, default=str), encoding="utf-8")
+        sync(part)
+        return part
+
+    def _publish_info(self, part: Path) -> None:
+        status = part.stat()
+        os.replace(part, self._datastore_config_path)
+        self._version_read = status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        self._replace({}, lambda parts: None)
+
+    def _replace(
+        self, writers: Mapping[Path, Callable[[Path], Any]], change: Callable[[Mapping[Path, Path]], None]
+    ) -> None:
+        """Write files and change what is known of the studies: all of it, or nothing.
+
+        Args:
+            writers: what writes a file, by the file's place.
+            change: changes what is known; it is given the places of the new files while they lie aside.
+
+        Raises:
+            MONAILabelException: SERVER_ERROR, the disk is full or can't be written to.
+        """
+        parts = {place: place.with_name(f".part.{place.name}") for place in writers}
+        info = Path(f"{self._datastore_config_path}.part")
+        try:
+            for place, write in writers.items():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write(parts[place])
+                sync(parts[place])
+            change(parts)
+            self._staged_info()
+            for place, part in parts.items():
+                os.replace(part, place)
+            self._publish_info(info)
+        except OSError as error:
+            raise MONAILabelException(
+                MONAILabelError.SERVER_ERROR,
+                f"The studies' disk can't be written to ({error.strerror or type(error).__name__}). Nothing was stored.",
+            ) from error
+        finally:
+            for part in (*parts.values(), info):
+                part.unlink(missing_ok=True)

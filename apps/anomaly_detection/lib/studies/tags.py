@@ -1,0 +1,41 @@
+"""The tags under which an image's labels are kept, and the keys in what is known of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+from lib.studies.names import plain
+
+MAP_TAG, COUNTERFACTUAL_TAG = "anomaly_map", "counterfactual"
+"""Label tags under which the float results of an image are kept, for clients that can show them."""
+FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
+SCORE = "anomaly_score"
+"""Key in an image's info: the score that orders the worklist."""
+STAMP = "stamp"
+"""Key in a label's info: size and time of change (ns) of the file that was found to be whole."""
+FINAL_OF = "final-of-"
+"""Begins the tag of a reader's label of a series that had other images then."""
+
+
+def result_tag(tag: Any, model: str, is_original: bool) -> str:
+    """The tag under which what a model gave is kept.
+
+    Args:
+        tag: that a request asked for; none is "original".
+        model: its name, the tag of what is not the mask that readers correct.
+        is_original: whether it is that mask.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, the tag holds a path, or what is kept under it is no model's mask.
+    """
+    tag = plain(tag or ORIGINAL, "label tag")
+    if tag.casefold() in (FINAL, MAP_TAG, COUNTERFACTUAL_TAG):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f"label_tag {tag!r} is not allowed for what a model gives: {FINAL!r} is the label of a reader, {MAP_TAG!r} and "
+            f"{COUNTERFACTUAL_TAG!r} are kept beside the mask. Allowed are {ORIGINAL!r} (the default), {model!r}, other names.",
+        )
+    return model if tag == ORIGINAL and not is_original else tag

@@ -1,0 +1,52 @@
+"""Files that came from a client."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+_ELSEWHERE = re.compile(rb"ElementDataFile\s*[=:](?!\s*LOCAL\s*\n)|\bdata ?file:", re.IGNORECASE)
+
+
+def holds_itself(path: str | Path) -> None:
+    """Refuse an upload whose header names another file for the voxels: it would be read from this server's disk.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it does.
+    """
+    with open(path, "rb") as file:
+        # the last two lines of the headers of MetaImage and NRRD files, but a reader may find them anywhere
+        elsewhere = os.path.getsize(path) and _ELSEWHERE.search(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if elsewhere:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, "The voxels must be in the file itself; its header names another file."
+        )
+
+
+def is_upload(image: str, sessions: str | None) -> bool:
+    """Whether the server itself put this file there for this request.
+
+    Args:
+        image: what a request asks for: an id, or the path of an upload.
+        sessions: the folder of the sessions' uploads.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it is empty, or any other path.
+    """
+    if not image:
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, "image must be the id of one of the studies' images.")
+    path = Path(image)
+    if not path.is_absolute():
+        return False
+    resolved, uploads = path.resolve(), Path(tempfile.gettempdir()).resolve()
+    uploaded = resolved.parent == uploads and path.name.startswith(tempfile.gettempprefix())
+    if sessions is not None:
+        uploaded = uploaded or resolved.is_relative_to(Path(sessions).resolve())
+    if uploaded and path.exists():
+        return True
+    raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"image {image!r} is a path; give the id of an image.")

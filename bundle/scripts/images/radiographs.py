@@ -1,0 +1,112 @@
+"""A one-slice volume from a DICOM radiograph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydicom.dataset import Dataset
+
+from ..errors import InvalidImageError
+from .dicom_pixels import display_values, modality_values, read_dicom, stored_values
+from .pictures import picture_affine
+from .volume_files import Loaded
+
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+_VIEW_CODES = {"postero-anterior": "PA", "posteroanterior": "PA", "antero-posterior": "AP", "anteroposterior": "AP"}
+
+
+def read_radiograph(
+    path: str,
+    modalities: Sequence[str],
+    body_parts: Sequence[str] = (),
+    views: Sequence[str] = (),
+    allow_any_image: bool = False,
+) -> Loaded:
+    """A radiograph ``(X, Y, 1)`` as a viewer shows it: bright where little passed, as its VOI LUT or window wants it.
+
+    The Modality LUT or rescale comes first, then the first VOI LUT or else the first window, then MONOCHROME1 is turned.
+    Padding is as dark as the darkest pixel. Pixel Intensity Relationship changes nothing.
+
+    The size of a pixel is Pixel Spacing, else Imager Pixel Spacing, which is that at the detector: in the patient a pixel is
+    some 5 to 15 % smaller. X goes to the patient's left unless Patient Orientation says otherwise, see `picture_affine`.
+
+    Args:
+        path: of the file.
+        modalities: those allowed (0008,0060).
+        body_parts: words, of which Body Part Examined holds one if it is there; none allows any.
+        views: words, of which View Position holds one if it is there; none allows any. Where it is empty, the view code, or
+            Patient Position (public sets misuse it so), is taken for it.
+        allow_any_image: take another modality, body part or view, with a warning.
+
+    Raises:
+        InvalidImageError: several frames, colours, another modality, body part or view, or pixels that can't be decoded.
+
+    Source: PS3.3 C.11.1, C.11.2 (lookup tables), C.7.6.3.1.2 (MONOCHROME1), 10.7.1.3 (pixel spacing), C.7.6.1.1.1 (Patient
+    Orientation).
+    """
+    dataset = read_dicom(path)
+    warnings: list[str] = []
+    row, column = _directions(dataset)
+    view, part = _view(dataset), str(dataset.get("BodyPartExamined") or "").upper()
+    checks = [("modality", str(dataset.get("Modality") or "").upper(), modalities)]
+    checks += [("body part", part, body_parts), ("view", view, views)]
+    for what, value, allowed in checks:
+        if not value or not allowed or set(re.split("[^A-Z0-9]+", value)) & set(allowed):
+            continue
+        if not allow_any_image:
+            raise InvalidImageError(f"{path}: its {what} is {value}; the model takes {' or '.join(allowed)}.")
+        warnings.append(f"The {what} is {value}, the model takes {' or '.join(allowed)}.")
+    if views and not view:
+        warnings.append(f"The file doesn't name its view; whether it is {' or '.join(views)} was not checked.")
+    if "R" in (row, column):
+        warnings.append(
+            "The file says that it is mirrored: the patient's right is on the right. The networks saw it turned."
+        )
+    if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
+        warnings.append("Text is burned into the pixels; the networks see it too.")
+    spacing = next((dataset[k].value for k in _SPACINGS if k in dataset and not dataset[k].is_empty), None)
+    if spacing is not None and (len(spacing) != 2 or min(map(float, spacing)) <= 0):
+        spacing = None
+    size = (1.0, 1.0) if spacing is None else (float(spacing[1]), float(spacing[0]))
+    voxels = np.ascontiguousarray(_shown(path, dataset).T[:, :, None], dtype=np.float32)
+    affine = picture_affine(size, row, column)
+    return Loaded(torch.from_numpy(voxels), affine, tuple(warnings), has_size=spacing is not None)
+
+
+def _shown(path: str, dataset: Dataset) -> np.ndarray:
+    stored = stored_values(dataset)
+    try:
+        values = display_values(dataset, modality_values(dataset, stored)).astype(np.float32)
+    except Exception as error:
+        raise InvalidImageError(f"{path}: its lookup tables or its window can't be used ({error}).") from error
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        values = values.max() + values.min() - values
+    if dataset.get("PixelPaddingValue") is not None:
+        ends = [dataset.PixelPaddingValue, dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue)]
+        padded = (stored >= min(ends)) & (stored <= max(ends))
+        if not padded.all():
+            values[padded] = values[~padded].min()
+    return values
+
+
+def _view(dataset: Dataset) -> str:
+    """View Position in capitals, or what stands for it; "" if nothing does."""
+    view = str(dataset.get("ViewPosition") or "").upper().strip()
+    if not view and dataset.get("ViewCodeSequence"):
+        meaning = str(dataset.ViewCodeSequence[0].get("CodeMeaning") or "").lower()
+        view = next((short for words, short in _VIEW_CODES.items() if words in meaning), meaning.upper())
+    if not view and str(dataset.get("PatientPosition") or "").upper() in ("AP", "PA", "LL", "RL", "LATERAL"):
+        view = dataset.PatientPosition.upper()
+    along = [str(letters)[:1] for letters in dataset.get("PatientOrientation") or ()]
+    return view or ("LATERAL" if set(along) & {"A", "P"} else "")
+
+
+def _directions(dataset: Dataset) -> tuple[str, str]:
+    """Where rows and columns go by Patient Orientation; to the left and to the feet where it doesn't say or is lateral."""
+    along = [str(letters)[:1].upper() for letters in dataset.get("PatientOrientation") or ()]
+    if len(along) == 2 and any(set(along) & set(a) and set(along) & set(b) for a, b in (("LR", "FH"),)):
+        return along[0], along[1]
+    return "L", "F"

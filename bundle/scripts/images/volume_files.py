@@ -1,0 +1,92 @@
+"""Voxels and affine from the files of volumes."""
+
+from __future__ import annotations
+
+import gzip
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import SimpleITK
+import torch
+
+from ..errors import InvalidImageError
+from .formats import NIFTI
+from .geometry import load_nifti, millimetres
+
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the axes of ITK and DICOM (left, posterior, superior) to those of NIfTI (right, anterior, superior), and back."""
+
+
+class Loaded(NamedTuple):
+    """What a file holds: float32 ``(X, Y, Z)`` or, of several channels, ``(X, Y, Z, C)``, and its affine in mm, RAS.
+
+    Where the file does not say how large a pixel is, `has_size` is False and its edge counts as 1 mm.
+    """
+
+    voxels: torch.Tensor
+    affine: torch.Tensor
+    warnings: tuple[str, ...] = ()
+    has_size: bool = True
+
+
+def read_volume(path: str) -> Loaded:
+    """A volume of NIfTI, MGZ, NRRD or MetaImage.
+
+    Raises:
+        InvalidImageError: no orientation, colours or complex numbers.
+        Exception: whatever the library says of a broken file.
+    """
+    lower = path.lower()
+    array, affine = _nifti(path) if lower.endswith(NIFTI) else _mgz(path) if lower.endswith(".mgz") else _itk(path)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return Loaded(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), torch.from_numpy(affine))
+
+
+def _nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
+    image = load_nifti(path)
+    kind = image.get_data_dtype()
+    if kind.kind == "c":
+        raise InvalidImageError(
+            f"{path}: holds complex numbers, of which the phase would be lost; give their magnitude."
+        )
+    if kind.fields:
+        raise InvalidImageError(f"{path}: is a colour picture, not an image with one value a voxel.")
+    if int(image.header["qform_code"]) == 0 and int(image.header["sform_code"]) == 0:
+        raise InvalidImageError(
+            f"{path}: its orientation is unknown (qform_code and sform_code are 0); set one of them."
+        )
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= millimetres(image.header)
+    return np.asarray(image.dataobj).astype(np.float32), affine
+
+
+def _mgz(path: str) -> tuple[np.ndarray, np.ndarray]:
+    image = nib.load(path)
+    with gzip.open(path) as file:  # nibabel makes up an orientation where there is none
+        known = file.read(30)[28:] != b"\0\0"
+    if not known:
+        raise InvalidImageError(f"{path}: its orientation is unknown (goodRASFlag is 0); set it.")
+    return np.asarray(image.dataobj).astype(np.float32), np.array(image.affine, dtype=np.float64)
+
+
+def _itk(path: str) -> tuple[np.ndarray, np.ndarray]:
+    image = SimpleITK.ReadImage(path)
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise InvalidImageError(
+            f"{path}: holds complex numbers, of which the phase would be lost; give their magnitude."
+        )
+    if path.lower().endswith(".nrrd") and "NRRD_space" not in image.GetMetaDataKeys():
+        raise InvalidImageError(f"{path}: its orientation is unknown (it has no field 'space'); set it.")
+    dimension = image.GetDimension()
+    array = SimpleITK.GetArrayFromImage(image)
+    # ITK's arrays have the first axis last, but for components
+    components = image.GetNumberOfComponentsPerPixel() > 1
+    array = array.transpose(*reversed(range(dimension)), *([dimension] if components else []))
+    affine = np.eye(4)
+    if dimension >= 3:
+        directions = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
+        affine[:3, :3] = directions * image.GetSpacing()[:3]
+        affine[:3, 3] = image.GetOrigin()[:3]
+    return array, TO_RAS @ affine

@@ -1,0 +1,79 @@
+"""A volume's results as DICOM objects, beside its NIfTI files, for viewers and archives."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import bundle_version
+
+SEGMENTATION, PARAMETRIC_MAP = "segmentation.dcm", "anomaly_map.dcm"
+
+
+def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
+    """Give every item that is no folder of a DICOM series its ``error``: no object can refer to it.
+
+    Args:
+        items: see `find_inputs`.
+
+    Raises:
+        ValueError: highdicom is not installed.
+    """
+    if importlib.util.find_spec("highdicom") is None:
+        raise ValueError(
+            "--write_dicom true needs highdicom: install the extra `dicom` of this project's pyproject.toml."
+        )
+    for item in items:
+        if "error" not in item and not Path(_source(item)).is_dir():
+            item["error"] = (
+                f"{_source(item)}: is no folder with a series of DICOM images; --write_dicom true needs one."
+            )
+
+
+def write_dicom_objects(
+    item: Mapping[str, Any],
+    result: Mapping[str, Any],
+    score: float | None,
+    settings: Mapping[str, float],
+    folder: Path,
+) -> list[str]:
+    """Write `SEGMENTATION` and `PARAMETRIC_MAP`, which refer to the images of a volume's first channel.
+
+    Args:
+        item: its ``image`` is the folder of a DICOM series, or a list of such, one a channel.
+        result: ``pred`` and ``anomaly_map``, on the grid of that series, and ``warnings``.
+        score: of the volume, for the descriptions.
+        settings: of the run, kept as the algorithm's parameters.
+        folder: to write in.
+
+    Returns:
+        the names of the files.
+
+    Raises:
+        ValueError: the series can't be read, or the results don't lie on its grid, see `read_series`.
+    """
+    from ..dicom.parametric_map import parametric_map
+    from ..dicom.segmentation import segmentation
+    from ..dicom.series import read_series
+
+    series = read_series(_source(item))
+    said = {"version": bundle_version(), "score": score, "warnings": result["warnings"]}
+    pred, anomaly_map = result["pred"], result["anomaly_map"]
+    mask = pred[0].as_tensor().numpy().astype(np.uint8)
+    parameters = {name: f"{value:g}" for name, value in settings.items()}
+    affine = pred.affine.numpy()
+    objects = {
+        SEGMENTATION: segmentation(series, mask, affine, label="anomaly", parameters=parameters, **said),
+        PARAMETRIC_MAP: parametric_map(series, anomaly_map[0].as_tensor().numpy(), affine, **said),
+    }
+    for name, dataset in objects.items():
+        dataset.save_as(folder / name)
+    return list(objects)
+
+
+def _source(item: Mapping[str, Any]) -> str:
+    return str(item["image"] if isinstance(item["image"], str) else item["image"][0])

@@ -1,0 +1,123 @@
+"""The bundle from Python: a path or an array in, a typed result out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..bundle import parsed
+from ..errors import cause_of
+from ..images.restoring import LESION, NOT_ASSESSED
+from ..method.slices import each
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What was found in one image; all arrays lie on its grid. Not for clinical use."""
+
+    affine: NDArray[np.float64]
+    """``(4, 4)``, of voxels to mm to the right, anterior and superior, as in NIfTI."""
+    mask: NDArray[np.uint8]
+    """``(X, Y, Z)``: 1 lesion, 2 not assessed, 0 all else."""
+    anomaly_map: NDArray[np.float32]
+    """``(X, Y, Z)``, 0 or more, NaN where not assessed."""
+    counterfactual: NDArray[np.float32] | None
+    """The healthy counterpart ``(C, X, Y, Z)`` in the input's intensities; None from the preview, which makes none."""
+    slices: list[dict[str, Any]]
+    """For each slice ``slice`` (its number in the input), ``assessed``, ``score`` and ``p_diseased``."""
+    warnings: list[str]
+    """Sentences for whoever reads the result."""
+    score: float | None
+    """The highest of the slices; None if none was assessed."""
+    p_diseased: float | None
+    """Likewise the classifier's probability."""
+    lesion_ml: float
+    not_assessed_ml: float
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """``score``, ``p_diseased``, ``lesion_ml`` and ``not_assessed_ml`` of a volume after the postprocessing."""
+    assessed = [s for s in result["slices"] if s["assessed"]]
+    pred = result["pred"]
+    voxel_ml = float(abs(torch.linalg.det(pred.affine[:3, :3]))) / 1000
+    return {
+        "score": max((s["score"] for s in assessed), default=None),
+        "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
+        "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
+        "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
+    }
+
+
+class Predictor:
+    """A model with its networks loaded, called with one image after the other.
+
+    Args:
+        overlays: names of configs that go over ``configs/inference.json``, in their order, such as "preview".
+        overrides: values of ids, as on the command line, such as ``device="cpu"`` or
+            ``{"displayable_configs#threshold": 0.4}``.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(self, *overlays: str, **overrides: Any) -> None:
+        config = parsed(*overlays, **{"inferer#progress": False, **overrides})
+        names = ("device", "network", "preprocessing", "inferer", "postprocessing")
+        self.device, self.network, self.preprocessing, self.inferer, self.postprocessing = (
+            config.get_parsed_content(name) for name in names
+        )
+
+    def __call__(
+        self, image: str | Path | Sequence[str | Path] | NDArray[Any], affine: NDArray[Any] | None = None
+    ) -> Prediction:
+        """What is found in an image.
+
+        Args:
+            image: a path, one path a channel, or an array ``(X, Y, Z)`` or ``(X, Y, Z, C)``.
+            affine: of an array, ``(4, 4)`` in mm as in NIfTI.
+
+        Raises:
+            InvalidImageError: the image can't be used; the message says why.
+            TypeError: an array without an affine, or a path with one.
+        """
+        if isinstance(image, np.ndarray) != (affine is not None):
+            raise TypeError("an array needs its affine, and a file has its own.")
+        if not isinstance(image, np.ndarray):
+            several = isinstance(image, Sequence) and not isinstance(image, str)
+            return self._predict([str(path) for path in image] if several else str(image))  # type: ignore[union-attr]
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder, "array.nii"))
+            nib.save(nib.Nifti1Image(image.astype(np.float32), affine), path)
+            return self._predict(path)
+
+    def _predict(self, image: str | list[str]) -> Prediction:
+        try:
+            data = self.preprocessing({"image": image})
+        except RuntimeError as error:  # MONAI's, around what a transform raises
+            raise cause_of(error) from error
+        inputs, foreground = (data[key].as_tensor()[None].to(self.device) for key in ("image", "foreground"))
+        data["pred"] = each(self.inferer(inputs, self.network, foreground), lambda values: values[0].cpu())
+        result = self.postprocessing(data)
+
+        def array(key: str) -> NDArray[Any]:
+            values: NDArray[Any] = result[key].as_tensor().numpy()
+            return values
+
+        return Prediction(
+            affine=result["pred"].affine.numpy(),
+            mask=array("pred")[0],
+            anomaly_map=array("anomaly_map")[0],
+            counterfactual=array("counterfactual") if "counterfactual" in result else None,
+            slices=result["slices"],
+            warnings=list(data["warnings"]),
+            **measured(result),  # type: ignore[arg-type]  # the two volumes are never None
+        )

@@ -1,0 +1,104 @@
+"""Several models of one bundle in the app: each with its own tasks, weights, options and images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pytest
+import torch
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+from lib.models.declaration import FULL, PREVIEW
+from lib.models.finding import find_models
+from main import AnomalyDetection
+from small_bundle import write_small_bundle
+from synthetic import write_head
+
+OPTIONS = {"noise_level": 400, "guidance_scale": 1.0, "num_inference_steps": 2, "threshold": 0.2}
+
+
+def write_two_models(folder: Path) -> Path:
+    """The small bundle and beside its model a second one, of T2, that has no student and twice the last layer."""
+    bundle = write_small_bundle(folder)
+    second: dict[str, Any] = {
+        "model": "head_t2",
+        "modalities": ["MR", "CT"],
+        "models_dir": "$@bundle_root + '/models/head_t2'",
+        "sequences": ["T2"],
+        "displayable_configs": OPTIONS,
+        "student": None,
+    }
+    (bundle / "configs" / "head_t2.json").write_text(json.dumps(second))
+    models = bundle / "models"
+    (models / "head_t2").mkdir()
+    shutil.copy(models / "classifier.pt", models / "head_t2")
+    weights = torch.load(models / "model.pt", weights_only=True)
+    weights["out.2.conv.weight"] = 2 * weights["out.2.conv.weight"]
+    torch.save(weights, models / "head_t2" / "model.pt")
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnomalyDetection]:
+    folder = tmp_path_factory.mktemp("models")
+    studies = folder / "studies"
+    studies.mkdir()
+    for name in ("a_flair", "a_t2", "a_t1", "b"):
+        write_head(studies, "plain", name)
+        (studies / f"{name}_brain.nii.gz").unlink()
+    (folder / "app").mkdir()
+    conf = {"bundle": str(write_two_models(folder)), "device": "cpu"}
+    yield AnomalyDetection(str(folder / "app"), str(studies), conf)
+
+
+def test_an_overlay_that_names_a_model_is_one(tmp_path: Path) -> None:
+    first, second = find_models(write_two_models(tmp_path), "cpu")
+    assert [m.declared.name for m in (first, second)] == ["brain_flair", "head_t2"]
+    assert [m.declared.channels for m in (first, second)] == [["FLAIR"], ["T2"]]
+    assert (first.declared.modes, second.declared.modes) == ([FULL, PREVIEW], [FULL])
+    assert first.declared.options()["threshold"] == 0.05 and second.declared.options() == OPTIONS
+    for model in (first, second):
+        model.load()
+    one, two = (m.networks[FULL]["network"].out[2].conv.weight for m in (first, second))
+    torch.testing.assert_close(two, 2 * one)
+
+
+def test_every_model_has_its_tasks_and_the_first_ones_names_stand_alone(app: AnomalyDetection) -> None:
+    tasks = app.info()["models"]
+    first, second = (
+        ["lesion_mask", "anomaly_heat_map", "lesion_preview"],
+        ["head_t2_lesion_mask", "head_t2_anomaly_heat_map"],
+    )
+    assert list(tasks) == [*first, *second]
+    assert tasks["head_t2_lesion_mask"]["config"] == OPTIONS
+    assert "Takes T2." in tasks["head_t2_lesion_mask"]["description"]
+    assert "Takes FLAIR." in tasks["lesion_mask"]["description"]
+
+
+def test_the_worklist_holds_what_one_of_the_models_takes(app: AnomalyDetection) -> None:
+    assert sorted(app.datastore().list_images()) == ["a_flair", "a_t2", "b"]
+
+
+def test_each_model_runs_on_its_own_images(app: AnomalyDetection) -> None:
+    maps = []
+    for task, image, other in (("lesion_mask", "a_flair", "a_t2"), ("head_t2_lesion_mask", "a_t2", "a_flair")):
+        params = app.infer({"model": task, "image": image, "save_label": True})["params"]
+        assert params["warnings"] == [] or all("named" not in w for w in params["warnings"])
+        uri = app.datastore().get_label_uri(image, "anomaly_map")
+        maps.append(nib.load(uri).get_fdata())
+        with pytest.raises(MONAILabelException, match="is named as") as refusal:
+            app.infer({"model": task, "image": other})
+        assert refusal.value.error == MONAILabelError.INVALID_INPUT
+    assert abs(maps[0] - maps[1]).max() > 0.01  # one image, two models
+
+
+def test_an_image_of_another_models_modality_is_refused(app: AnomalyDetection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(app.datastore()), "modality", lambda self, image_id: "CT")
+    with pytest.raises(MONAILabelException, match="b is CT, the model takes MR"):
+        app.infer({"model": "lesion_mask", "image": "b"})
+    assert app.infer({"model": "head_t2_lesion_mask", "image": "b"})["params"]["options"] == OPTIONS

@@ -1,0 +1,57 @@
+"""`Predictor`: the same numbers from Python as from the command line, of a path and of an array."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.images.loading import InvalidImageError
+from scripts.running.predictor import Predictor
+from synthetic import GRIDS, write_head
+
+NON_ZERO = {"foreground": {"_target_": "scripts.images.foregrounds.NonZerod", "keys": "image"}}
+
+
+@pytest.fixture(scope="module")
+def predict() -> Predictor:
+    return Predictor("preview", **NON_ZERO, device="cpu")
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_path_and_an_array_give_the_same_on_the_images_grid(grid: str, predict: Predictor, tmp_path: Path) -> None:
+    item = write_head(tmp_path, grid)
+    source = nib.load(item["image"])
+    of_path = predict(item["image"])
+    of_array = predict(np.asarray(source.dataobj), source.affine)
+    assert of_path.mask.shape == of_path.anomaly_map.shape == source.shape and of_path.mask.dtype == np.uint8
+    np.testing.assert_array_equal(of_path.affine, source.affine)
+    np.testing.assert_array_equal(of_path.mask, of_array.mask)
+    np.testing.assert_array_equal(of_path.anomaly_map, of_array.anomaly_map)
+    assert (of_path.score, of_path.p_diseased) == (
+        of_array.score,
+        of_array.p_diseased,
+    ) and of_path.counterfactual is None
+    voxel_ml = abs(np.linalg.det(source.affine[:3, :3])) / 1000
+    assert of_path.lesion_ml == pytest.approx((of_path.mask == 1).sum() * voxel_ml)
+    assert of_path.not_assessed_ml == pytest.approx((of_path.mask == 2).sum() * voxel_ml)
+    assert of_path.p_diseased == max((s["p_diseased"] for s in of_path.slices if s["assessed"]), default=None)
+
+
+def test_the_full_model_gives_a_counterpart(tmp_path: Path) -> None:
+    options = {"displayable_configs#num_inference_steps": 2, "device": "cpu", **NON_ZERO}
+    result = Predictor(**options)(write_head(tmp_path)["image"])
+    assert result.counterfactual is not None and result.counterfactual.shape == (1, *result.mask.shape)
+
+
+def test_what_cannot_be_used_is_refused(predict: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(InvalidImageError, match="none.nii: no such file"):
+        predict(tmp_path / "none.nii")
+    with pytest.raises(TypeError, match="an array needs its affine"):
+        predict(np.zeros((40, 40, 3)))
+    with pytest.raises(FileNotFoundError, match="nothing.json"):
+        Predictor("nothing")
+    with pytest.raises(InvalidImageError, match="is constant"):
+        predict(np.zeros((40, 40, 3)), np.eye(4))

@@ -1,0 +1,309 @@
+"""Radiographs: the pixels as a viewer shows them, at their place, and a refusal of what the model was not made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from monai.transforms import Orientation
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLSLossless
+
+import dicom
+from scripts.images.loading import InvalidImageError, LoadVolumed
+from scripts.images.masks import load_mask
+
+ROWS, COLUMNS = 40, 48
+GREY = np.random.default_rng(0).integers(0, 256, (ROWS, COLUMNS)).astype(np.uint8)
+DEEP = np.random.default_rng(1).integers(0, 65536, (ROWS, COLUMNS)).astype(np.uint16)
+CHEST = {"modalities": ["CR", "DX"], "body_parts": ["CHEST", "THORAX"], "views": ["AP", "PA"]}
+
+
+def load(path: str | list[str], **options: Any) -> dict[Any, Any]:
+    return LoadVolumed("image", **{**CHEST, **options})({"image": path})
+
+
+def pixels(path: str, **options: Any) -> np.ndarray:
+    """Rows and columns as a viewer shows them."""
+    image = load(path, **options)["image"]
+    assert image.ndim == 4 and image.shape[0] == image.shape[3] == 1
+    return image[0, :, :, 0].numpy().T
+
+
+def picture(folder: Path, array: np.ndarray, name: str = "x.png", **options: Any) -> str:
+    Image.fromarray(array).save(folder / name, **options)
+    return str(folder / name)
+
+
+def test_grey_pictures_keep_every_level(tmp_path: Path) -> None:
+    same = np.repeat(GREY[..., None], 3, axis=2)
+    palette = Image.fromarray(GREY)
+    palette.putpalette([v for n in range(256) for v in (n, n, n)])
+    palette.save(tmp_path / "palette.png")
+    for path in (
+        picture(tmp_path, GREY),
+        picture(tmp_path, GREY, "x.tif"),
+        picture(tmp_path, same, "rgb.png"),
+        picture(tmp_path, np.dstack([same, GREY]), "rgba.png"),
+        picture(tmp_path, np.dstack([GREY, GREY[::-1]]), "la.png"),
+        str(tmp_path / "palette.png"),
+    ):
+        np.testing.assert_array_equal(pixels(path), GREY)
+    np.testing.assert_array_equal(pixels(picture(tmp_path, DEEP, "deep.png")), DEEP)
+    np.testing.assert_array_equal(pixels(picture(tmp_path, DEEP, "deep.tif")), DEEP)
+    deep_colours = SimpleITK.GetImageFromArray(np.repeat(DEEP[..., None], 3, axis=2), isVector=True)
+    SimpleITK.WriteImage(deep_colours, str(tmp_path / "deep_rgb.png"))
+    np.testing.assert_array_equal(pixels(str(tmp_path / "deep_rgb.png")), DEEP)
+
+
+def test_a_negative_tiff_is_turned(tmp_path: Path) -> None:
+    path = picture(tmp_path, DEEP, "x.tif")
+    content = bytearray(Path(path).read_bytes())
+    at = content.index((262).to_bytes(2, "little") + b"\x03\0\x01\0\0\0\x01\0")  # BlackIsZero
+    content[at + 8] = 0
+    Path(path).write_bytes(content)
+    np.testing.assert_array_equal(pixels(path), 65535 - DEEP)
+
+
+def test_a_jpeg_lies_as_its_exif_data_wants_it_shown(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(ROWS) * 4, np.arange(COLUMNS)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees, clockwise
+    path = picture(tmp_path, smooth, "x.jpg", quality=100, exif=exif)
+    np.testing.assert_allclose(pixels(path), np.rot90(smooth, -1), atol=2)
+    np.testing.assert_allclose(pixels(picture(tmp_path, smooth, "y.JPEG", quality=100)), smooth, atol=2)
+
+
+def test_a_picture_has_axes_and_no_size(tmp_path: Path) -> None:
+    path = picture(tmp_path, GREY, dpi=(96, 96))
+    d = load(path)
+    np.testing.assert_array_equal(d["image"].affine, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    assert len(d["warnings"]) == 2
+    assert "AP or PA was not checked" in d["warnings"][0] and "how large a pixel is" in d["warnings"][1]
+    sized = LoadVolumed("image", **CHEST)({"image": path, "spacing": [0.2, 0.3]})
+    assert sized["image"].pixdim.tolist() == pytest.approx([0.2, 0.3, 1.0]) and len(sized["warnings"]) == 1
+    assert load(path, views=())["warnings"] == d["warnings"][1:]
+
+
+def test_colours_are_refused_unless_they_are_channels(tmp_path: Path) -> None:
+    colours = np.stack([GREY, GREY.T.reshape(ROWS, COLUMNS), 255 - GREY], axis=2)
+    path = picture(tmp_path, colours)
+    with pytest.raises(InvalidImageError, match="x.png: is a coloured picture; the model takes 1 channel"):
+        load(path)
+    np.testing.assert_array_equal(load(path, channels=3)["image"][..., 0].numpy(), colours.transpose(2, 1, 0))
+    d = load(path, allow_any_image=True)
+    assert d["warnings"][0] == "The picture is coloured. Its brightness was taken."
+    brightness = colours @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(d["image"][0, :, :, 0].numpy().T, brightness, rtol=1e-5)
+
+
+def test_a_picture_for_each_channel(tmp_path: Path) -> None:
+    both = [picture(tmp_path, GREY, "a.png"), picture(tmp_path, 255 - GREY, "b.png")]
+    image = load(both, channels=2)["image"]
+    np.testing.assert_array_equal(image[..., 0].numpy(), np.stack([GREY.T, 255 - GREY.T]))
+    picture(tmp_path, GREY.T, "b.png")
+    with pytest.raises(InvalidImageError, match="b.png: lies on another grid than"):
+        load(both, channels=2)
+
+
+def test_bad_pictures_name_file_and_reason(tmp_path: Path) -> None:
+    pages = tmp_path / "pages.tif"
+    Image.fromarray(GREY).save(pages, save_all=True, append_images=[Image.fromarray(GREY)])
+    (tmp_path / "cut.png").write_bytes(Path(picture(tmp_path, GREY)).read_bytes()[:200])
+    (tmp_path / "none.jpg").write_text("x")
+    for path, reason in (
+        ("pages.tif", "holds 2 pictures"),
+        ("cut.png", "can't be read"),
+        ("none.jpg", "can't be read"),
+    ):
+        with pytest.raises(InvalidImageError, match=f"{path}: {reason}"):
+            load(str(tmp_path / path))
+
+
+def test_a_mask_that_is_a_picture_lies_on_its_radiograph(tmp_path: Path) -> None:
+    mask = picture(tmp_path, (GREY > 100).astype(np.uint8) * 255, "mask.png")
+    image = load(
+        dicom.save(dicom.image(GREY, PixelSpacing=[0.3, 0.2], PatientOrientation=["R", "F"]), tmp_path / "x.dcm")
+    )
+    np.testing.assert_array_equal(load_mask(mask, image["image"])[0, :, :, 0].numpy().T, GREY > 100)
+    turned = Orientation("LPS", labels=None)(image["image"])
+    np.testing.assert_array_equal(load_mask(mask, turned)[0, :, :, 0].numpy().T, (GREY > 100)[:, ::-1])
+
+
+def dx(folder: Path, array: np.ndarray, **attributes: Any) -> str:
+    return dicom.save(dicom.image(array, **attributes), folder / "x.dcm")
+
+
+def test_pixels_of_a_plain_radiograph(tmp_path: Path) -> None:
+    path = dx(tmp_path, DEEP, PixelSpacing=[0.3, 0.2], ImagerPixelSpacing=[0.33, 0.22])
+    d = load(path)
+    np.testing.assert_array_equal(pixels(path), DEEP)
+    np.testing.assert_allclose(d["image"].affine, np.diag([-0.2, -0.3, 1.0, 1.0]))
+    assert d["warnings"] == []
+    assert load(dx(tmp_path, GREY, ImagerPixelSpacing=[0.33, 0.22]))["image"].pixdim.tolist() == pytest.approx(
+        [0.22, 0.33, 1.0]
+    )
+    assert "how large a pixel is" in load(dx(tmp_path, GREY))["warnings"][0]
+
+
+def test_inverted_rescaled_and_windowed(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(
+        pixels(dx(tmp_path, GREY, PhotometricInterpretation="MONOCHROME1")), float(GREY.max()) + GREY.min() - GREY
+    )
+    rescale = {"RescaleSlope": 2.0, "RescaleIntercept": -100.0}
+    np.testing.assert_array_equal(pixels(dx(tmp_path, GREY, **rescale)), GREY * 2.0 - 100)
+    # from 100 to 200 of the rescaled unit, onto the range of what can be stored
+    window = {"WindowCenter": 150.0, "WindowWidth": 100.0, "VOILUTFunction": "LINEAR_EXACT"}
+    shown = np.clip((GREY * 2.0 - 100 - 100) / 100, 0, 1) * 510 - 100
+    np.testing.assert_allclose(pixels(dx(tmp_path, GREY, **rescale, **window)), shown, rtol=1e-5)
+    # of several windows the first
+    several = {"WindowCenter": [150.0, 5.0], "WindowWidth": [100.0, 1.0], "VOILUTFunction": "LINEAR_EXACT"}
+    np.testing.assert_allclose(pixels(dx(tmp_path, GREY, **rescale, **several)), shown, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_lookup_tables(bits: int, tmp_path: Path) -> None:
+    """A table of 4096 entries, first of the value 100, that turns the values round."""
+    table = Dataset()
+    entries = (np.arange(4096)[::-1] >> (4 if bits == 8 else 0)).astype(np.uint16)
+    table.add_new(0x00283002, "US", [4096, 100, bits])
+    table.add_new(0x00283006, "US", entries.tolist())
+    stored = DEEP >> 3  # up to 8191
+    expected = entries[np.clip(stored.astype(int) - 100, 0, 4095)]
+    voi = dx(tmp_path, stored, VOILUTSequence=[table], WindowCenter=5, WindowWidth=1)
+    np.testing.assert_array_equal(pixels(voi), expected)
+    modality = dx(tmp_path, stored, ModalityLUTSequence=[table])
+    np.testing.assert_array_equal(pixels(modality), expected)
+
+
+def test_unused_bits_and_the_sign_are_honoured(tmp_path: Path) -> None:
+    twelve = DEEP & 0x0FFF
+    path = dx(tmp_path, DEEP, BitsStored=12, HighBit=11)  # overlays lie above
+    np.testing.assert_array_equal(pixels(path), twelve)
+    signed = (DEEP & 0x0FFF).astype(np.int16)
+    expected = np.where(twelve >= 2048, twelve.astype(int) - 4096, twelve)
+    np.testing.assert_array_equal(pixels(dx(tmp_path, signed, BitsStored=12, HighBit=11)), expected)
+
+
+def test_padding_is_dark(tmp_path: Path) -> None:
+    array = GREY.copy()
+    array[:5] = 0
+    array[5:] = np.maximum(array[5:], 1)
+    path = dx(tmp_path, array, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0)
+    shown = pixels(path)
+    assert (shown[:5] == shown[5:].min()).all() and shown[5:].max() == 254
+
+
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG-LS", "broken"])
+def test_compressed_pixels(syntax: str, tmp_path: Path) -> None:
+    dataset = dicom.image(GREY, PhotometricInterpretation="MONOCHROME1", RescaleSlope=2.0, RescaleIntercept=1.0)
+    if syntax == "RLE":
+        dataset.compress("1.2.840.10008.1.2.5")
+    else:
+        # pydicom has no decoder here, ITK has one
+        pytest.importorskip("pillow_jpls")
+        Image.fromarray(GREY).save(tmp_path / "x.jls")
+        coded = (tmp_path / "x.jls").read_bytes() if syntax == "JPEG-LS" else b"nothing"
+        dataset.PixelData = encapsulate([coded])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
+    path = dicom.save(dataset, tmp_path / "x.dcm")
+    if syntax == "broken":
+        with pytest.raises(InvalidImageError, match=r"x.dcm: its pixels can't be decoded \(JPEG-LS Lossless"):
+            load(path)
+        return
+    plain = GREY * 2.0 + 1
+    np.testing.assert_array_equal(pixels(path), plain.max() + plain.min() - plain)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (["L", "F"], GREY),
+        (["R", "F"], GREY[:, ::-1]),
+        (["L", "H"], GREY[::-1]),
+        (["F", "L"], GREY.T),
+        (["FR", "RH"], GREY.T[:, ::-1]),
+        (None, GREY),
+        ([], GREY),
+    ],
+)
+def test_the_patients_left_comes_to_the_right(
+    orientation: list[str] | None, turned: np.ndarray, tmp_path: Path
+) -> None:
+    about = {} if orientation is None else {"PatientOrientation": orientation}
+    image = load(dx(tmp_path, GREY, PixelSpacing=[0.3, 0.2], **about))["image"]
+    np.testing.assert_array_equal(image[0, :, :, 0].numpy().T, GREY)
+    upright = Orientation("LPS", labels=None)(image)
+    np.testing.assert_array_equal(upright[0, :, :, 0].numpy().T, turned)
+
+
+REFUSED = {
+    "modality is CT": {"Modality": "CT"},
+    "view is LL": {"ViewPosition": "LL"},
+    "view is LATERAL": {"ViewPosition": "LATERAL"},
+    "view is RL": {"ViewPosition": "", "PatientPosition": "RL"},
+    "body part is KNEE": {"BodyPartExamined": "KNEE"},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_the_model_was_not_made_for_is_refused(reason: str, tmp_path: Path) -> None:
+    path = dx(tmp_path, GREY, PixelSpacing=[1, 1], **REFUSED[reason])
+    with pytest.raises(InvalidImageError, match=f"x.dcm: its {reason}; the model takes"):
+        load(path)
+    [warning] = load(path, allow_any_image=True)["warnings"]
+    assert warning.startswith(f"The {reason}, the model takes")
+    assert load(path, modalities=["CT", "DX"], body_parts=(), views=())["warnings"] == []
+
+
+def test_a_lateral_view_is_seen_by_its_orientation_or_code(tmp_path: Path) -> None:
+    with pytest.raises(InvalidImageError, match="its view is LATERAL"):
+        load(dx(tmp_path, GREY, ViewPosition="", PatientOrientation=["A", "F"]))
+    code = Dataset()
+    code.CodeMeaning = "left lateral"
+    with pytest.raises(InvalidImageError, match="its view is LEFT LATERAL"):
+        load(dx(tmp_path, GREY, ViewPosition="", ViewCodeSequence=[code]))
+    code.CodeMeaning = "postero-anterior"
+    assert load(dx(tmp_path, GREY, ViewPosition="", PixelSpacing=[1, 1], ViewCodeSequence=[code]))["warnings"] == []
+
+
+def test_what_a_file_leaves_out_is_said(tmp_path: Path) -> None:
+    about = {"PixelSpacing": [1, 1], "PatientOrientation": ["R", "F"], "BurnedInAnnotation": "YES"}
+    warnings = load(dx(tmp_path, GREY, ViewPosition=None, BodyPartExamined=None, **about))["warnings"]
+    for said, words in zip(warnings, ("AP or PA was not checked", "is mirrored", "burned into"), strict=True):
+        assert words in said
+    assert load(dx(tmp_path, GREY, ViewPosition="AP PORTABLE", BodyPartExamined="PORT CHEST"))["warnings"][1:] == []
+
+
+def test_no_single_grey_frame_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidImageError, match="x.dcm: holds 2 frames"):
+        load(dx(tmp_path, np.concatenate([GREY, GREY]), Rows=ROWS, NumberOfFrames=2))
+    with pytest.raises(InvalidImageError, match="x.dcm: is a coloured|x.dcm: is a colour picture"):
+        load(dx(tmp_path, GREY, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0))
+    with pytest.raises(InvalidImageError, match="x.dcm: is a DICOM object without pixels"):
+        load(dx(tmp_path, GREY, PixelData=None))
+    with pytest.raises(InvalidImageError, match="its pixels can't be read .* complete"):
+        load(dx(tmp_path, GREY, PixelData=b"\0" * 100))
+    with pytest.raises(InvalidImageError, match="its lookup tables or its window can't be used"):
+        load(dx(tmp_path, GREY, WindowCenter=5, WindowWidth=0))
+
+
+def test_models_of_volumes_and_of_pictures_say_what_they_take(tmp_path: Path) -> None:
+    path = picture(tmp_path, GREY)
+    with pytest.raises(InvalidImageError, match="x.png: is not of a format that the model takes"):
+        load(path, modalities=["MR"])
+    volume, one = str(tmp_path / "v.nii"), str(tmp_path / "one.nii")
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((40, 40, 3), np.float32), np.eye(4)), volume)
+    with pytest.raises(
+        InvalidImageError, match=r"v.nii: is a volume of \(40, 40, 3\) voxels; the model takes pictures"
+    ):
+        load(volume)
+    nib.save(nib.Nifti1Image(GREY.T[..., None], np.diag([-0.2, -0.3, 1, 1])), one)
+    np.testing.assert_array_equal(pixels(one), GREY)
