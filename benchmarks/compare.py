@@ -32,22 +32,24 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rivals import RIVALS, supervised, trained
-from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts import DISEASED
+from scripts import HEALTHY
 from scripts.bundle import declared
 from scripts.device import autocast, fastest_precision
 from scripts.files import write
 from scripts.fingerprints import fingerprint
 from scripts.images.geometry import slice_numbers
-from scripts.judging.bootstrap import bootstrap, paired_bootstrap
+from scripts.judging.bootstrap import Measured, measured
 from scripts.judging.cases import SliceCase
-from scripts.judging.metrics import METRICS, MIN_LESION_PIXELS, best_threshold, dice, metrics
-from scripts.judging.readings import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings
+from scripts.judging.metrics import METRICS
+from scripts.judging.on_input import cases_of
+from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, readings
+from scripts.judging.sums import MIN_LESION_PIXELS, dice
+from scripts.judging.thresholds import best_threshold, label_threshold
 from scripts.learning.datalists import brain_mr
 from scripts.learning.datasets import SliceDataset
 from scripts.method.guidance import ClassifierGuidance
@@ -67,7 +69,7 @@ ALONE = "ours, counterfactual alone"
 """The default without the student's part of the map, as every other algorithm's counterfactual is read."""
 PUBLISHED = f"{REFERENCE}, the paper's map"
 """The reference as it was published, its reading included."""
-INTENSITY = "FLAIR intensity"
+INTENSITY, BASELINE = "FLAIR intensity", "FLAIR minus slice median, 3x3 median"
 GATED = f"{BASELINE}, gated"
 """The better intensity baseline with our classifier's gate: what our map is without counterfactual and student."""
 SUPERVISED = "the student's network, taught by masks"
@@ -169,6 +171,7 @@ class Split:
 
     def __init__(self, root: str, name: str, preprocessing: Any, classifier: torch.nn.Module, seed: int) -> None:
         self.items = brain_mr(root, name)
+        self.baselines = declared("baselines")
         self.volumes = [
             preprocessing({k: item[k] for k in ("image", "spacing")})
             for item in tqdm(self.items, f"{name}, preprocessing")
@@ -185,7 +188,7 @@ class Split:
         self.depths = [len(p) for p in planes]
         with torch.no_grad():
             logits = torch.cat([classifier(b, times(b, 0)).float() for b in self.x.split(16)])
-        self.probability = self.with_neighbours(logits.softmax(dim=1)[:, DISEASED])
+        self.probability = self.with_neighbours(1 - logits.softmax(dim=1)[:, HEALTHY])
         generator = random.Random(seed)
         begins = np.cumsum([0, *self.depths])
         patients, each = SUBSET[name]
@@ -212,7 +215,7 @@ class Split:
                 return full
 
             parts = ({name: whole(v) for name, v in values.items()} for values in (maps, scores))
-            cases += cases_of(item, volume, *parts)
+            cases += cases_of(item, volume, *parts, self.baselines)
             begin = end
         return cases
 
@@ -341,18 +344,11 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def label_threshold(cases: list[SliceCase], method: str) -> float:
-    """Otsu's threshold of the foreground of slices labelled diseased: image-level labels alone choose it."""
-    return float(
-        threshold_otsu(np.concatenate([c.maps[method][c.foreground] for c in cases if c.diseased == DISEASED]))
-    )
-
-
 def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, Any]:
     """The mean Dice of slices by the pixels of their lesion, and how many slices that is."""
     found: dict[str, list[float]] = {name: [] for name in SIZES}
     for case in cases:
-        values, truth = case.pixels(method, "foreground")
+        values, truth = case.values(method, "foreground"), case.lesion("foreground")
         for name, (low, high) in SIZES.items():
             if low < truth.sum() <= high:
                 found[name].append(dice(values > threshold, truth))
@@ -448,47 +444,44 @@ def compare(
     kept(sample, lambda: [a[test.subset].repeat(2, 1, 1, 1)[:16] for a in (test.x, test.foreground)])
     for c in costs.values():
         if "row" in c:
-            c |= kept(cache("cost", c["row"], of=tuple(weights)), lambda row=c["row"]: measured(row, sample))
+            c |= kept(cache("cost", c["row"], of=tuple(weights)), lambda row=c["row"]: cost_of(row, sample))
 
     scaling = {
-        n: kept(cache("scaling", n, of=tuple(weights)), lambda n=n: measured(DEFAULT, sample, n)) for n in NUMBERS
+        n: kept(cache("scaling", n, of=tuple(weights)), lambda n=n: cost_of(DEFAULT, sample, n)) for n in NUMBERS
     }
     rows, thresholds, without_masks, sizes = [], {}, {}, {}
+    found: dict[tuple[str, str], Measured] = {}
     for where in ("all", "subset"):
         chosen = {
-            split: [c for c in found if where == "all" or splits[split].subset[int(c.scores["number"])]]
-            for split, found in cases.items()
+            split: [c for c in of_split if where == "all" or splits[split].subset[int(c.scores["number"])]]
+            for split, of_split in cases.items()
         }
         for method in on_all if where == "all" else [*on_all, *(m for m in costs if m not in on_all)]:
             threshold = best_threshold(chosen["val"], method, "foreground")
             from_labels = label_threshold(chosen["val"], method)
-            point = metrics(chosen["test"], method, threshold, "foreground")
-            interval = bootstrap(chosen["test"], method, threshold, "foreground")
-            point["dice_labels"] = metrics(chosen["test"], method, from_labels, "foreground")["dice_threshold"]
-            interval["dice_labels"] = bootstrap(chosen["test"], method, from_labels, "foreground")["dice_threshold"]
+            found[where, method] = measured(chosen["test"], method, threshold, "foreground")
+            by_labels = measured(chosen["test"], method, from_labels, "foreground")
+            point = found[where, method].values | {"dice_labels": by_labels.values["dice_threshold"]}
+            interval = found[where, method].intervals | {"dice_labels": by_labels.intervals["dice_threshold"]}
             thresholds[where, method] = threshold
             without_masks[f"{where}: {method}"] = from_labels
             sizes.setdefault(where, {})[method] = by_size(chosen["test"], method, threshold)
             values = {
-                m: f"{point[m]:.3f} ({interval[m][0]:.2f}-{interval[m][1]:.2f})" for m in (*METRICS, "dice_labels")
+                m: f"{v:.3f} ({interval[m][0]:.2f}-{interval[m][1]:.2f})" for m, v in point.items() if m in interval
             }
             spent = {k: v for k, v in costs.get(method, {}).items() if k != "row"}
             rows.append({"slices": len(chosen["test"]), "method": method, **values, **rounded(spent)})
             tqdm.write(f"{where}: {method}: AP {values['pixel_ap']}, Dice {values['dice_threshold']}")
         against = (INTENSITY, BASELINE, GATED, SUPERVISED) + ((REFERENCE, PUBLISHED) if where == "subset" else ())
         differences = {
-            f"{ours} - {other}": {
-                m: paired_bootstrap(
-                    chosen["test"], ours, other, m, thresholds[where, ours], thresholds[where, other], "foreground"
-                )
-                for m in COMPARED
-            }
+            f"{ours} - {other}": {m: found[where, ours].minus(found[where, other], m) for m in COMPARED}
             for ours in (DEFAULT, ALONE, STUDENT)
             for other in against
         }
         sizes[where] = {"dice_by_lesion_pixels": sizes[where], "differences": differences}
 
-    columns = ["slices", "method", *METRICS, "dice_labels", "seconds", "share", "network_calls", "gradients", "memory"]
+    measures = [m for m in METRICS if any(m in row for row in rows)]
+    columns = ["slices", "method", *measures, "dice_labels", "seconds", "share", "network_calls", "gradients", "memory"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -502,7 +495,7 @@ def compare(
         "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
         "settings": dict(declared("displayable_configs")),
         "default_by_number_of_slices": {n: rounded(c) for n, c in scaling.items()},
-        "patients": {split: len({c.subject for c in found}) for split, found in cases.items()},
+        "patients": {split: len({c.subject for c in of_split}) for split, of_split in cases.items()},
         "thresholds": {f"{where}: {method}": t for (where, method), t in thresholds.items()},
         "thresholds_without_masks": without_masks,
         **sizes,
@@ -515,7 +508,7 @@ def compare(
     print(text.getvalue())
 
 
-def measured(row: str, sample: Path, number: int = 0) -> dict[str, float]:
+def cost_of(row: str, sample: Path, number: int = 0) -> dict[str, float]:
     """`cost` of a row in a process of its own."""
     command = [sys.executable, __file__, "cost", row, str(sample), str(number)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

@@ -19,7 +19,7 @@ from pathlib import Path
 import fire
 import numpy as np
 import torch
-from compare import ROOT, Split, label_threshold, learned_maps
+from compare import ROOT, Split, learned_maps
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -30,6 +30,7 @@ from scripts.files import write
 from scripts.judging.cases import SliceCase
 from scripts.judging.metrics import metrics
 from scripts.judging.readings import COUNTERFACTUAL, OURS, readings
+from scripts.judging.thresholds import label_threshold
 from scripts.method.guidance import ClassifierGuidance
 from scripts.method.sampler import decode, encode, timestep_grid
 
@@ -99,8 +100,8 @@ def sweep(
                 "dice_oracle": result["dice_oracle"],
                 "dice_labels": result["dice_threshold"],
                 "image_auroc": result["image_auroc"],
-                "dice_oracle_alone": metrics(cases, "alone", np.inf, "foreground")["dice_oracle"],
-                "contrast": metrics(cases, "plain", np.inf, "foreground")["image_auroc"],
+                "dice_oracle_alone": metrics(cases, "alone", None, "foreground")["dice_oracle"],
+                "contrast": metrics(cases, "plain", None, "foreground")["image_auroc"],
                 "separability": separability(cases, "plain"),
             }
             rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})

@@ -25,7 +25,7 @@ from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
 from scripts.learning.datasets import SliceDataset
 from synthetic import GRIDS, head, write_head
-from test_inference import TINY
+from tiny_run import TINY
 from training_data import OVERLAYS
 
 SLICE_AXIS = {"plain": 2, "flipped": 2, "oblique": 2, "sagittal": 0}
