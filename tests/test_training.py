@@ -18,8 +18,6 @@ from monai.utils import set_determinism
 
 from scripts.bundle import bundle_root, declared
 from scripts.device import compilation_pays
-from small_bundle import write_small_bundle
-from test_second_model import OVERLAY, write_pictures
 from tiny_run import TINY
 from training_data import OVERLAYS, command, files, options, parsed, write_datalist
 
@@ -234,24 +232,3 @@ def test_a_student_learns_from_the_diffusion_model(tmp_path: Path) -> None:
         "network",
         "classifier",
     }
-
-
-def test_a_second_model_trains(tmp_path: Path) -> None:
-    """Two-channel pictures by one overlay and one datalist: classifier and diffusion network, into the folder that it names."""
-    bundle = write_small_bundle(tmp_path)
-    (bundle / "configs" / "knee.json").write_text(json.dumps(OVERLAY))
-    datalist = write_pictures(tmp_path)
-    limits = {"max_images": 8, "epoch_images": 8, "batch_size": 4, "val_interval": 1, "compile": False}
-    for overlays, name in (("train",), "model"), (("train", "train_classifier"), "classifier"):
-        parser = ConfigParser()
-        parser.read_config([str(bundle / "configs" / f"{n}.json") for n in ("inference", "knee", *overlays)])
-        places = {"bundle_root": str(bundle), "datalist": str(datalist), "run_dir": str(tmp_path / name)}
-        parser.update({**limits, **places, "cache_dir": str(tmp_path / "cache"), "device": "cpu"})
-        try:
-            parser.get_parsed_content("initialize")
-            parser.get_parsed_content("train#trainer").run()
-            parser.get_parsed_content("publish")
-        finally:
-            set_determinism(None)
-        published = torch.load(bundle / "models" / "knee" / f"{name}.pt", weights_only=True)
-        assert next(iter(published.values())).shape[1] == 2
