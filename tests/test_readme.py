@@ -1,0 +1,236 @@
+"""What the documents say can be done: commands, options, links and names in them are those of the project."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import monai.bundle.__main__ as command_line
+import pytest
+from fire.inspectutils import GetFullArgSpec
+from monai.bundle import ConfigParser
+
+from scripts.command import _check, _options, _own_options, check_command
+from scripts.prepare.__main__ import COMMANDS, check_options
+from scripts.running.predictor import Prediction, Predictor
+from test_second_model import OVERLAY
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/own_data.md", "docs/training.md"),
+        *(
+            "apps/anomaly_detection/README.md",
+            "benchmarks/README.md",
+            "bundle/docs/README.md",
+            "bundle/sample/ATTRIBUTION.md",
+        ),
+    )
+]
+CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+"""Those that speak of the project as it is."""
+PYTHON = re.compile(r"(PYTHONPATH=bundle )?(\.venv/bin/)?python(?= )")
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
+def blocks(path: Path, language: str) -> Iterator[str]:
+    """The contents of the fenced blocks of a document that name this language, without their indentation."""
+    for indent, name, body in re.findall(
+        r"^( *)```(\w*)\n(.*?)^ *```$", path.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        if name == language:
+            yield "\n".join(line.removeprefix(indent) for line in body.splitlines())
+
+
+def commands(path: Path) -> Iterator[str]:
+    """The lines of a document's commands, with the values of the shell's variables."""
+    values: dict[str, str] = {}
+    for block in blocks(path, ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            if assigned := re.fullmatch(r"(\w+)=(\S+)", line):
+                values[assigned[1]] = assigned[2]
+                continue
+            yield re.sub(r"\$(\w+)", lambda m: values.get(m[1], m[0]), line)
+
+
+def of(documents: list[Path], prefix: str) -> list[Any]:
+    """A parameter for each command that Python runs and that begins so."""
+    found = []
+    for path in documents:
+        for line in commands(path):
+            python = PYTHON.match(line)
+            if python and line[python.end() + 1 :].startswith(prefix):
+                rest = line[python.end() + 1 :].removeprefix(prefix)
+                found.append(pytest.param(path, shlex.split(rest), id=f"{path.relative_to(ROOT)}: {rest.strip()}"))
+    return found
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
+    kinds = ("-m monai.bundle run", "-m scripts.prepare", "-m monailabel.main", "-m pytest", "benchmarks/")
+    for line in commands(path):
+        python = PYTHON.match(line)
+        if python:
+            assert line[python.end() + 1 :].startswith(kinds), line
+        elif line.startswith("make"):
+            assert re.split(r"\s+", re.sub(r" *#.*", "", line))[-1] in TARGETS, line
+        else:
+            assert line.startswith(("curl ", ".venv/bin/pre-commit ")), line
+
+
+@pytest.mark.parametrize(("path", "argv"), of(CURRENT, "-m monai.bundle run"))
+def test_config_files_ids_and_options_exist(path: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.excepthook", None)
+    monkeypatch.chdir(ROOT / "bundle" if path.parent.parent.name == "bundle" else ROOT)
+    run_id = [] if argv[0].startswith("--") else [argv[0]]
+    line = [command_line.__file__, "run", *argv]
+    check_command(line)
+    config = ConfigParser.load_config_files(_options(line)[1]["config_file"])
+    assert {*run_id, "run"} <= config.keys()
+
+
+@pytest.mark.parametrize(("path", "argv"), of(CURRENT, "-m scripts.prepare"))
+def test_data_sets_are_prepared_so(path: Path, argv: list[str]) -> None:
+    check_options(argv)
+    if argv != ["--help"]:
+        spec: Any = GetFullArgSpec(COMMANDS[argv[0]])
+        needed = {name for name in spec.kwonlyargs if name not in spec.kwonlydefaults}
+        assert needed <= {option.removeprefix("--") for option in argv[1::2]}
+
+
+@pytest.mark.parametrize(("path", "argv"), [*of(CURRENT, "-m pytest"), *of(CURRENT, "-m monailabel.main start_server")])
+def test_files_and_folders_are_there(path: Path, argv: list[str]) -> None:
+    for name in argv:
+        assert "/" not in name or (ROOT / name).exists(), name
+
+
+def in_prose(path: Path, pattern: str) -> Iterator[str]:
+    """What stands between back ticks and matches, outside of blocks."""
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        yield from re.findall(pattern, code)
+
+
+@cache
+def own_options() -> frozenset[str]:
+    """Of MONAI's command itself, of the commands that prepare data, of the app and of the benchmarks."""
+    names = {*_own_options(), "conf", "app", "host", "help"}
+    for command in COMMANDS.values():
+        names |= set(inspect.signature(command).parameters)
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        names |= set(main_of(script))
+    return frozenset(names)
+
+
+def is_option(name: str) -> bool:
+    """Whether a config that is complete with the overlays before it has an option, or another command."""
+    overlays = [
+        [],
+        ["preview"],
+        ["evaluate"],
+        ["calibrate"],
+        ["train"],
+        ["train", "train_classifier"],
+        ["train", "train_student"],
+    ]
+    for names in overlays:
+        files = [str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", *names)]
+        try:
+            _check(name, "@", "@", ConfigParser.load_config_files(files), set())
+        except ValueError:
+            continue
+        return True
+    return name in own_options()
+
+
+def main_of(script: Path) -> list[str]:
+    """The options of a benchmark: the arguments of the function that fire runs."""
+    tree = ast.parse(script.read_text("utf-8"))
+    called = [n.args[0] for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "fire.Fire"]
+    names = {ast.unparse(n) for n in called}
+    return [
+        a.arg
+        for n in tree.body
+        if isinstance(n, ast.FunctionDef) and n.name in names
+        for a in (*n.args.args, *n.args.kwonlyargs)
+    ]
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_options_in_the_text_exist(path: Path) -> None:
+    for option in in_prose(path, r"(?<!\S)--([A-Za-z][\w#-]*)"):
+        assert is_option(option), option
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_benchmarks_take_their_options(path: Path) -> None:
+    lines = [*in_prose(path, r"^python (benchmarks/.*)$"), *(p.values[1] for p in of([path], "benchmarks/"))]
+    for line in lines:
+        script, *options = line.split() if isinstance(line, str) else [f"benchmarks/{line[0]}", *line[1:]]
+        allowed = main_of(ROOT / script)
+        for option in options:
+            assert not option.startswith("--") or option.removeprefix("--") in allowed, (line, option)
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_runs_as_written(path: Path) -> None:
+    """What is imported is there, and a result has the fields that are named."""
+    known = {f.name for f in fields(Prediction)}
+    for block in blocks(path, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "result":
+                assert node.attr in known
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Predictor":
+                inspect.signature(Predictor).bind(
+                    *(ast.literal_eval(a) for a in node.args), **{k.arg: None for k in node.keywords if k.arg}
+                )
+                assert all((ROOT / f"bundle/configs/{ast.literal_eval(a)}.json").is_file() for a in node.args)
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_json_is_json(path: Path) -> None:
+    for block in blocks(path, "json"):
+        json.loads(block)
+
+
+def test_the_model_to_add_is_the_one_that_is_tested() -> None:
+    """But for the settings that make it fast."""
+    [example] = (json.loads(block) for block in blocks(ROOT / "CONTRIBUTING.md", "json"))
+    assert example == {name: value for name, value in OVERLAY.items() if not name.startswith("displayable_configs")}
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_no_document_is_forgotten() -> None:
+    left = {".venv", ".git", "output", "cache", "runs", "data", "node_modules"}
+    found = {p for p in ROOT.rglob("*.md") if not left & set(p.relative_to(ROOT).parts)}
+    assert found - set(DOCUMENTS) <= {p for p in found if p.parts[-2].startswith(".")}
