@@ -90,12 +90,16 @@ def parser(bundle: Path, *configs: str, **overrides: Any) -> ConfigParser:
     return config
 
 
-def test_it_runs(bundle: Path, tmp_path: Path) -> None:
+def write_weights(bundle: Path) -> None:
     (bundle / "models" / "knee").mkdir(exist_ok=True)
     torch.manual_seed(0)
     for name, definition in (("model", "network_def"), ("classifier", "classifier_def")):
         network = parser(bundle).get_parsed_content(definition)
         torch.save(network.state_dict(), bundle / "models" / "knee" / f"{name}.pt")
+
+
+def test_it_runs(bundle: Path, tmp_path: Path) -> None:
+    write_weights(bundle)
     datalist = write_pictures(tmp_path)
     out = tmp_path / "out"
     parser(bundle, datalist=str(datalist), split="test", output_dir=str(out)).get_parsed_content("run")
@@ -104,3 +108,21 @@ def test_it_runs(bundle: Path, tmp_path: Path) -> None:
     assert [v["name"] for v in volumes] == ["p6", "p7"] and all(v["status"] == "ok" for v in volumes)
     mask = nib.load(out / "p7" / "pred.nii.gz")
     assert mask.shape == (*SHAPE, 1)
+
+
+def test_it_is_calibrated_and_evaluated(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own threshold, its own baselines by the names of its channels, masks as pictures; the overlay's number is shipped."""
+    monkeypatch.setattr("scripts.judging.bootstrap.NUM_RESAMPLES", 20)
+    write_weights(bundle)
+    paths = {"datalist": str(write_pictures(tmp_path, 16)), "cache_dir": str(tmp_path / "cache")}
+    parser(bundle, "calibrate", **paths).get_parsed_content("run")
+    manifest = json.loads((bundle / "models" / "knee" / "weights.json").read_text())
+    assert 0 < manifest["calibration"]["values"]["threshold"] < 4
+    parser(bundle, "evaluate", output_dir=str(tmp_path / "out"), **paths).get_parsed_content("run")
+    test = json.loads((tmp_path / "out" / "results.json").read_text())["test"]
+    assert (test["slices"], test["diseased_slices"], test["lesions_known_by"]) == (4, 2, "masks")
+    # in each picture the spot is what is bright in the first channel
+    found = test["foreground"]
+    assert found["high energy intensity"]["dice_otsu_slice"] > 0.99
+    [shipped] = [row for name, row in found.items() if name.endswith("at the bundle's threshold")]
+    assert shipped["threshold"] == 0.1
