@@ -6,7 +6,7 @@ READY := .venv/.ready
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve viewers test clean
+.PHONY: help demo explain serve viewers test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  \1\t\2/p' Makefile
@@ -16,6 +16,9 @@ demo: $(READY) ## find the lesion in the sample volume, at first in a second; th
 		--input bundle/sample --output_dir output/preview --brain_cache output/cache
 	$(BIN)/python -m monai.bundle run --config_file bundle/configs/inference.json \
 		--input bundle/sample --output_dir output --brain_cache output/cache
+
+explain: $(READY) ## draw how the method works on a toy that needs no training; the picture goes to output/explain.png
+	PYTHONPATH=bundle $(BIN)/python -m scripts.explain --output output/explain.png
 
 serve: $(READY) ## show the sample study in OHIF and 3D Slicer until Ctrl-C; without Orthanc in 3D Slicer only
 	$(BIN)/python apps/anomaly_detection/serve.py

@@ -32,20 +32,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.files import write
+from scripts.learning.datalists import brain_mr
 
 
-def config(
-    dataset_dir: str, cache_dir: str, folder: str, names: Sequence[str] = ("train",), **values: Any
-) -> ConfigParser:
-    """Training configs over one another, with the data set's own brain masks, results in `folder`, and other `values`."""
+def config(dataset_dir: str, cache_dir: str, folder: str, names: Sequence[str] = (), **values: Any) -> ConfigParser:
+    """The overlays `names` on ``train.json``, with the data set's own brain masks, results in `folder`, and other `values`."""
     parser = ConfigParser()
-    parser.read_config([str(ROOT / "bundle" / "configs" / f"{n}.json") for n in names])
+    parser.read_config([str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", "train", *names)])
     parser.update(
         {
-            "dataset_dir": dataset_dir,
+            # tuples pass through the config as they are
+            "train#dataset#data": tuple(brain_mr(dataset_dir, "train", brain_masks=True)),
+            "validate#dataset#data": tuple(brain_mr(dataset_dir, "val", brain_masks=True)),
             "cache_dir": cache_dir,
             "run_dir": folder,
-            "train#datalist#brain_masks": True,
             **values,
         }
     )
@@ -81,18 +81,18 @@ def plain(parser: ConfigParser, minutes: float) -> dict[str, float]:
     inferer, optimizer = DiffusionInferer(scheduler), torch.optim.Adam(network.parameters(), lr=2.5e-5)
     images, begin = 0, time.perf_counter()
     network.train()
-    while True:
-        for batch in loader:
-            x = batch["image"]
-            optimizer.zero_grad(set_to_none=True)
-            noise = torch.randn_like(x)
-            timesteps = torch.randint(0, scheduler.num_train_timesteps, (len(x),))
-            prediction = inferer(inputs=x, diffusion_model=network, noise=noise, timesteps=timesteps)
-            torch.nn.functional.mse_loss(prediction, noise).backward()
-            optimizer.step()
-            images += len(x)
-            if time.perf_counter() - begin > 60 * minutes:
-                return {"images_per_second": images / (time.perf_counter() - begin)}
+    for batch in loader:  # without end
+        x = batch["image"]
+        optimizer.zero_grad(set_to_none=True)
+        noise = torch.randn_like(x)
+        timesteps = torch.randint(0, scheduler.num_train_timesteps, (len(x),))
+        prediction = inferer(inputs=x, diffusion_model=network, noise=noise, timesteps=timesteps)
+        torch.nn.functional.mse_loss(prediction, noise).backward()
+        optimizer.step()
+        images += len(x)
+        if time.perf_counter() - begin > 60 * minutes:
+            break
+    return {"images_per_second": images / (time.perf_counter() - begin)}
 
 
 def training(dataset_dir: str, minutes: float = 1, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None:

@@ -1,22 +1,20 @@
-"""A data set whose noise model and classifier are known in closed form: healthy and diseased are a Gaussian mode each.
+"""The two Gaussians of `explain.gaussians` as images of 4 x 4 pixels, and what a sampler should give on them.
 
-Images are drawn from 1/2 N(mu_healthy, std^2 I) + 1/2 N(mu_diseased, std^2 I). Noised to alpha (cumulated) a mode
-becomes N(sqrt(alpha) mu, v I) with v = alpha std^2 + 1 - alpha, so the score, eps = -sqrt(1 - alpha) * score and
-p(y | x, t) are exact. What a sampler should give is known, too: guided with scale 1 the model is the healthy mode's
-own, whose DDIM steps are linear (`healthy_ddim`).
+Guided with scale 1 the model is the healthy mode's own, whose DDIM steps are linear (`healthy_ddim`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.networks.schedulers import DDIMScheduler
 
 from scripts import DISEASED, HEALTHY
+from scripts.explain.gaussians import TwoGaussians, column
 from scripts.method.guidance import ClassifierGuidance
 from scripts.method.inferer import CounterfactualInferer
+from scripts.method.sampler import NoiseModel
 
 T = 1000
 STD = 0.1
@@ -40,58 +38,37 @@ def modes(channels: int = 1, size: int = 4) -> torch.Tensor:
     return mu
 
 
+class NoisedClassifier(TwoGaussians):
+    """The exact p(y | x, t) of noised images, as logits ``(N, 2)``; counts its calls."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__(modes(channels), STD, alphas_cumprod())
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x, t)
+
+
 def images(
     label: int, number: int, channels: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """``(N, C, 4, 4)`` drawn from one mode."""
-    mu = modes(channels)[label]
-    noise = torch.randn((number, *mu.shape), generator=torch.Generator().manual_seed(seed))
-    return (mu + STD * noise).to(dtype)
+    return NoisedClassifier(channels).draw(label, number, seed).to(dtype)
 
 
-def _column(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return values.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-
-
-class NoisedClassifier(torch.nn.Module):
-    """The exact p(y | x, t) of noised images, as logits ``(N, 2)``; counts its calls."""
-
-    def __init__(self, channels: int = 1) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(modes(channels).flatten(1))
-        self.register_buffer("alphas", alphas_cumprod(torch.float64))
-        self.calls = 0
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The part of log N(x; sqrt(alpha) mu, v) that depends on the class."""
-        self.calls += 1
-        a = self.get_buffer("alphas")[t].to(x.dtype)[:, None]
-        mu = self.weight.to(x.dtype)
-        v = a * STD**2 + 1 - a
-        return (a.sqrt() * torch.nn.functional.linear(x.flatten(1), mu) - a * mu.square().sum(1) / 2) / v
-
-
-def noise_model(channels: int = 1) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def noise_model(channels: int = 1) -> NoiseModel:
     """The exact eps(x, t) = -sqrt(1 - alpha) * score of the mixture."""
-    classifier = NoisedClassifier(channels).requires_grad_(False)
-    mu, alphas = modes(channels), alphas_cumprod(torch.float64)
-
-    def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        a = _column(alphas[t], x)
-        p = classifier(x, t).softmax(1).to(x.dtype)
-        mean = torch.einsum("ny,ychw->nchw", p, mu.to(x.dtype))
-        return (1 - a).sqrt() * (x - a.sqrt() * mean) / (a * STD**2 + 1 - a)
-
-    return eps
+    return NoisedClassifier(channels).noise
 
 
 def gradient_log_p_healthy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """The closed form p(diseased | x, t) * sqrt(alpha) * (mu_healthy - mu_diseased) / v."""
     channels = x.shape[1]
-    a = _column(alphas_cumprod(torch.float64)[t], x)
-    p = NoisedClassifier(channels).requires_grad_(False)(x, t).softmax(1)[:, DISEASED]
-    mu = modes(channels).to(x.dtype)
-    return _column(p, x) * a.sqrt() * (mu[HEALTHY] - mu[DISEASED]) / (a * STD**2 + 1 - a)
+    exact = NoisedClassifier(channels).requires_grad_(False)
+    p, mu = exact(x, t).softmax(1)[:, DISEASED], modes(channels).to(x.dtype)
+    a, v = column(alphas_cumprod(torch.float64)[t], x), column(exact.variance(t), x)
+    return column(p, x) * a.sqrt() * (mu[HEALTHY] - mu[DISEASED]) / v
 
 
 def healthy_ddim(x: torch.Tensor, timesteps: list[int]) -> torch.Tensor:
@@ -109,9 +86,7 @@ def healthy_ddim(x: torch.Tensor, timesteps: list[int]) -> torch.Tensor:
 
 def distance(x: torch.Tensor, label: int) -> torch.Tensor:
     """``(N,)``: how far along the line between the modes, from the mode of `label` (0) to the other (1)."""
-    mu = modes(x.shape[1]).to(x.dtype)
-    line = mu[1 - label] - mu[label]
-    return ((x - mu[label]) * line).flatten(1).sum(1) / line.square().sum()
+    return NoisedClassifier(x.shape[1]).distance(x, label)
 
 
 def exact(

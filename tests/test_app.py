@@ -48,7 +48,7 @@ from lib.models.finding import find_models
 from lib.models.one_grid import on_one_grid
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder import FolderStudies
-from lib.tasks.inference import AnomalyInferTask
+from lib.tasks.infer_task import AnomalyInferTask
 from lib.tasks.summaries import changed_options
 from lib.tasks.views import HEAT_MAP_LABELS, heat_map, lesion_mask
 from lib.tasks.writing import write_results
@@ -467,7 +467,7 @@ def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> 
     for brain in folder.glob("*brain*"):
         brain.unlink()
     studies = FolderStudies(str(folder), auto_reload=False)
-    studies.sequences = bundle.declared.channels[:1]
+    studies.channels = [bundle.declared.channels]
     assert sorted(studies.list_images()) == ["p_flair", "q_flair"]
     ids = studies.siblings("p_flair", bundle.declared.channels)
     assert ids == ["p_flair", "p_t1"]
@@ -522,7 +522,7 @@ class Archive:
 
 def test_series_of_a_dicomweb_server(tmp_path: Path) -> None:
     studies = DICOMwebStudies(client=Archive(), search_filter={}, modalities=["MR"], cache_path=str(tmp_path))
-    studies.sequences = ["FLAIR"]
+    studies.channels = [["FLAIR"]]
     assert studies.list_images() == ["1.2.1", "1.3.1", "1.5.1", "1.6.1"]
     assert studies.siblings("1.2.1", ["FLAIR", "T1"]) == ["1.2.1", "1.2.2"]
     for image, error in {

@@ -18,6 +18,7 @@ from lib.models.finding import find_models
 from main import AnomalyDetection
 from small_bundle import write_small_bundle
 from synthetic import write_head
+from test_second_model import OVERLAY, SHAPE, write_pictures
 
 OPTIONS = {"noise_level": 400, "guidance_scale": 1.0, "num_inference_steps": 2, "threshold": 0.2}
 
@@ -28,7 +29,7 @@ def write_two_models(folder: Path) -> Path:
     second: dict[str, Any] = {
         "model": "head_t2",
         "modalities": ["MR", "CT"],
-        "models_dir": "$@bundle_root + '/models/head_t2'",
+        "models_dir": {"_target_": "scripts.bundle.models_dir", "root": "@bundle_root", "folder": "models/head_t2"},
         "sequences": ["T2"],
         "displayable_configs": OPTIONS,
         "student": None,
@@ -102,3 +103,47 @@ def test_an_image_of_another_models_modality_is_refused(app: AnomalyDetection, m
     with pytest.raises(MONAILabelException, match="b is CT, the model takes MR"):
         app.infer({"model": "lesion_mask", "image": "b"})
     assert app.infer({"model": "head_t2_lesion_mask", "image": "b"})["params"]["options"] == OPTIONS
+
+
+def test_a_model_of_pictures_with_two_channels_shows_up(tmp_path: Path) -> None:
+    """The toy model of another organ: its overlay is all that the app needs."""
+    bundle = write_small_bundle(tmp_path)
+    (bundle / "configs" / "knee.json").write_text(json.dumps(OVERLAY))
+    (bundle / "models" / "knee").mkdir()
+    declared = find_models(bundle, "cpu")[1].declared
+    for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
+        torch.save(declared.parsed(definition).state_dict(), bundle / "models" / "knee" / f"{name}.pt")
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    write_pictures(studies, 2)
+    for path in studies.glob("*_spot.png"):
+        path.unlink()
+    for path in studies.glob("*.png"):
+        path.rename(path.with_stem(f"{path.stem}_energy"))
+    (tmp_path / "app").mkdir()
+    app = AnomalyDetection(str(tmp_path / "app"), str(studies), {"bundle": str(bundle), "device": "cpu"})
+    task = app.info()["models"]["knee_lesion_mask"]
+    assert task["config"] == OVERLAY["displayable_configs"] and "Takes high energy, low energy." in task["description"]
+    assert "knee_lesion_preview" in app.info()["models"]
+    assert app.datastore().list_images() == ["0_high_energy", "1_high_energy"]
+    result = app.infer({"model": "knee_lesion_mask", "image": "1_high_energy", "save_label": True})
+    assert result["params"]["lesion_ml"] >= 0
+    for tag, shape in (("original", (*SHAPE, 1)), ("anomaly_map", (*SHAPE, 1)), ("counterfactual", (*SHAPE, 1, 2))):
+        assert nib.load(app.datastore().get_label_uri("1_high_energy", tag)).shape == shape
+    with pytest.raises(MONAILabelException, match="the model takes FLAIR"):
+        app.infer({"model": "lesion_mask", "image": "1_high_energy"})
+    assert app.next_sample({"strategy": "most_anomalous_first"})["id"] == "1_high_energy"
+
+
+def test_a_student_without_a_threshold_of_its_own_gives_no_preview(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = write_small_bundle(tmp_path)
+    path = bundle / "configs" / "preview.json"
+    chosen = {"_target_": "scripts.weights.calibrated", "manifest": "@manifest", "name": "preview_threshold"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"displayable_configs": {"threshold": chosen}}))
+    assert find_models(bundle, "cpu")[0].declared.modes == [FULL]
+    assert "brain_flair has no preview" in caplog.text and "preview_threshold" in caplog.text
+    calibration = {"calibration": {"values": {"preview_threshold": 0.3}}}
+    (bundle / "models" / "weights.json").write_text(json.dumps(calibration))
+    assert find_models(bundle, "cpu")[0].declared.options(PREVIEW) == {"threshold": 0.3}

@@ -24,7 +24,7 @@ from highdicom._modules import MODULE_ATTRIBUTE_MAP
 from highdicom.seg import segread
 from skimage.color import rgb2lab
 
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.mr_series import series_from_nifti
 from lib.studies.storing import store
 from scripts.dicom.describing import AUTOMATIC_LABEL
 from scripts.dicom.parametric_map import NOT_ASSESSED, parametric_map
@@ -260,15 +260,24 @@ def change(path: Path, keyword: str, value: Any) -> None:
     [
         (lambda p: p[2].write_bytes(b"not DICOM"), r"IM0003\.dcm: is not a DICOM file"),
         (lambda p: p[2].write_bytes(p[2].read_bytes()[:-30]), r"IM0003\.dcm: ends before its last pixel"),
-        (lambda p: p[2].write_bytes(p[2].read_bytes()[:500]), r"IM0003\.dcm: (can't be read|is not a single-frame)"),
-        (lambda p: drop(p[2], "ImagePositionPatient"), r"IM0003\.dcm: is not a single-frame image .*no ImagePosition"),
-        (lambda p: drop(p[2], "PixelData"), r"IM0003\.dcm: is not a single-frame image .*no PixelData"),
-        (lambda p: change(p[2], "SeriesInstanceUID", "1.2.3"), r"IM0003\.dcm: belongs to another series than IM0001"),
+        (
+            lambda p: p[2].write_bytes(p[2].read_bytes()[:500]),
+            r"IM0003\.dcm: (can't be read|is a DICOM object without pixels)",
+        ),
+        (
+            lambda p: drop(p[2], "ImagePositionPatient"),
+            r"IM0003\.dcm: is not a slice with a position .*no ImagePosition",
+        ),
+        (lambda p: drop(p[2], "PixelData"), r"IM0003\.dcm: is a DICOM object without pixels"),
+        (
+            lambda p: change(p[2], "SeriesInstanceUID", "1.2.3"),
+            r"holds 2 series: 'FLAIR' \(4 images\), 'FLAIR' \(1 images\)",
+        ),
         (lambda p: change(p[2], "PixelSpacing", [1, 2]), r"IM0003\.dcm: its PixelSpacing .* differs"),
         (lambda p: change(p[2], "Rows", 3), r"IM0003\.dcm: its Rows 3 differs from 6"),
         (lambda p: shutil.copy(p[2], p[2].with_name("IM0009.dcm")), r"IM0009\.dcm: lies at the position of IM0003"),
-        (lambda p: [path.unlink() for path in p], "there are no files"),
-        (lambda p: shutil.rmtree(p[0].parent), "there are no files"),
+        (lambda p: [path.unlink() for path in p], "no DICOM file lies in this folder"),
+        (lambda p: shutil.rmtree(p[0].parent), "no DICOM file lies in this folder"),
     ],
 )
 def test_a_series_that_cannot_be_used_is_named(
@@ -324,7 +333,7 @@ def test_positions_that_are_rounded_are_even(tmp_path: Path) -> None:
 def test_a_single_slice_without_any_thickness_is_named(tmp_path: Path) -> None:
     (path,) = write_series(tmp_path, "one slice")
     drop(path, "SliceThickness", "SpacingBetweenSlices")
-    with pytest.raises(ValueError, match=r"IM0001\.dcm: is a single slice without Slice Thickness"):
+    with pytest.raises(ValueError, match=r"IM0001\.dcm: is a single slice without a Slice Thickness"):
         read_series(path.parent)
 
 

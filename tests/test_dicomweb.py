@@ -17,7 +17,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
-from lib.demonstration.series import series_from_nifti
+import dicom
+from lib.demonstration.mr_series import series_from_nifti
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.tags import FINAL, SCORE
 
@@ -97,14 +98,14 @@ class Archive:
 
 def studies_on(archive: Archive, folder: Path) -> DICOMwebStudies:
     studies = DICOMwebStudies(client=archive, search_filter={}, modalities=["MR"], cache_path=str(folder))
-    studies.sequences, studies.version = ["FLAIR"], "1"
+    studies.channels, studies.version = [["FLAIR"]], "1"
     return studies
 
 
-def write_mask(path: Path, image: str, value: int = 1) -> str:
+def write_mask(path: Path, image: str, value: int = 1, depth: int = 1) -> str:
     source = nib.load(image)
     mask = np.zeros(source.shape, np.uint8)
-    mask[2:4, 1:3, 1] = value
+    mask[2:4, 1:3, depth] = value
     nib.save(nib.Nifti1Image(mask, source.affine), path)
     return str(path)
 
@@ -361,3 +362,41 @@ def test_a_readers_label_has_the_lesion_alone_and_one_that_does_not_fit_is_sent_
     assert (segment.SegmentLabel, segment.SegmentAlgorithmType) == ("anomaly", "MANUAL")
     assert archive.instances[-1].pixel_array.sum() == (array == 1).sum() == 4
     assert studies.get_labeled_images() == [uid]
+
+
+# -- radiographs
+
+
+def test_a_radiograph_is_work_where_a_model_takes_it_and_its_results_stay_here(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4096, (40, 50), dtype=np.uint16)
+    made = dicom.image(pixels, PixelSpacing=[0.2, 0.3], SeriesDescription="Chest")
+    radiograph = pydicom.dcmread(dicom.save(made, tmp_path / "chest.dcm"))
+    uid, slices = str(radiograph.SeriesInstanceUID), make_series(tmp_path / "series")
+    archive = Archive(radiograph, *slices)
+    studies = studies_on(archive, tmp_path / "mr")
+    assert studies.list_images() == [str(slices[0].SeriesInstanceUID)]
+    studies = DICOMwebStudies(
+        client=archive, search_filter={}, modalities=["MR", "DX"], cache_path=str(tmp_path / "both")
+    )
+    assert studies.list_images() == [str(slices[0].SeriesInstanceUID), uid] and studies.modality(uid) == "DX"
+    image = nib.load(studies.get_image_uri(uid))
+    np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0], pixels.T)
+    np.testing.assert_allclose(image.header.get_zooms()[:2], (0.3, 0.2), rtol=1e-6)
+    assert pydicom.dcmread(studies.input_of(uid)).SOPInstanceUID == radiograph.SOPInstanceUID
+    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid), depth=0)
+    studies.save_label(uid, mask, FINAL, {})
+    params = {"score": 0.5, "p_diseased": 0.9, "options": {}, "weights": "w", "version": "1"}
+    studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, params)
+    assert archive.asked["store"] == 0 and studies.get_labeled_images() == [uid]
+    with pytest.raises(MONAILabelException, match="is a radiograph"):
+        studies.segmentation_of(uid, mask, params)
+
+
+def test_a_series_of_several_radiographs_is_refused(tmp_path: Path) -> None:
+    first, second = (dicom.image(np.zeros((40, 50), np.uint8), SeriesInstanceUID="1.2.3") for _ in range(2))
+    second.StudyInstanceUID = first.StudyInstanceUID
+    studies = DICOMwebStudies(
+        client=Archive(first, second), search_filter={}, modalities=["DX"], cache_path=str(tmp_path)
+    )
+    with pytest.raises(MONAILabelException, match="holds 2 radiographs; allowed is a series of one"):
+        studies.get_image_uri("1.2.3")

@@ -21,7 +21,7 @@ from scripts.judging.truth import Truth, slice_labels, truth_of
 from scripts.method.inferer import CounterfactualInferer
 from scripts.weights import read_manifest
 from synthetic import GRIDS, head, write_head
-from test_inference import TINY
+from tiny_run import TINY
 
 CONFIGS = Path(bundle_root()) / "configs"
 MEDIAN = "FLAIR minus slice median"

@@ -11,8 +11,9 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from scripts.images.foregrounds import ByNetworkd, NonZerod, WholeImaged
+from scripts.images.foregrounds import NonZerod, WholeImaged
 from scripts.images.loading import InvalidImageError, LoadVolumed
+from scripts.images.network_foreground import ByNetworkd
 
 AFFINE = np.diag([-0.5, -1.0, 3.0, 1.0])
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import dicom
 from scripts.running.inputs import find_inputs
 
 
@@ -59,7 +61,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     touch(tmp_path, "a/flair.nii.gz", "a/._flair.nii.gz", ".git/annex/objects/x.nii.gz", ".hidden.nii")
-    touch(tmp_path, "a/sub-01_T1w.nii.gz", "a/b-seg.nii.gz", "a/BraTS-GLI-1-000-t1c.nii.gz", "a/scan.mgz")
+    touch(tmp_path, "a/sub-01_T1w.nii.gz", "a/b-seg.nii.gz", "a/BraTS-GLI-1-000-t1c.nii.gz", "a/scan.npy")
     result = tmp_path / "earlier" / "flair"
     touch(result, "result.json", "unnamed.nii.gz")
     (result / "result.json").write_text('{"made_by": "diffusion-anomaly-bundle", "files": {}}')
@@ -70,11 +72,57 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.Ca
     assert "2 volumes found" in said
     for reason in ("3 hidden", "1 named as T1 (a/sub-01_T1w.nii.gz)", "1 named as mask", "1 named as T1Gd"):
         assert reason in said
-    assert "1 of our own results (earlier/flair)" in said and "a/scan.mgz" in said
+    assert "1 of our own results (earlier/flair)" in said and "a/scan.npy" in said
+
+
+def test_a_series_is_one_volume_and_others_of_its_study_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, volume = tmp_path / "study", np.ones((4, 5, 3), np.uint16)
+
+    def series(name: str, description: str, **attributes: Any) -> None:
+        made = dicom.series(volume, np.eye(4), **{"SeriesDescription": description, **attributes})
+        dicom.save_series(made, study / name)
+
+    series("p1/1", "t2_tirm_tra_dark-fluid")
+    series("p1/2", "t1_mprage_sag")
+    series("p1/3", "", ProtocolName="T2w")
+    series("p1/4", "head", Modality="CT")
+    series("p2/flair", "")
+    touch(study, "p3/flair.nrrd", "p3/x.PNG")
+    assert find_inputs(str(study)) == [
+        {"image": str(study / "p1" / "1"), "name": "p1-1"},
+        {"image": str(study / "p2" / "flair"), "name": "p2-flair"},
+        {"image": str(study / "p3" / "flair.nrrd"), "name": "p3-flair"},
+    ]
+    said = capsys.readouterr().out
+    for reason in ("1 named as T1 (p1/2)", "1 named as T2 (p1/3)", "1 of modality CT (p1/4)"):
+        assert reason in said
+    assert "1 of a format that the model does not take (p3/x.PNG)" in said
+    # given directly, it is a volume, or said to be another
+    assert find_inputs(str(study / "p2" / "flair")) == [{"image": str(study / "p2" / "flair"), "name": "flair"}]
+    [item] = find_inputs(str(study / "p1" / "2"))
+    assert "named as T1, the model takes FLAIR" in item["error"]
+    # images beside loose files of a series
+    touch(study / "p2" / "flair", "y.nii")
+    assert names(study / "p2" / "flair") == ["flair", "y"]
+
+
+def test_a_model_of_pictures_takes_each_picture_and_each_dicom_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path, "a/view1_frontal.jpg", "a/view1_mask.png", "b/x.tif", "b/pd.nii.gz", "b/notes.txt", "b/.x.png")
+    dicom.save(dicom.image(np.ones((4, 4), np.uint8)), tmp_path / "c" / "1.2.3")
+    dicom.save(dicom.image(np.ones((4, 4), np.uint8)), tmp_path / "c" / "x.dcm")
+    found = names(tmp_path, modalities=["CR", "DX"], sequences=["radiograph"])
+    assert found == ["a-view1_frontal", "b-pd", "b-x", "c-1.2.3", "c-x"]
+    said = capsys.readouterr().out
+    assert "5 images found in" in said and "1 named as mask (a/view1_mask.png)" in said
+    assert names(tmp_path / "c", modalities=["DX"]) == ["1.2.3", "x"]
 
 
 def test_a_folder_without_images_says_what_was_left_out(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no NIfTI file \(.nii, .nii.gz\) in this folder\."):
+    with pytest.raises(ValueError, match=r"no image in this folder\. The model takes NIfTI"):
         find_inputs(str(tmp_path))
     touch(tmp_path, "T2w.nii.gz")
     with pytest.raises(ValueError, match=r"1 named as T2 \(T2w.nii.gz\)"):
@@ -146,7 +194,7 @@ def test_a_malformed_datalist_is_refused(content: str, tmp_path: Path) -> None:
         ({"image": "a\0.nii"}, "'image' must be"),
         ({"image": "a.nii", "foreground": "\ud800"}, "'foreground' must be a path"),
         ({"image": "a.nii", "mask": ["m.nii"]}, r"'mask' must be a path, got \[\"m.nii\"\]"),
-        ({"image": "a.nii", "spacing": [1, 1]}, "'spacing' must be three voxel sizes in mm above 0"),
+        ({"image": "a.nii", "spacing": [1]}, "'spacing' must be three voxel sizes in mm above 0"),
         ({"image": "a.nii", "spacing": [1, 1, float("nan")]}, "'spacing' must be three voxel sizes"),
         ({"image": "a.nii", "spacing": ["1", "1", "1"]}, "'spacing' must be three voxel sizes"),
         ({"image": "a.nii", "forground": "b.nii"}, "'forground' is no field; did you mean 'foreground'"),

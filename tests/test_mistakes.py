@@ -63,7 +63,7 @@ def test_polarity() -> None:
     healthy_is_one = NoisedClassifier()
     healthy_is_one.register_forward_hook(lambda module, args, logits: logits.flip(1))
     towards_y0 = ClassifierGuidance(healthy_is_one, alphas, 3.0, target_class=0)
-    mistaken = decode(towards_y0, encode(noise_model(), x, grid, alphas, 2), grid, alphas)
+    mistaken = decode(towards_y0(noise_model()), encode(noise_model(), x, grid, alphas, 2), grid, alphas)
     assert float(distance(mistaken, HEALTHY).min()) > 0.8
 
 

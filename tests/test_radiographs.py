@@ -9,15 +9,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+import torch
+from monai.data import MetaTensor
 from monai.transforms import Orientation
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGLSLossless
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 import dicom
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.masks import load_mask
+from scripts.running.saving import is_of_picture, save_labels_png, save_nifti
 
 ROWS, COLUMNS = 40, 48
 GREY = np.random.default_rng(0).integers(0, 256, (ROWS, COLUMNS)).astype(np.uint8)
@@ -98,7 +102,7 @@ def test_colours_are_refused_unless_they_are_channels(tmp_path: Path) -> None:
         load(path)
     np.testing.assert_array_equal(load(path, channels=3)["image"][..., 0].numpy(), colours.transpose(2, 1, 0))
     d = load(path, allow_any_image=True)
-    assert d["warnings"][0] == "The picture is coloured. Its brightness was taken."
+    assert "The picture is coloured. Its brightness was taken." in d["warnings"]
     brightness = colours @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(d["image"][0, :, :, 0].numpy().T, brightness, rtol=1e-5)
 
@@ -200,22 +204,29 @@ def test_padding_is_dark(tmp_path: Path) -> None:
     assert (shown[:5] == shown[5:].min()).all() and shown[5:].max() == 254
 
 
-@pytest.mark.parametrize("syntax", ["RLE", "JPEG-LS", "broken"])
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG", "JPEG2000", "broken"])
 def test_compressed_pixels(syntax: str, tmp_path: Path) -> None:
+    """Lossless JPEG is what most radiographs are sent in; pydicom has no decoder for it here, ITK has."""
     dataset = dicom.image(GREY, PhotometricInterpretation="MONOCHROME1", RescaleSlope=2.0, RescaleIntercept=1.0)
     if syntax == "RLE":
-        dataset.compress("1.2.840.10008.1.2.5")
+        dataset.compress(RLELossless)
+    elif syntax == "broken":
+        dataset.PixelData = encapsulate([b"nothing"])
+        dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
     else:
-        # pydicom has no decoder here, ITK has one
-        pytest.importorskip("pillow_jpls")
-        Image.fromarray(GREY).save(tmp_path / "x.jls")
-        coded = (tmp_path / "x.jls").read_bytes() if syntax == "JPEG-LS" else b"nothing"
-        dataset.PixelData = encapsulate([coded])
-        dataset["PixelData"].is_undefined_length = True
-        dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
+        writer = SimpleITK.ImageFileWriter()
+        writer.SetFileName(str(tmp_path / "coded.dcm"))
+        writer.UseCompressionOn()
+        writer.SetCompressor(syntax)
+        writer.Execute(SimpleITK.GetImageFromArray(GREY[None]))
+        coded = dcmread(tmp_path / "coded.dcm")
+        dataset.PixelData = coded.PixelData
+        dataset.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+        assert coded.file_meta.TransferSyntaxUID == {"JPEG": JPEGLosslessSV1, "JPEG2000": JPEG2000Lossless}[syntax]
+    dataset["PixelData"].is_undefined_length = True
     path = dicom.save(dataset, tmp_path / "x.dcm")
     if syntax == "broken":
-        with pytest.raises(InvalidImageError, match=r"x.dcm: its pixels can't be decoded \(JPEG-LS Lossless"):
+        with pytest.raises(InvalidImageError, match=r"x.dcm: its pixels can't be decoded \(JPEG Lossless"):
             load(path)
         return
     plain = GREY * 2.0 + 1
@@ -274,6 +285,16 @@ def test_a_lateral_view_is_seen_by_its_orientation_or_code(tmp_path: Path) -> No
     assert load(dx(tmp_path, GREY, ViewPosition="", PixelSpacing=[1, 1], ViewCodeSequence=[code]))["warnings"] == []
 
 
+def test_a_picture_named_as_lateral_is_refused(tmp_path: Path) -> None:
+    for name in ("view2_lateral.png", "LAT.png", "x-lat-1.png"):
+        path = picture(tmp_path, GREY, name)
+        with pytest.raises(InvalidImageError, match=f"{name}: is named as a lateral view; the model takes AP or PA"):
+            load(path)
+        assert "is named as a lateral view" in load(path, allow_any_image=True)["warnings"][0]
+        assert len(load(path, views=())["warnings"]) == 1
+    load(picture(tmp_path, GREY, "plate_bilateral.png"))
+
+
 def test_what_a_file_leaves_out_is_said(tmp_path: Path) -> None:
     about = {"PixelSpacing": [1, 1], "PatientOrientation": ["R", "F"], "BurnedInAnnotation": "YES"}
     warnings = load(dx(tmp_path, GREY, ViewPosition=None, BodyPartExamined=None, **about))["warnings"]
@@ -307,3 +328,32 @@ def test_models_of_volumes_and_of_pictures_say_what_they_take(tmp_path: Path) ->
         load(volume)
     nib.save(nib.Nifti1Image(GREY.T[..., None], np.diag([-0.2, -0.3, 1, 1])), one)
     np.testing.assert_array_equal(pixels(one), GREY)
+
+
+@pytest.mark.parametrize("kind", ["x.png", "x.dcm", "exif.jpg"])
+def test_results_lie_on_the_pixels_of_the_picture(kind: str, tmp_path: Path) -> None:
+    about: dict[str, Any] = {}
+    if kind == "x.dcm":
+        path = dicom.save(dicom.image(GREY, PixelSpacing=[0.3, 0.2], PatientOrientation=["R", "F"]), tmp_path / kind)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        about = {"exif": exif} if kind == "exif.jpg" else {}
+        path = picture(tmp_path, GREY, kind, **about)
+    image = load(path)["image"]
+    labels = MetaTensor(torch.zeros(image.shape, dtype=torch.uint8), affine=image.affine)
+    labels[0, 7, 2, 0], labels[0, 30, 3, 0] = 1, 2  # column and row
+    assert is_of_picture(labels, path)
+    save_labels_png(labels, tmp_path / "pred.png")
+    with Image.open(tmp_path / "pred.png") as saved:
+        assert saved.size == ((ROWS, COLUMNS) if kind == "exif.jpg" else (COLUMNS, ROWS))
+        values = np.asarray(saved)
+        assert values[2, 7] == 1 and values[3, 30] == 2 and (values > 0).sum() == 2
+        shown = np.asarray(saved.convert("RGBA"))
+    assert shown[0, 0, 3] == 0 and shown[2, 7].tolist() == [255, 64, 64, 255]
+    save_nifti(labels, path, tmp_path / "pred.nii.gz")
+    result = nib.load(tmp_path / "pred.nii.gz")
+    np.testing.assert_array_equal(np.asarray(result.dataobj), labels[0].numpy())
+    np.testing.assert_allclose(result.affine, image.affine, atol=1e-6)
+    again = load(str(tmp_path / "pred.nii.gz"))["image"]
+    np.testing.assert_allclose(again.affine, image.affine, atol=1e-6)

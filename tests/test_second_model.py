@@ -9,7 +9,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
@@ -23,8 +22,10 @@ OVERLAY: dict[str, Any] = {
     "num_channels": 2,
     "spatial_size": [32, 32],
     "polarity": ["hyperintense", "hypointense"],
-    "displayable_configs": {"noise_level": 100, "guidance_scale": 1.0, "num_inference_steps": 2, "threshold": 0.1},
-    "student": None,
+    "displayable_configs#noise_level": 100,
+    "displayable_configs#guidance_scale": 1.0,
+    "displayable_configs#num_inference_steps": 2,
+    "baselines": [],
     "foreground": {"_target_": "scripts.images.foregrounds.WholeImaged", "keys": "image"},
     "preprocessing": {
         "_target_": "Compose",
@@ -90,39 +91,56 @@ def parser(bundle: Path, *configs: str, **overrides: Any) -> ConfigParser:
     return config
 
 
-def write_weights(bundle: Path) -> None:
-    (bundle / "models" / "knee").mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    for name, definition in (("model", "network_def"), ("classifier", "classifier_def")):
-        network = parser(bundle).get_parsed_content(definition)
-        torch.save(network.state_dict(), bundle / "models" / "knee" / f"{name}.pt")
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_pictures(tmp_path_factory.mktemp("pictures")))
 
 
-def test_it_runs(bundle: Path, tmp_path: Path) -> None:
-    write_weights(bundle)
-    datalist = write_pictures(tmp_path)
-    out = tmp_path / "out"
-    parser(bundle, datalist=str(datalist), split="test", output_dir=str(out)).get_parsed_content("run")
-    summary = json.loads((out / "summary.json").read_text())
-    volumes = summary["volumes"] if isinstance(summary, dict) else summary
-    assert [v["name"] for v in volumes] == ["p6", "p7"] and all(v["status"] == "ok" for v in volumes)
-    mask = nib.load(out / "p7" / "pred.nii.gz")
-    assert mask.shape == (*SHAPE, 1)
+@pytest.fixture(scope="module")
+def trained(bundle: Path, datalist: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with weights of the second model, which it trained and published by its own configs."""
+    folder = tmp_path_factory.mktemp("runs")
+    for configs in (("train",), ("train", "train_classifier"), ("train", "train_student")):
+        options = {
+            "datalist": datalist,
+            "cache_dir": str(folder / "cache"),
+            "run_dir": str(folder / configs[-1]),
+            "max_images": 32,
+            "epoch_images": 16,
+            "batch_size": 4,
+        }
+        config = parser(bundle, *configs, **options)
+        for name in ("initialize", "run", "publish"):
+            config.get_parsed_content(name)
+    assert {p.name for p in (bundle / "models" / "knee").glob("*.pt")} == {"model.pt", "classifier.pt", "student.pt"}
+    return bundle
 
 
-def test_it_is_calibrated_and_evaluated(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own threshold, its own baselines by the names of its channels, masks as pictures; the overlay's number is shipped."""
-    monkeypatch.setattr("scripts.judging.bootstrap.NUM_RESAMPLES", 20)
-    write_weights(bundle)
-    paths = {"datalist": str(write_pictures(tmp_path, 16)), "cache_dir": str(tmp_path / "cache")}
-    parser(bundle, "calibrate", **paths).get_parsed_content("run")
-    manifest = json.loads((bundle / "models" / "knee" / "weights.json").read_text())
-    assert 0 < manifest["calibration"]["values"]["threshold"] < 4
-    parser(bundle, "evaluate", output_dir=str(tmp_path / "out"), **paths).get_parsed_content("run")
-    test = json.loads((tmp_path / "out" / "results.json").read_text())["test"]
-    assert (test["slices"], test["diseased_slices"], test["lesions_known_by"]) == (4, 2, "masks")
-    # in each picture the spot is what is bright in the first channel
-    found = test["foreground"]
-    assert found["high energy intensity"]["dice_otsu_slice"] > 0.99
-    [shipped] = [row for name, row in found.items() if name.endswith("at the bundle's threshold")]
-    assert shipped["threshold"] == 0.1
+def test_it_runs_on_its_own_weights(trained: Path, datalist: str, tmp_path: Path) -> None:
+    """The full model on the test pictures and the preview; results on the pictures' own pixels."""
+    for configs in ((), ("preview",)):
+        out = tmp_path / "-".join(("out", *configs))
+        parser(trained, *configs, datalist=datalist, split="test", output_dir=str(out)).get_parsed_content("run")
+        volumes = json.loads((out / "summary.json").read_text())["volumes"]
+        assert [(v["name"], v["status"]) for v in volumes] == [("p6", "ok"), ("p7", "ok")]
+        for v in volumes:
+            assert nib.load(out / v["name"] / "pred.nii.gz").shape == (*SHAPE, 1)
+            with Image.open(out / v["name"] / "pred.png") as picture:
+                assert picture.size == SHAPE
+            assert (out / v["name"] / "counterfactual.nii.gz").is_file() == (not configs)
+    # the first model's weights are as they were
+    assert {p.name for p in (trained / "models").glob("*.pt")} == {"model.pt", "classifier.pt", "student.pt"}
+
+
+def test_it_is_evaluated_and_calibrated(trained: Path, datalist: str, tmp_path: Path) -> None:
+    """One healthy and one diseased picture with a mask, and a threshold of its own from the validation pictures."""
+    options = {"datalist": datalist, "cache_dir": str(tmp_path / "cache")}
+    parser(trained, "evaluate", output_dir=str(tmp_path / "out"), **options).get_parsed_content("run")
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert record["failed"] == {} and record["test"]["slices"] == 2 and record["validation"]["slices"] == 2
+    table = (tmp_path / "out" / "test_foreground.csv").read_text()
+    assert "FLAIR" not in table and "pixel AP" in table.splitlines()[0]
+    parser(trained, "calibrate", **options).get_parsed_content("run")
+    values = json.loads((trained / "models" / "knee" / "weights.json").read_text())["calibration"]["values"]
+    # two pictures are too few to choose a temperature
+    assert {"threshold", "preview_threshold"} <= set(values) and all(v > 0 for v in values.values())

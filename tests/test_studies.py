@@ -22,8 +22,8 @@ import pytest
 import SimpleITK
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
+from lib.grids import read_volume, reordered
 from lib.studies.folder import FolderStudies
-from lib.studies.grids import read_volume, reordered
 from lib.studies.labels import checked_label
 from lib.studies.tags import FINAL, result_tag
 from lib.tasks import triage
@@ -54,7 +54,7 @@ def write_images(folder: Path, *names: str) -> None:
 def studies(tmp_path: Path) -> FolderStudies:
     """Two images; a reader read "a"."""
     write_images(tmp_path / "studies", "a", "b")
-    studies = FolderStudies(str(tmp_path / "studies"), ["FLAIR"])
+    studies = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
     studies.save_label("a", write_mask(tmp_path / "mask.nii.gz"), FINAL, {"reader": "R"})
     return studies
 
@@ -233,7 +233,7 @@ def test_a_kill_at_any_moment_leaves_the_old_label_or_the_new(studies: FolderStu
     for _ in range(15):
         child = os.fork()
         if child == 0:  # pragma: no cover - it is killed
-            mine = FolderStudies(studies._datastore_path, ["FLAIR"])
+            mine = FolderStudies(studies._datastore_path, [["FLAIR"]])
             while True:
                 for mask in masks:
                     mine.save_label("a", mask, FINAL, {"from": mask})
@@ -243,7 +243,7 @@ def test_a_kill_at_any_moment_leaves_the_old_label_or_the_new(studies: FolderStu
         label = nib.load(studies.get_label_uri("a", FINAL)).get_fdata()
         assert any(np.array_equal(label, w) for w in wanted) or studies.get_label_info("a", FINAL)["reader"] == "R"
         assert json.loads(Path(studies._datastore_config_path).read_text())["objects"].keys() == {"a", "b"}
-    again = FolderStudies(studies._datastore_path, ["FLAIR"])
+    again = FolderStudies(studies._datastore_path, [["FLAIR"]])
     assert again.get_labeled_images() == ["a"] and not list(Path(studies._datastore_path).rglob(".part*"))
 
 
@@ -265,7 +265,7 @@ def test_labels_that_were_broken_before_do_not_count_as_read(tmp_path: Path, cap
     known = {"name": "n", "description": "d", "images_dir": ".", "labels_dir": "labels", "objects": objects}
     (folder / "datastore_v2.json").write_text(json.dumps(known))
     with caplog.at_level(logging.WARNING):
-        studies = FolderStudies(str(folder), ["FLAIR"])
+        studies = FolderStudies(str(folder), [["FLAIR"]])
         assert studies.get_labeled_images() == ["good"]
         assert studies.get_label_uri("empty", FINAL) == ""
     said = [r.getMessage() for r in caplog.records]
@@ -276,7 +276,7 @@ def test_labels_that_were_broken_before_do_not_count_as_read(tmp_path: Path, cap
     assert sorted(studies.get_labeled_images()) == ["cut", "good"]
     # what was found whole is not read again by the next server, unless it changed
     stamps = {i: studies.get_label_info(i, FINAL)["stamp"] for i in ("cut", "good")}
-    again = FolderStudies(str(folder), ["FLAIR"])
+    again = FolderStudies(str(folder), [["FLAIR"]])
     assert {i: again.get_label_info(i, FINAL)["stamp"] for i in ("cut", "good")} == stamps
     (final / "good.nii.gz").write_bytes(b"")
     assert again.get_labeled_images() == ["cut"]
@@ -329,7 +329,7 @@ def test_what_is_a_study_and_what_is_not(tmp_path: Path, caplog: pytest.LogCaptu
     (folder / ("long" * 30)).mkdir()
     (folder / ("long" * 30) / f"{'name' * 30}.nii.gz").write_bytes(source.read_bytes())
     with caplog.at_level(logging.INFO):
-        studies = FolderStudies(str(folder), ["FLAIR"])
+        studies = FolderStudies(str(folder), [["FLAIR"]])
     listed = {
         "sub-01-anat-sub-01_FLAIR", "BraTS-GLI-00000-000-BraTS-GLI-00000-000-t2f", "big", "plain", "n", "m", "p1-FLAIR-image",
         "linked-far", "lesions-p2", "a-b",
@@ -389,7 +389,7 @@ def test_ten_times_the_studies_take_about_ten_times_as_long(tmp_path: Path) -> N
         folder.mkdir()
         for i in range(n):
             (folder / f"sub-{i:04}_flair.nii.gz").write_bytes(b"x")
-        studies = FolderStudies(str(folder), ["FLAIR"])
+        studies = FolderStudies(str(folder), [["FLAIR"]])
         runs = []
         for _ in range(5):
             start = time.process_time()
@@ -403,7 +403,7 @@ def test_ten_times_the_studies_take_about_ten_times_as_long(tmp_path: Path) -> N
 def test_what_is_known_survives_another_process_and_a_broken_file(
     studies: FolderStudies, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = FolderStudies(studies._datastore_path, ["FLAIR"])
+    other = FolderStudies(studies._datastore_path, [["FLAIR"]])
     for n in range(50):
         # within one tick of the file system's clock, too
         studies.update_image_info("a", {f"s{n}": n})
@@ -412,7 +412,7 @@ def test_what_is_known_survives_another_process_and_a_broken_file(
         assert all(mine.get_image_info("a")[f"s{n}"] == mine.get_image_info("b")[f"o{n}"] == n for n in range(50))
     path = Path(studies._datastore_config_path)
     path.write_text("{")
-    again = FolderStudies(studies._datastore_path, ["FLAIR"])
+    again = FolderStudies(studies._datastore_path, [["FLAIR"]])
     assert again.get_labeled_images() == ["a"] and again.get_unlabeled_images() == ["b"]
     assert [p.read_text() for p in path.parent.glob("*.broken")] == ["{"]
     assert "can't be read" in caplog.text
@@ -573,7 +573,7 @@ def test_scores_of_one_name_in_two_folders_are_both_in_the_archive(tmp_path: Pat
     for patient in ("p1", "p2", "p3"):
         (folder / patient).mkdir(parents=True)
         write_images(folder / patient, "flair")
-    studies = FolderStudies(str(folder), ["FLAIR"])
+    studies = FolderStudies(str(folder), [["FLAIR"]])
     with pytest.raises(MONAILabelException, match="No study has a label of a reader"):
         studies.get_dataset_archive(None)
     for n, image in enumerate(("p1-flair", "p2-flair")):

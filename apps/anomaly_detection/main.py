@@ -27,7 +27,7 @@ from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder import FolderStudies
 from lib.studies.tags import ORIGINAL, result_tag
 from lib.studies.uploads import is_upload
-from lib.tasks.inference import allow_any_image, infer_tasks
+from lib.tasks.infer_task import allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write, write_results
@@ -79,12 +79,16 @@ class AnomalyDetection(MONAILabelApp):
         super().on_init_complete()
 
     def init_datastore(self) -> Datastore:
-        sequences = list(dict.fromkeys(s for model in self.models for s in model.declared.channels[:1]))
+        from scripts.images.formats import takes_pictures
+
+        channels = [model.declared.channels for model in self.models]
         if self.studies.startswith(("http://", "https://")):
             datastore = super().init_datastore()
-            datastore.sequences = sequences
+            datastore.channels = channels
         else:
-            datastore = FolderStudies(self.studies, sequences, auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+            pictures = any(takes_pictures(model.declared.modalities) for model in self.models)
+            live = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+            datastore = FolderStudies(self.studies, channels, pictures, auto_reload=live)
         datastore.version = self.models[0].declared.version
         return datastore
 
@@ -92,10 +96,10 @@ class AnomalyDetection(MONAILabelApp):
         return infer_tasks(self.models)
 
     def init_trainers(self) -> dict[str, Any]:
-        path = self.models[0].declared.path
+        path, configs = self.models[0].declared.path, ["inference.json", "train.json"]
         return {
-            "classifier": FineTune(path, "train_classifier.json", "Fine-tune the classifier"),
-            "diffusion": FineTune(path, "train.json", "Fine-tune the diffusion network"),
+            "classifier": FineTune(path, [*configs, "train_classifier.json"], "Fine-tune the classifier"),
+            "diffusion": FineTune(path, configs, "Fine-tune the diffusion network"),
         }
 
     def init_strategies(self) -> dict[str, Any]:
@@ -133,7 +137,7 @@ class AnomalyDetection(MONAILabelApp):
         warnings = self._warnings_of(request, declared, datastore) if stored else []
         if stored:
             ids = datastore.siblings(image, declared.channels)
-            request["image"] = [datastore.get_image_uri(i) for i in ids]
+            request["image"] = [datastore.input_of(i) for i in ids]
         with turn(self._one_at_a_time):
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
@@ -191,7 +195,7 @@ class AnomalyDetection(MONAILabelApp):
         if not made_with or not os.path.isfile(datastore.get_label_uri(image, tag)):
             return False
         task.model.load()
-        paths = [datastore.get_image_uri(i) for i in datastore.siblings(image, task.model.declared.channels)]
+        paths = [datastore.input_of(i) for i in datastore.siblings(image, task.model.declared.channels)]
         return bool(made_with == task.made_with({**request, "image": paths}))
 
     def dicom_segmentation(self, image: str, result: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import io
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,16 +40,13 @@ def check_command(argv: Sequence[str] | None = None) -> None:
             the one that the config files give.
     """
     argv = sys.argv if argv is None else argv
-    if Path(argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+    if not _is_command(argv):
         return
     sys.excepthook = say
     if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a file need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    # fire is pinned, and nothing but fire knows how it reads a command line
-    texts = fire.core._ParseKeywordArgs(list(argv[2:]), GetFullArgSpec(monai.bundle.run))[0]
-    given = {name: DefaultParseValue(text) for name, text in texts.items()}
-    options = {**(ConfigParser.load_config_file(given["args_file"]) if "args_file" in given else {}), **given}
-    own = inspect.signature(monai.bundle.run).parameters.keys() | inspect.signature(ConfigWorkflow).parameters.keys()
+    texts, options = _options(argv)
+    own = _own_options()
     if "config_file" not in options:  # it may be given by its place too, behind four others
         return
     config = ConfigParser.load_config_files(options["config_file"])
@@ -59,6 +57,64 @@ def check_command(argv: Sequence[str] | None = None) -> None:
     for name, value in options.items():
         if name not in own - {"override"} and name != "workflow_name":
             _check(name, value, str(texts.get(name, value)), config, own)
+
+
+def command_config(argv: Sequence[str] | None = None, run_id: str = "run") -> dict[str, Any] | None:
+    """The config of MONAI's command line: what `run_id` uses, with the values of the options; None if it isn't that.
+
+    A reference to a number, a text or a list of those is replaced by it.
+    """
+    argv = sys.argv if argv is None else argv
+    _, options = _options(argv) if _is_command(argv) else ({}, {})
+    if "config_file" not in options:
+        return None
+    parser = ConfigParser()
+    parser.read_config(options["config_file"])
+    parser.update({name: value for name, value in options.items() if name not in _own_options()})
+    config = parser.get()
+    names, waiting = set[str](), [run_id]
+    while waiting:
+        name = waiting.pop()
+        names.add(name)
+        waiting += {n for n in _references(config[name]) if n in config} - names
+    return {name: _filled_in(value, parser) for name, value in config.items() if name in names}
+
+
+def _is_command(argv: Sequence[str]) -> bool:
+    return Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+
+
+def _options(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options as they were typed, and their values with those of an ``args_file``."""
+    # fire is pinned, and nothing but fire knows how it reads a command line
+    texts = fire.core._ParseKeywordArgs(list(argv[2:]), GetFullArgSpec(monai.bundle.run))[0]
+    given = {name: DefaultParseValue(text) for name, text in texts.items()}
+    return texts, {**(ConfigParser.load_config_file(given["args_file"]) if "args_file" in given else {}), **given}
+
+
+def _own_options() -> set[str]:
+    return {*inspect.signature(monai.bundle.run).parameters, *inspect.signature(ConfigWorkflow).parameters}
+
+
+def _references(value: Any) -> set[str]:
+    """The first parts of the ids that a config value refers to."""
+    if isinstance(value, str) and value.startswith(FORMULAS):
+        return set(re.findall(r"[@%](\w+)", value))
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set[str]().union(*map(_references, values))
+
+
+def _filled_in(value: Any, parser: ConfigParser) -> Any:
+    """A config value in which what refers to a plain value is that value."""
+    if isinstance(value, dict):
+        return {k: _filled_in(v, parser) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(v, parser) for v in value]
+    if isinstance(value, str) and value.startswith("@") and value[1:] in parser:
+        target = _filled_in(parser[value[1:]], parser)
+        if not isinstance(target, dict) and not str(target).startswith(FORMULAS):
+            return target
+    return value
 
 
 def _check(name: str, value: Any, text: str, config: Mapping[str, Any], own: set[str]) -> None:

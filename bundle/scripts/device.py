@@ -29,15 +29,20 @@ def fastest_precision(device: torch.device | str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def compilation_pays(device: torch.device | str, minutes: float) -> bool:
-    """Whether `torch.compile` makes a training of so many minutes faster, its own minute or two included.
+def compilation_pays(device: torch.device | str, images: int) -> bool:
+    """Whether `torch.compile` makes a training of so many images faster, its own minute or two included.
 
     On a CPU it fuses what lies between the convolutions, if there is what it compiles with: a C++ compiler and the headers of
     Python. Inference gains nothing from it. On GPUs it was not measured.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
-    return torch.device(device).type == "cpu" and minutes >= 20 and compiler is not None and headers
+    return torch.device(device).type == "cpu" and images >= 50_000 and compiler is not None and headers
+
+
+def default_workers(device: torch.device | str) -> int:
+    """Processes that read batches: none on a CPU, which the networks have to themselves, and some that feed a GPU."""
+    return min(8, max(1, (os.cpu_count() or 1) - 1)) if torch.device(device).type == "cuda" else 0
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:

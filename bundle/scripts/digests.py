@@ -7,6 +7,7 @@ import json
 import os
 from functools import cache, lru_cache
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 
@@ -29,10 +30,16 @@ def _digest_of_state(path: str, size: int, changed: int) -> str | None:
     return digest_of(Path(path))
 
 
+def _visible_files(folder: str) -> list[os.DirEntry[str]]:
+    return sorted((e for e in os.scandir(folder) if e.name[0] != "." and e.is_file()), key=lambda e: e.name)
+
+
 def source_digest(path: str) -> str | None:
-    """As `digest_of`, of an input: read once, as long as it isn't changed."""
+    """As `digest_of`, of an input: read once, as long as it isn't changed. Of a folder, that of the files in it."""
     try:
         status = os.stat(path)
+        if S_ISDIR(status.st_mode):
+            return json_digest([[e.name, source_digest(e.path)] for e in _visible_files(path)])
     except OSError:
         return None
     return _digest_of_state(os.path.abspath(path), status.st_size, status.st_mtime_ns)

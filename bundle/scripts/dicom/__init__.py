@@ -1,1 +1,1 @@
-"""DICOM: series of images, and masks and maps as objects that viewers overlay on them. Needs the extra `dicom`."""
+"""DICOM: series of images, and masks and maps as objects that viewers overlay on them, which need the extra `dicom`."""

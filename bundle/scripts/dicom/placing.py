@@ -8,7 +8,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from .planes import TO_LPS, TOLERANCE, orientation, position
+from ..images.dicom_planes import TOLERANCE, orientation, position
+
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def check_on_series(series: Sequence[pydicom.Dataset], shape: Sequence[int], affine: NDArray[np.floating]) -> None:

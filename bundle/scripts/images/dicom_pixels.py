@@ -59,7 +59,7 @@ def stored_values(dataset: Dataset) -> np.ndarray:
     except (NotImplementedError, RuntimeError, AttributeError):  # no decoder
         try:
             values = _decoded_by_itk(dataset)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             what = getattr(syntax, "name", None) or syntax or "no transfer syntax"
             raise InvalidImageError(
                 f"{name}: its pixels can't be decoded ({what}); write it uncompressed, such as with `gdcmconv --raw`."
@@ -68,8 +68,9 @@ def stored_values(dataset: Dataset) -> np.ndarray:
         raise InvalidImageError(f"{name}: its pixels can't be read ({error}); is the file complete?") from error
     if values.shape != (dataset.Rows, dataset.Columns):
         raise InvalidImageError(f"{name}: its pixels have the shape {values.shape}; is the file complete?")
+    compressed = syntax is not None and syntax.is_compressed
     unused = 8 * values.dtype.itemsize - int(dataset.get("BitsStored") or dataset.BitsAllocated)
-    if values.dtype.kind in "iu" and 0 < unused < 8 * values.dtype.itemsize:
+    if not compressed and values.dtype.kind in "iu" and 0 < unused < 8 * values.dtype.itemsize:
         values = (values << unused) >> unused  # sign and overlays
     return values
 

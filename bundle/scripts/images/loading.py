@@ -6,23 +6,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..checks import is_true
 from ..errors import InvalidImageError
+from .assembling import assemble
 from .dicom_series import read_dicom_series
 from .formats import VOLUMES, allowed_formats, is_dicom, is_picture, takes_pictures, takes_volumes
-from .geometry import checked_spacing
 from .pictures import read_picture
 from .radiographs import read_radiograph
 from .volume_files import Loaded, read_volume
-
-MAX_EXTENT = 1000.0
-"""mm of any axis: more is a header with wrong units, and would be resampled to more voxels than memory holds."""
 
 
 class LoadVolumed(MapTransform):
@@ -74,7 +68,7 @@ class LoadVolumed(MapTransform):
         for key in self.key_iterator(d):
             paths = [str(p) for p in d[key]] if isinstance(d[key], (list, tuple)) else [str(d[key])]
             images = [self._load(path, any_image) for path in paths]
-            d[key] = self._assemble(images, paths, d.get("spacing"))
+            d[key] = assemble(images, paths, self.channels, self.min_size, d.get("spacing"))
             warnings += [warning for image in images for warning in image.warnings]
             if not images[0].has_size and d.get("spacing") is None:
                 warnings.append(
@@ -107,11 +101,7 @@ class LoadVolumed(MapTransform):
         if takes_volumes(self.modalities) and Path(path).is_dir():
             return read_dicom_series(path, self.modalities, any_image)
         if takes_pictures(self.modalities) and is_picture(path):
-            loaded = read_picture(path, self.channels, any_image)
-            unchecked = (
-                "A picture doesn't name its view; whether it is " + " or ".join(self.views) + " was not checked."
-            )
-            return loaded._replace(warnings=(*loaded.warnings, *([unchecked] if self.views else [])))
+            return read_picture(path, self.channels, self.views, any_image)
         if takes_pictures(self.modalities) and is_dicom(path):
             return read_radiograph(path, self.modalities, self.body_parts, self.views, any_image)
         if is_dicom(path):
@@ -121,60 +111,3 @@ class LoadVolumed(MapTransform):
             f"{path}: is not of a format that the model takes; allowed are {allowed_formats(self.modalities)}."
             + (why if takes_volumes(self.modalities) else "")
         )
-
-    def _assemble(self, images: list[Loaded], paths: list[str], spacing: Sequence[float] | None) -> MetaTensor:
-        for image, path in zip(images, paths, strict=True):
-            shape, size = tuple(image.voxels.shape), tuple(images[0].voxels.shape[:3])
-            if len(shape) not in ((3, 4) if len(paths) == 1 else (3,)):
-                raise InvalidImageError(
-                    f"{path}: has {len(shape)} dimensions {shape}; allowed are a 3D volume (a radiograph: one "
-                    "slice) or, for several channels, one 3D file each or one 4D file with the channels last."
-                )
-            if shape[:3] != size or not np.allclose(image.affine, images[0].affine, atol=1e-3):
-                raise InvalidImageError(
-                    f"{path}: lies on another grid than {paths[0]} (shape {shape[:3]} against {size}, or "
-                    f"another affine); resample the sequences to one grid first."
-                )
-        first = images[0]
-        channels_last = first.voxels.ndim == 4
-        volume = first.voxels.movedim(-1, 0).contiguous() if channels_last else torch.stack([i.voxels for i in images])
-        name = ", ".join(paths)
-        if volume.shape[0] != self.channels:
-            raise InvalidImageError(
-                f"{name}: has {volume.shape[0]} channel(s), the model takes {self.channels}; "
-                "give one file a channel, or one 4D file."
-            )
-        affine = torch.as_tensor(first.affine, dtype=torch.float64).clone()
-        lengths = torch.linalg.norm(affine[:3, :3], dim=0)
-        if (
-            not bool(torch.isfinite(affine).all())
-            or abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-6 * float(lengths.max()) ** 3
-        ):
-            raise InvalidImageError(f"{name}: its affine is singular, so position and orientation are unknown.")
-        header = {}
-        if spacing is not None:
-            if isinstance(spacing, (list, tuple)) and len(spacing) == 2 and volume.shape[3] == 1:
-                spacing = [*spacing, float(lengths[2])]
-            header["header_affine"] = affine.clone()
-            affine[:3, :3] *= checked_spacing(spacing) / lengths
-            lengths = checked_spacing(spacing)
-        if sorted(volume.shape[1:])[1] < self.min_size:
-            raise InvalidImageError(
-                f"{name}: is only {tuple(volume.shape[1:])} voxels, at least two axes need {self.min_size}."
-            )
-        extent = [float(n * s) for n, s in zip(volume.shape[1:], lengths, strict=True)]
-        if max(extent) > MAX_EXTENT and (first.has_size or spacing is not None):
-            raise InvalidImageError(
-                f"{name}: measures {' x '.join(f'{e:.0f}' for e in extent)} mm by its header; at most {MAX_EXTENT:.0f} mm an "
-                "axis are allowed. Are the voxel sizes in other units than the header says?"
-            )
-        for channel, path in zip(volume, paths * volume.shape[0], strict=False):
-            finite = channel[torch.isfinite(channel)]
-            if not len(finite):
-                raise InvalidImageError(f"{path}: every voxel is NaN or infinite, there is no image in it.")
-            if float(finite.min()) == float(finite.max()):
-                raise InvalidImageError(
-                    f"{path}: is constant ({float(finite[0]):g} everywhere), there is no image in it."
-                )
-        meta = {"filename_or_obj": name, "input_affine": affine.clone(), **header}
-        return MetaTensor(volume, affine=affine, meta=meta)

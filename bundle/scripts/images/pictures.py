@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import SimpleITK
@@ -41,7 +43,7 @@ def picture_affine(
     return torch.from_numpy(affine)
 
 
-def read_picture(path: str, channels: int = 1, allow_any_image: bool = False) -> Loaded:
+def read_picture(path: str, channels: int = 1, views: Sequence[str] = (), allow_any_image: bool = False) -> Loaded:
     """A picture as float32 ``(X, Y, 1)``, or its three colours as ``(X, Y, 1, 3)`` where a model takes three channels.
 
     It lies as its EXIF data wants it shown. Grey pictures may be stored as colours, with a palette or with an alpha channel,
@@ -51,10 +53,11 @@ def read_picture(path: str, channels: int = 1, allow_any_image: bool = False) ->
     Args:
         path: of the file.
         channels: that the model takes.
-        allow_any_image: take a coloured picture's brightness, with a warning.
+        views: that the model takes; none allows any. A picture says nothing of its view, but its name may.
+        allow_any_image: take a coloured picture's brightness, or what is named as a lateral view, with a warning.
 
     Raises:
-        InvalidImageError: several pages, or colours for a model with another number of channels than 3.
+        InvalidImageError: several pages, a lateral view by its name, or colours for a model that takes no three channels.
         Exception: whatever Pillow says of a broken file.
     """
     with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
@@ -62,7 +65,13 @@ def read_picture(path: str, channels: int = 1, allow_any_image: bool = False) ->
         if number > 1:
             raise InvalidImageError(f"{path}: holds {number} pictures; allowed is one.")
         array = _array(path, image)
-    warnings: tuple[str, ...] = ()
+    warnings = []
+    if views:
+        lateral = re.search("(?<![a-z])lat(eral)?(?![a-z])", Path(path).stem, re.IGNORECASE)
+        if lateral and not allow_any_image:
+            raise InvalidImageError(f"{path}: is named as a lateral view; the model takes {' or '.join(views)}.")
+        said = "is named as a lateral view" if lateral else "doesn't name its view"
+        warnings.append(f"The picture {said}; whether it is {' or '.join(views)} was not checked.")
     if array.ndim == 3 and channels != 3:
         levels = 65535 if array.dtype == np.uint16 else 255
         if np.ptp(array.astype(np.float32), axis=2).max() * 255 / levels > COLOURED:
@@ -70,10 +79,10 @@ def read_picture(path: str, channels: int = 1, allow_any_image: bool = False) ->
                 raise InvalidImageError(
                     f"{path}: is a coloured picture; the model takes {channels} channel(s), one grey picture each."
                 )
-            warnings = ("The picture is coloured. Its brightness was taken.",)
+            warnings.append("The picture is coloured. Its brightness was taken.")
         array = array @ np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow
     voxels = torch.from_numpy(np.ascontiguousarray(array.swapaxes(0, 1)[:, :, None], dtype=np.float32))
-    return Loaded(voxels, picture_affine(), warnings, has_size=False)
+    return Loaded(voxels, picture_affine(), tuple(warnings), has_size=False)
 
 
 def _array(path: str, image: Image.Image) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files import replacing
 from .cases import SliceCase
 from .readings import gated, probabilities
 
@@ -67,13 +67,8 @@ def keep(path: Path, cases: list[SliceCase], logits: torch.Tensor, seconds: floa
         seconds: that the networks took.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    content = {"cases": [_packed(vars(case)) for case in cases], "logits": logits, "seconds": seconds}
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        torch.save({"cases": [_packed(vars(case)) for case in cases], "logits": logits, "seconds": seconds}, partial)
 
 
 def _packed(value: Any) -> Any:

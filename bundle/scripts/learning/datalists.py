@@ -42,7 +42,7 @@ def read_datalist(path: str | Path, split: str | None = None, labelled: bool = F
       evaluation only: training never sees them.
     - ``foreground``: the path of a mask of what is to be looked at, such as the brain.
     - ``subject``: the patient. No patient may be in two splits.
-    - ``spacing``: mm a voxel along the file's three axes, where the header's are wrong.
+    - ``spacing``: mm a voxel along the file's three axes (of a picture, two), where the header's are wrong or missing.
 
     Only ``image`` is needed.
 
@@ -181,7 +181,7 @@ def is_subject(value: Any) -> bool:
 
 
 def _is_spacing(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_is_number(v) and v > 0 for v in value)
+    return isinstance(value, list) and len(value) in (2, 3) and all(_is_number(v) and v > 0 for v in value)
 
 
 def _is_box(value: Any) -> bool:
@@ -202,7 +202,7 @@ RULES = {
     "label": (_is_label, "0 (healthy), 1 (diseased) or -1 (leave out), or a list with one a slice"),
     "boxes": (_are_boxes, "a list of boxes [x0, y0, x1, y1], four numbers with x0 < x1 and y0 < y1"),
     "subject": (is_subject, "a text"),
-    "spacing": (_is_spacing, "three voxel sizes in mm above 0"),
+    "spacing": (_is_spacing, "three voxel sizes in mm above 0 (of a picture, two)"),
 }
 """For each field whether a value is right, and what is allowed in words."""
 

@@ -102,21 +102,3 @@ class NoisedPrepareBatch(PrepareBatch):
 def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
     """Output transform: the loss of an iteration, of a batch or of its images, each of which has it."""
     return float((output if isinstance(output, Mapping) else output[0])["loss"])
-
-
-class AtNoiseLevel:
-    """Output transform: predictions and labels at one of the `noise_levels` of `NoisedPrepareBatch`.
-
-    Args:
-        index: which level.
-        total: how many there are.
-        probability: give p(diseased) instead of the logits, for AUROC.
-    """
-
-    def __init__(self, index: int, total: int, probability: bool = False) -> None:
-        self.index, self.total, self.probability = index, total, probability
-
-    def __call__(self, output: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        pred = output["pred"].chunk(self.total)[self.index]
-        label = output["label"].chunk(self.total)[self.index]
-        return (pred.softmax(dim=1)[:, 1] if self.probability else pred), label

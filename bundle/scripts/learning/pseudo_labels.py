@@ -5,26 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from skimage.filters import threshold_otsu
 from skimage.morphology import reconstruction
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .. import DISEASED
 from ..bundle import bundle_version
+from ..checks import is_true
 from ..files import exclusive
 from ..fingerprints import settings_of
 from ..method.inferer import CounterfactualInferer
 from ..method.maps import anomaly_map
 from ..method.slices import CPU_BATCH
 from ..weights import weights_digest
-from .datasets import SliceDataset, augmented
+from .datasets import SliceDataset
 
 logger = logging.getLogger(__name__)
 
@@ -43,100 +42,124 @@ def filled(a: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(values[:, None, 1:-1, 1:-1])
 
 
-class PseudoLabels(Dataset):
-    """Slices with the soft labels that their counterfactuals give, to train a student: no reader's mask is needed.
-
-    The label of a pixel in a slice labelled diseased says how many of three thresholds its `filled` anomaly map exceeds: Otsu's
-    (1979) of all maps' pixels in the foreground, Otsu's of that patient's alone, and their geometric mean. One for all would
-    leave out the lesions that are faint as a whole, one a patient would make the others too large. A slice labelled healthy
-    has no lesion. Maps are made once, a counterfactual each, and kept on disk; making them goes on where it was stopped.
+class Teacher:
+    """Makes of slices what a student learns from them: `PseudoLabels`.
 
     Args:
-        slices: their ``label`` is known, 0 or 1; ``digest`` and ``subjects`` are theirs.
-        inferer: its `slices` gives the counterfactuals.
         network: the diffusion network.
+        inferer: its `slices` gives the counterfactuals.
         polarity, median_size: see `method.maps.anomaly_map`.
-        cache_dir: where the maps lie; they are found again by a hash of slices, weights and settings.
-        transform: applied to every item, for augmentation.
-
-    Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``, labels 0, 1/3, 2/3 or 1; ``labels`` are the
-    image-level ones, ``digest`` names slices, weights and settings, ``teacher`` the weights.
-
-    Raises:
-        ValueError: no slice is labelled diseased.
+        cache_dir: where the maps lie.
+        dry_run: make no maps.
     """
 
     def __init__(
         self,
-        slices: SliceDataset,
-        inferer: CounterfactualInferer,
         network: torch.nn.Module,
+        inferer: CounterfactualInferer,
         polarity: str | Sequence[str],
         median_size: int,
         cache_dir: str,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        dry_run: bool | str = False,
     ) -> None:
-        self.slices, self.transform, self.labels = slices, transform, slices.labels
+        self.network, self.inferer = network, inferer
+        self.polarity, self.median_size = polarity, median_size
+        self.folder, self.dry_run = Path(cache_dir), is_true(dry_run, "dry_run")
+        self.weights = {"network": weights_digest(network), "classifier": weights_digest(inferer.classifier)}
+        """The digests of the networks."""
+
+    def __call__(self, slices: SliceDataset) -> PseudoLabels:
+        """The labels of the slices; their maps are made where they aren't on disk yet, and found again by the digest.
+
+        Raises:
+            ValueError: no slice is labelled diseased.
+        """
         diseased = [i for i, label in enumerate(slices.labels) if label == DISEASED]
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
-        self.teacher = {"network": weights_digest(network), "classifier": weights_digest(inferer.classifier)}
-        device = next(network.parameters()).device
-        settings = (polarity, median_size, inferer.settings, "filled", *self.teacher.values())
-        state = repr((slices.digest, *settings, settings_of(inferer.alphas_cumprod), bundle_version(), device.type))
-        self.digest = hashlib.sha256(state.encode()).hexdigest()[:16]
-        path = Path(cache_dir) / f"maps-{self.digest}.f16"
-        shape = (1, *slices[0]["image"].shape[1:])
-        size = inferer.batch_size or CPU_BATCH
-        bytes_a_map = 2 * int(np.prod(shape))
+        device = next(self.network.parameters()).device
+        settings = (self.polarity, self.median_size, self.inferer.settings, "filled", *self.weights.values())
+        state = (slices.digest, *settings, settings_of(self.inferer.alphas_cumprod), bundle_version(), device.type)
+        digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+        path = self.folder / f"maps-{digest}.f16"
+        if not self.dry_run:
+            self._make(slices, diseased, path, device)
+        return PseudoLabels(slices, diseased, path, digest)
+
+    def _make(self, slices: SliceDataset, diseased: list[int], path: Path, device: torch.device) -> None:
+        size = self.inferer.batch_size or CPU_BATCH
+        bytes_a_map = 2 * slices.foreground(0).numel()
         whole = bytes_a_map * len(diseased)
-        if not (path.is_file() and path.stat().st_size == whole):
-            with exclusive(path.with_suffix(".lock")), path.open("ab") as file:
-                done = file.tell() // bytes_a_map
-                if done < len(diseased):
-                    done -= (
-                        done % size
-                    )  # a batch is made as a whole, so that its bits don't depend on where it was stopped
-                file.truncate(min(bytes_a_map * done, whole))
-                for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
-                    x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
-                    inside = torch.stack([slices.foreground(i) for i in diseased[begin : begin + size]]).to(device)
-                    healthy = inferer.slices(x, inside, network)["counterfactual"]
-                    a = anomaly_map(x, healthy, inside, polarity, median_size)
-                    file.write(filled(a).half().numpy().tobytes())
-        self._maps = np.memmap(path, np.float16, "r", shape=(len(diseased), *shape))
+        if path.is_file() and path.stat().st_size == whole:
+            return
+        with exclusive(path.with_suffix(".lock")), path.open("ab") as file:
+            done = file.tell() // bytes_a_map
+            if done < len(diseased):
+                # a batch is made as a whole, so that its bits don't depend on where it was stopped
+                done -= done % size
+            file.truncate(min(bytes_a_map * done, whole))
+            for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
+                x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
+                inside = torch.stack([slices.foreground(i) for i in diseased[begin : begin + size]]).to(device)
+                healthy = self.inferer.slices(x, inside, self.network)["counterfactual"]
+                a = anomaly_map(x, healthy, inside, self.polarity, self.median_size)
+                file.write(filled(a).half().numpy().tobytes())
+
+
+class PseudoLabels:
+    """Soft lesion labels of slices from their anomaly maps, to train a student: no reader's mask is needed.
+
+    The label of a pixel in a slice labelled diseased says how many of three thresholds its `filled` anomaly map exceeds: Otsu's
+    (1979) of all maps' pixels in the foreground, Otsu's of that patient's alone, and their geometric mean. One for all would
+    leave out the lesions that are faint as a whole, one a patient would make the others too large. A slice labelled healthy
+    has no lesion.
+
+    Args:
+        slices: of which they are; ``subjects`` are theirs.
+        diseased: the indices of the slices that have a map.
+        path: of the maps, float16 ``(N, 1, H, W)``.
+        digest: of slices, weights and settings.
+
+    Items are float32 ``(1, H, W)``: 0, 1/3, 2/3 or 1.
+    """
+
+    def __init__(self, slices: SliceDataset, diseased: list[int], path: Path, digest: str) -> None:
+        self.path, self.digest = path, digest
+        self._shape = tuple(slices.foreground(0).shape)
         self._row = {i: n for n, i in enumerate(diseased)}
+        self._subjects = [slices.subjects[i] for i in diseased]
+        self._own: dict[str, float] = {}
+        self.threshold = float("nan")
+        if path.is_file():
+            self._choose_thresholds(slices)
+
+    def _map(self, n: int) -> np.ndarray:
+        size = int(np.prod(self._shape))
+        return np.fromfile(self.path, np.float16, size, offset=2 * size * n).reshape(self._shape)
+
+    def _choose_thresholds(self, slices: SliceDataset) -> None:
+        highest = max(float(self._map(n).max()) for n in self._row.values())
         # histograms, as the pixels of a large set would not fit the memory
-        edges = np.linspace(0, float(self._maps.max()), 1025)
+        edges = np.linspace(0, highest, 1025)
         counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1024))
-        for n, i in enumerate(diseased):
-            counts[slices.subjects[i]] += np.histogram(self._maps[n][slices.foreground(i).numpy()], edges)[0]
+        for i, n in self._row.items():
+            counts[self._subjects[n]] += np.histogram(self._map(n)[slices.foreground(i).numpy()], edges)[0]
         centres = (edges[1:] + edges[:-1]) / 2
         self.threshold = float(threshold_otsu(hist=(sum(counts.values()), centres)))
         # a patient whose maps are empty has no threshold of its own
-        own = {
+        self._own = {
             subject: float(threshold_otsu(hist=(c, centres))) if np.count_nonzero(c) > 1 else self.threshold
             for subject, c in counts.items()
         }
-        self._thresholds = [
-            np.array([self.threshold, np.sqrt(self.threshold * own[s]), own[s]], np.float16).reshape(-1, 1, 1)
-            for s in (slices.subjects[i] for i in diseased)
-        ]
         logger.info(
             "lesion is what is above %.3f in the maps, or above the patient's own %.3f to %.3f",
-            *(self.threshold, min(own.values()), max(own.values())),
+            *(self.threshold, min(self._own.values()), max(self._own.values())),
         )
 
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        image = self.slices[i]["image"]
-        label = torch.zeros_like(image[:1])
-        if i in self._row:
-            n = self._row[i]
-            label = torch.from_numpy(
-                (self._maps[n] > self._thresholds[n]).mean(axis=0, keepdims=True, dtype=np.float32)
-            )
-        item = {"image": image, "label": label}
-        return augmented(item, self.transform)
+    def __getitem__(self, i: int) -> torch.Tensor:
+        if i not in self._row:
+            return torch.zeros(self._shape)
+        n = self._row[i]
+        own = self._own[self._subjects[n]]
+        thresholds = np.array([self.threshold, np.sqrt(self.threshold * own), own], np.float16).reshape(-1, 1, 1)
+        return torch.from_numpy((self._map(n) > thresholds).mean(axis=0, keepdims=True, dtype=np.float32))

@@ -17,7 +17,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     """Bring the weights of a training into the bundle; what is there is kept beside them under a name with the time.
 
     Student and threshold belong to networks: ``weights.json`` beside the weights says which, and a student brings what it
-    learned from. For other networks inference warns (`bundle.not_together`), as this does.
+    learned from. For other networks inference warns (`weights.not_together`), as this does.
 
     Args:
         run_dir: of the training.
@@ -26,7 +26,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
 
     Raises:
         SystemExit: there are no weights in `run_dir`, or the bundle can't be written.
-        ValueError: see `bundle.load_weights`.
+        ValueError: see `weights.load_weights`.
     """
     source, target = Path(run_dir) / "model.pt", Path(path)
     if not source.is_file():

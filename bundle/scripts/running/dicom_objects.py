@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import bundle_version
+from .predictor import measured
 
 SEGMENTATION, PARAMETRIC_MAP = "segmentation.dcm", "anomaly_map.dcm"
 
@@ -35,23 +37,15 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
 
 
 def write_dicom_objects(
-    item: Mapping[str, Any],
-    result: Mapping[str, Any],
-    score: float | None,
-    settings: Mapping[str, float],
-    folder: Path,
-) -> list[str]:
+    item: Mapping[str, Any], result: Mapping[str, Any], settings: Mapping[str, float], folder: Path
+) -> None:
     """Write `SEGMENTATION` and `PARAMETRIC_MAP`, which refer to the images of a volume's first channel.
 
     Args:
         item: its ``image`` is the folder of a DICOM series, or a list of such, one a channel.
-        result: ``pred`` and ``anomaly_map``, on the grid of that series, and ``warnings``.
-        score: of the volume, for the descriptions.
+        result: ``pred`` and ``anomaly_map``, on the grid of that series, ``slices`` and ``warnings``.
         settings: of the run, kept as the algorithm's parameters.
         folder: to write in.
-
-    Returns:
-        the names of the files.
 
     Raises:
         ValueError: the series can't be read, or the results don't lie on its grid, see `read_series`.
@@ -60,8 +54,9 @@ def write_dicom_objects(
     from ..dicom.segmentation import segmentation
     from ..dicom.series import read_series
 
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it names every attribute that it copies
     series = read_series(_source(item))
-    said = {"version": bundle_version(), "score": score, "warnings": result["warnings"]}
+    said = {"version": bundle_version(), "score": measured(result)["score"], "warnings": result["warnings"]}
     pred, anomaly_map = result["pred"], result["anomaly_map"]
     mask = pred[0].as_tensor().numpy().astype(np.uint8)
     parameters = {name: f"{value:g}" for name, value in settings.items()}
@@ -72,7 +67,6 @@ def write_dicom_objects(
     }
     for name, dataset in objects.items():
         dataset.save_as(folder / name)
-    return list(objects)
 
 
 def _source(item: Mapping[str, Any]) -> str:

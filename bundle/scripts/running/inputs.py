@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import is_true
+from ..images.dicom_series import describe
+from ..images.formats import (
+    DICOM,
+    OTHERS,
+    PICTURES,
+    VOLUMES,
+    allowed_formats,
+    dicom_files,
+    is_dicom,
+    stem,
+    takes_pictures,
+    takes_volumes,
+)
 from ..images.sequences import sequence_of
 from ..learning.datalists import checked, entries, is_subject, paths_of
 from .records import is_result
 
 INPUTS = "an image, a folder of them or a JSON datalist"
-SUFFIXES = (".nii.gz", ".nii")
-
-
-OTHER_FORMATS = tuple(".mgh .mgz .mha .mhd .nrrd .nhdr .img .dcm .npy .npz .png .jpg .jpeg".split())
-
-
-def stem(path: str) -> str:
-    """A path without the suffix of a NIfTI file, in whatever case that is written."""
-    suffix = next((s for s in SUFFIXES if path.lower().endswith(s)), "")
-    return path[: len(path) - len(suffix)]
 
 
 def find_inputs(
@@ -32,19 +35,23 @@ def find_inputs(
     allow_any_image: bool | str = False,
     datalist: str | None = None,
     split: str | None = None,
+    modalities: Sequence[str] = ("MR",),
 ) -> list[dict[str, Any]]:
     """The volumes to process, each with a ``name`` for its output folder; says how many there are and what was left out.
 
-    Of a folder, NIfTI files are taken at any depth, through links too, but not hidden ones, nor results of ours, nor what is
-    named as another sequence or as a mask (see `sequence_of`). An item that can't be processed, of a datalist or named as
-    another sequence, is there with its ``error``.
+    Of a folder, images are taken at any depth, through links too, but not hidden ones, nor results of ours, nor what is named
+    as another sequence or as a mask (see `sequence_of`). For a model of volumes, a folder that DICOM files lie in is one
+    volume, unless its series is of another modality or described as another sequence; for a model of pictures, each DICOM file
+    is one. An item that can't be processed, of a datalist or named as another sequence, is there with its ``error``.
 
     Args:
-        path: a NIfTI file, a folder, or a JSON datalist, see `read_datalist`; the ``subject`` of an item is its name.
+        path: an image, a folder with one series of DICOM images or with images, or a JSON datalist, see `read_datalist`; the
+            ``subject`` of an item is its name.
         sequences: the model's, one a channel.
         allow_any_image: take a file or an item that is named as another sequence, with a warning in ``warnings``.
         datalist: a JSON datalist instead of `path`, for those who name it as training and evaluation do.
         split: of a datalist, such as "test"; by default all.
+        modalities: what the model takes, see `LoadVolumed`.
 
     Raises:
         ValueError: something else than a path, nothing there, or a datalist that can't be read.
@@ -59,16 +66,17 @@ def find_inputs(
         got = "no value" if path is True else f"{path!r}; of a path, write ./{path}"
         raise ValueError(f"--input PATH is needed: {INPUTS}, got {got}.")
     source = Path(path)
-    if source.is_dir():
-        return _of_folder(source, sequences)
+    pictures = takes_pictures(modalities) and not takes_volumes(modalities)
+    if source.is_dir() and not (takes_volumes(modalities) and _is_series(source)):
+        return _of_folder(source, sequences, modalities)
     if source.suffix.lower() == ".json":
         items = _of_datalist(source, split)
-    elif source.is_file():
-        items = [{"image": path, "name": stem(source.name)}]
+    elif source.exists():
+        items = [{"image": path, "name": _name(source)}]
     else:
         raise ValueError(f"{path}: no such file or folder.")
     for item in items:
-        named = None if "error" in item else _other_sequence(item["image"], sequences)
+        named = None if "error" in item else _other_sequence(item["image"], sequences, pictures)
         if named and is_true(allow_any_image, "allow_any_image"):
             item["warnings"] = [f"The file is named as {named}, the model takes {' and '.join(sequences)}."]
         elif named:
@@ -76,34 +84,66 @@ def find_inputs(
                 f"{item['image']}: is named as {named}, the model takes {' and '.join(sequences)}; to run it all the same, "
                 "give --allow_any_image true."
             )
-    print(f"{len(items)} {'volume' if len(items) == 1 else 'volumes'} found in {path}.")
+    print(f"{_counted(items, modalities)} found in {path}.")
     return items
 
 
-def _other_sequence(image: str | Sequence[str], sequences: Sequence[str]) -> str | None:
-    """What an image is named as, if that is no sequence of the model's, or not that of its channel."""
+def _counted(items: Sequence[dict[str, Any]], modalities: Sequence[str]) -> str:
+    return f"{len(items)} {'volume' if takes_volumes(modalities) else 'image'}{'' if len(items) == 1 else 's'}"
+
+
+def _name(path: Path) -> str:
+    """What a file or a folder is called, "." too."""
+    name = Path(os.path.abspath(path)).name
+    return name if path.is_dir() else stem(name)
+
+
+def _is_series(folder: Path) -> bool:
+    """Whether nothing but DICOM images lies in a folder, besides what is no image at all."""
+    entries = [path for path in folder.iterdir() if path.name[0] != "."]
+    return bool(dicom_files(folder)) and not any(p.is_dir() or p.name.lower().endswith(VOLUMES) for p in entries)
+
+
+def _other_sequence(image: str | Sequence[str], sequences: Sequence[str], pictures: bool = False) -> str | None:
+    """What an image is named as, if that is no sequence of the model's, or not that of its channel.
+
+    Args:
+        image: one path, or one a channel; a folder is named by what its series is called.
+        sequences: the model's.
+        pictures: whether it is a model of pictures, whose files can't be named as a sequence but as a mask.
+    """
     paths = [image] if isinstance(image, str) else image
     for n, path in enumerate(paths):
         allowed = sequences if len(paths) == 1 or len(paths) != len(sequences) else [sequences[n]]
-        named = sequence_of(stem(Path(path).name))
-        if named is not None and named not in allowed:
+        named = sequence_of((describe(path)[1] if os.path.isdir(path) else "") or stem(Path(path).name))
+        if named is not None and named not in allowed and (not pictures or named == "mask"):
             return named
     return None
 
 
-def _of_folder(source: Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
+def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]) -> list[dict[str, Any]]:
     items = []
     left_out: defaultdict[str, list[str]] = defaultdict(list)
+    volumes, pictures = takes_volumes(modalities), takes_pictures(modalities)
+    known = VOLUMES + (PICTURES if pictures else ())
+    seen: set[Path] = set()
     for file in _files(source, left_out):
-        name = file.relative_to(source).as_posix()
-        if not name.lower().endswith(SUFFIXES):
-            if name.lower().endswith(OTHER_FORMATS):
-                left_out["no NIfTI: name each, or a datalist of them, as --input"].append(name)
-        elif named := _other_sequence(name, sequences):
+        dicom = not file.name.lower().endswith(known) and is_dicom(file)
+        image = file.parent if dicom and volumes else file
+        if image in seen:
+            continue
+        seen.add(image)
+        name = _name(source) if image == source else image.relative_to(source).as_posix()
+        if not dicom and not name.lower().endswith(known):
+            if name.lower().endswith(VOLUMES + PICTURES + OTHERS):
+                left_out["of a format that the model does not take"].append(name)
+        elif image.is_dir() and (modality := describe(image)[0]) and modality not in modalities:
+            left_out[f"of modality {modality}"].append(name)
+        elif named := _other_sequence(str(image), sequences, pictures and not volumes):
             left_out[f"named as {named}"].append(name)
         else:
-            items.append({"image": str(file), "name": stem(name).replace("/", "-")})
-    print(f"{len(items)} {'volume' if len(items) == 1 else 'volumes'} found in {source}.")
+            items.append({"image": str(image), "name": (name if image.is_dir() else stem(name)).replace("/", "-")})
+    print(f"{_counted(items, modalities)} found in {source}.")
     reasons = []
     for reason, names in left_out.items():
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -111,7 +151,8 @@ def _of_folder(source: Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
     if reasons:
         print("  Left out: " + "; ".join(reasons) + ".")
     if not items:
-        raise ValueError(f"{source}: no NIfTI file (.nii, .nii.gz) in this folder" + "; ".join(["", *reasons]) + ".")
+        allowed = allowed_formats(modalities)
+        raise ValueError(f"{source}: no image in this folder{'; '.join(['', *reasons])}. The model takes {allowed}.")
     return items
 
 
@@ -140,7 +181,7 @@ def _files(source: Path, left_out: defaultdict[str, list[str]]) -> Iterator[Path
             continue
         for entry in entries:
             if entry.name.startswith("."):
-                if entry.name.lower().endswith(SUFFIXES) or os.path.isdir(entry.path):
+                if entry.name.lower().endswith(VOLUMES + PICTURES + DICOM) or os.path.isdir(entry.path):
                     left_out["hidden"].append(Path(name, entry.name).as_posix())
             elif os.path.isdir(entry.path):  # unlike the entry's own, of a link to itself too
                 (linked if entry.is_symlink() else waiting).append(Path(entry.path))

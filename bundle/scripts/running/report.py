@@ -23,11 +23,12 @@ from ..digests import json_digest
 from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
 from ..weights import not_together, weights_digest
+from .dicom_objects import check_dicom_inputs, write_dicom_objects
 from .inputs import INPUTS
 from .overview import draw_overview
 from .predictor import measured
 from .results import Results
-from .saving import save_nifti
+from .saving import is_of_picture, save_labels_png, save_nifti
 
 OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 
@@ -35,10 +36,10 @@ OUTPUTS = ("anomaly_map", "counterfactual", "pred")
 class Report:
     """Writes each volume's results whole or not at all, and a summary of all that lie in the output folder.
 
-    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz``,
-    ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all volumes, of earlier runs
-    too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose postprocessing ends with
-    `RestoreGridd`.
+    In `output_dir`: a folder a volume with ``anomaly_map.nii.gz``, ``counterfactual.nii.gz``, ``pred.nii.gz`` (of a picture
+    ``pred.png`` too), ``overview.png`` and ``result.json``, the volume's record; ``summary.json`` with the records of all
+    volumes, of earlier runs too; ``summary.csv`` with a line a slice and a volume. As a handler it follows an evaluator whose
+    postprocessing ends with `RestoreGridd`.
 
     Args:
         items: see `find_inputs`.
@@ -46,7 +47,8 @@ class Report:
         settings, networks: what the results depend on, for the record; a network that is None has no part in them.
         pipeline: all else that they depend on: transforms and inferer.
         overwrite: compute again what was computed before from the same input in the same way.
-        manifest: says which weights belong together, see `bundle.not_together`; where they don't, every volume has a warning.
+        manifest: says which weights belong together, see `weights.not_together`; where they don't, every volume has a warning.
+        write_dicom: also write ``segmentation.dcm`` and ``anomaly_map.dcm``; an item that is no DICOM series is a failed one.
     """
 
     def __init__(
@@ -58,14 +60,18 @@ class Report:
         pipeline: Mapping[str, Any],
         manifest: str | None = None,
         overwrite: bool | str = False,
+        write_dicom: bool | str = False,
     ) -> None:
         self.items = items
+        self.write_dicom = is_true(write_dicom, "write_dicom")
+        if self.write_dicom:
+            check_dicom_inputs(items)
         self.about = {
             "settings": dict(settings),
             "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
             "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
         }
-        recipe = json_digest([self.about, code_digest(), settings_of(pipeline)])
+        recipe = json_digest([self.about, code_digest(), settings_of(pipeline), self.write_dicom])
         self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
         self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
         self.volumes: list[dict[str, Any]] = []
@@ -156,25 +162,27 @@ class Report:
             folder = self.results.new_folder()
             self._write_files(item, result, folder)
             seconds["writing"] = time.perf_counter() - start
-            self.volumes.append(self.results.place(item, folder, self._record(result, seconds)))
+            self.volumes.append(self.results.place(item, folder, self._record(result, seconds, folder)))
         except Exception as error:
             self.failed(item, error)
         self._current = {}
 
-    def _record(self, result: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _record(self, result: Mapping[str, Any], seconds: Mapping[str, float], folder: Path) -> dict[str, Any]:
         return {
             "status": "ok",
             **measured(result),
             "warnings": result["warnings"],
             "slices": result["slices"],
             "seconds": {k: round(v, 2) for k, v in seconds.items()},
-            "outputs": [f"{o}.nii.gz" for o in self._outputs(result)],
+            "outputs": sorted(path.name for path in folder.iterdir() if path.stem != "overview"),
             **self.about,
         }
 
     def _write_files(self, item: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> None:
         for key in self._outputs(result):
             save_nifti(result[key], item["image"], folder / f"{key}.nii.gz")
+        if is_of_picture(result["pred"], item["image"]):
+            save_labels_png(result["pred"], folder / "pred.png")
         picture = folder / "overview.png"
         try:
             draw_overview(result, item.get("mask"), item["name"], picture)
@@ -185,6 +193,8 @@ class Report:
             tqdm.write(f"{item['mask']}: {cause_of(error)}")
             result["warnings"].append("The known lesion mask could not be drawn beside the result.")
             draw_overview(result, None, item["name"], picture)
+        if self.write_dicom:  # last, with all warnings
+            write_dicom_objects(item, result, self.about["settings"], folder)
 
     @staticmethod
     def _outputs(result: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
-from lib.studies.grids import grid_of, reordered
+from lib.grids import grid_of, reordered
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import Register, exclusively, stamp_of
@@ -33,8 +33,8 @@ def _as_json(value: Any) -> str:
 class Studies(Register):
     """What both kinds of studies share; see `LocalDatastore` for the rest."""
 
-    sequences: Collection[str] = ()
-    """What the models take first; images that are named as another sequence are left out of the worklist. () takes all."""
+    channels: Sequence[Sequence[str]] = ()
+    """What each model takes, in its order."""
     version = ""
     """Of the software, for DICOM objects."""
 
@@ -158,8 +158,17 @@ class Studies(Register):
             raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
         return uri
 
+    def input_of(self, image_id: str) -> str:
+        """The path of what a model reads of an image."""
+        return str(self.get_image_uri(image_id))
+
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         return LocalDatastore.get_label_uri(self, plain(label_id, "label"), plain(label_tag, "label tag"))
+
+    @property
+    def sequences(self) -> list[str]:
+        """What the models take first: images that are named as something else are left out of the worklist; [] takes all."""
+        return [channels[0] for channels in self.channels if channels]
 
     def named(self, image_id: str) -> str | None:
         """The sequence that an image is named as; None if its name says nothing."""

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 
 from lib.studies.base import Studies
 from lib.studies.dicom_server import DicomServer, spoken_sequence
-from lib.studies.fetched import instances_in, volume_of
+from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
 from lib.studies.objects import predicted, predicted_map, reviewed
 from lib.studies.register import exclusively
@@ -35,7 +35,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     """Studies on a DICOMweb server: every series of the models' modalities is an image, its SeriesInstanceUID the id.
 
     Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
-    back to the server, in series of their own.
+    back to the server, in series of their own; those of a radiograph stay here.
 
     Args:
         modalities: of the series, in DICOM's words; every other one is left out.
@@ -83,7 +83,19 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         labeled = self._labeled()
         return [image_id for image_id in self.list_images() if image_id not in labeled]
 
+    def input_of(self, image_id: str) -> str:
+        path = self.get_image_uri(image_id)
+        # of a radiograph the DICOM file itself, which says its view and how it is to be shown
+        return str(picture_of(self._folder_of(image_id)).resolve()) if self._is_picture(image_id) else path
+
+    def _is_picture(self, image_id: str) -> bool:
+        from scripts.images.formats import takes_pictures
+
+        return takes_pictures([self.modality(image_id) or "MR"])
+
     def get_image_uri(self, image_id: str) -> str:
+        from scripts.images.formats import takes_pictures
+
         plain(image_id, "image id")
         path = Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
         if self._is_fetched(image_id) and self._is_complete(image_id):
@@ -107,7 +119,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
                     MONAILabelError.SERVER_ERROR,
                     f"{image_id}: {number} of {expected} instances came from {self._server.url}; try again.",
                 )
-            nifti = volume_of(image_id, fetched)
+            nifti = volume_of(image_id, fetched, takes_pictures([modality]))
             try:
                 info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}
                 names = ("SeriesDescription", "ProtocolName", "StudyInstanceUID", "RetrieveURL")
@@ -200,10 +212,10 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
 
     def series(self, image_id: str) -> list[Dataset]:
         """The instances of a series, in order, as `get_image_uri` fetched them before."""
-        if not self._is_fetched(image_id):
-            self.get_image_uri(image_id)
         from scripts.dicom.series import read_series
 
+        if not self._is_fetched(image_id):
+            self.get_image_uri(image_id)
         return read_series(self._folder_of(image_id))
 
     def save_label(
@@ -218,7 +230,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             file = converted or label_filename
             # refuses what is not fit before anything is sent
             self._writer(image_id, plain(label_tag, "label tag"), file)
-            if label_tag == FINAL:
+            if label_tag == FINAL and not self._is_picture(image_id):
                 seg = reviewed(self.series(image_id), file, self.version)
                 self._server.store(seg)
                 label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
@@ -233,7 +245,16 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
                 os.unlink(converted)
 
     def segmentation_of(self, image_id: str, mask: str, params: Mapping[str, Any]) -> Dataset:
-        """A predicted mask of a series as a DICOM Segmentation."""
+        """A predicted mask of a series as a DICOM Segmentation.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, see `predicted`; or it is of a radiograph.
+        """
+        if self._is_picture(image_id):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image_id}: is a radiograph; a Segmentation is made for series of slices.",
+            )
         return predicted(self.series(image_id), mask, params)
 
     def save_results(
@@ -241,9 +262,9 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     ) -> None:
         """As for a folder; a mask and its map go to the DICOM server first, once for every setting that made them.
 
-        Of two that are sent the second may fail; then the next time only that one is sent.
+        Those of a radiograph stay here. Of two that are sent the second may fail; then the next time only that one is sent.
         """
-        if self._store_results and tag == ORIGINAL:
+        if self._store_results and tag == ORIGINAL and not self._is_picture(image_id):
             self._send(image_id, labels, results[MAP_TAG], params)
         super().save_results(image_id, tag, labels, results, params)
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,31 @@ class FolderStudies(Studies):
 
     Args:
         folder: of the studies; labels and scores are kept in it.
-        sequences: see `Studies.sequences`.
+        channels: see `Studies.channels`.
+        pictures: whether a model takes pictures and radiographs, so that their files are studies too.
         auto_reload: look for files that came or went later.
     """
 
-    def __init__(self, folder: str, sequences: Collection[str] = (), auto_reload: bool = True) -> None:
-        self.sequences = sequences
+    def __init__(
+        self,
+        folder: str,
+        channels: Sequence[Sequence[str]] = (),
+        pictures: bool = False,
+        auto_reload: bool = True,
+    ) -> None:
+        from scripts.images.formats import DICOM, PICTURES
+
+        self.channels = channels
+        self._formats = (*FORMATS, *((*PICTURES, *DICOM) if pictures else ()))
         self._live = auto_reload
         self._unfit: dict[Path, list[int]] = {}
         self._left_out: dict[str, list[str]] = {}
         self._said = ""
         # no watcher of files: it lists the whole folder again for every file that comes, and misses those of a network
-        super().__init__(folder, extensions=[f"*{e}" for e in FORMATS], auto_reload=False)
+        super().__init__(folder, extensions=[f"*{e}" for e in self._formats], auto_reload=False)
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        return split_ending(file, self._formats)
 
     def _look(self) -> None:
         if self._live:
@@ -59,7 +72,7 @@ class FolderStudies(Studies):
         left_out: defaultdict[str, list[str]] = defaultdict(list)
         objects: dict[str, ImageLabelModel] = {}
         ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
-        for name in image_files(self._root, self._datastore.label_path(None), ours, left_out):
+        for name in image_files(self._root, self._datastore.label_path(None), ours, left_out, self._formats):
             stem, ext = self._to_id(name)
             image_id = stem.replace("/", "-")
             if image_id in objects:
@@ -143,7 +156,8 @@ class FolderStudies(Studies):
             self._said = said
 
     def _named(self, image_id: str) -> tuple[str | None, str]:
-        return named_as(self._datastore.objects[image_id].image.info["name"])
+        channels = tuple(channel for channels in self.channels for channel in channels)
+        return named_as(self._datastore.objects[image_id].image.info["name"], channels)
 
     def named(self, image_id: str) -> str | None:
         if plain(image_id, "image id") not in self._datastore.objects:
@@ -219,7 +233,7 @@ class FolderStudies(Studies):
                     ("image", self.get_image_uri(image_id)),
                     ("label", self.get_label_uri(image_id, FINAL)),
                 ):
-                    archive.write(source, f"{what}/{image_id}{split_ending(source)[1]}")
+                    archive.write(source, f"{what}/{image_id}{self._to_id(source)[1]}")
             archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
         return path
 
@@ -232,10 +246,10 @@ class FolderStudies(Studies):
         """
         name, ext = self._to_id(os.path.basename(image_filename))
         image_id = plain(image_id or name, "image id")
-        if ext.lower() not in FORMATS or ext.lower() == ".mhd" or not os.path.getsize(image_filename):
+        if ext.lower() not in self._formats or ext.lower() == ".mhd" or not os.path.getsize(image_filename):
+            formats = ", ".join(e for e in self._formats if e != ".mhd")  # which is a header alone
             raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT,
-                f"{image_id}: an image must be a file of {', '.join(e for e in FORMATS if e != '.mhd')} that is not empty.",
+                MONAILabelError.INVALID_INPUT, f"{image_id}: an image must be a file of {formats} that is not empty."
             )
         self._look()
         if image_id in self._datastore.objects:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lib.studies.names import FORMATS, OTHER_FORMATS
+from lib.studies.names import OTHER_FORMATS
 
 
 def image_files(
-    root: Path, labels: str | Path, ours: tuple[str, ...], left_out: Mapping[str, list[str]]
+    root: Path, labels: str | Path, ours: tuple[str, ...], left_out: Mapping[str, list[str]], formats: tuple[str, ...]
 ) -> Iterator[str]:
     """The paths of the image files in a folder, relative to it; links are followed.
 
@@ -19,6 +19,7 @@ def image_files(
         labels: the folder of labels, passed over.
         ours: what names of files in `root` begin with that are no studies' and are not spoken of.
         left_out: what else there is, by the reason; it is added to.
+        formats: endings of image files.
     """
     seen: set[tuple[int, int]] = set()
     labels = os.path.realpath(labels)
@@ -46,10 +47,9 @@ def image_files(
                 continue
             if file.startswith("."):
                 left_out["hidden"].append(name)
-            elif file.lower().endswith(OTHER_FORMATS):
-                left_out[f"of a format that is not read (read are {', '.join(FORMATS)})"].append(name)
-            elif not file.lower().endswith(FORMATS):
-                left_out["other files"].append(name)
+            elif not file.lower().endswith(formats):
+                other = f"of a format that is not read (read are {', '.join(formats)})"
+                left_out[other if file.lower().endswith(OTHER_FORMATS) else "other files"].append(name)
             elif not os.path.isfile(os.path.join(folder, file)):
                 left_out["links that lead nowhere"].append(name)
             else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.studies.grids import grid_of, read_volume, reordered
+from lib.grids import grid_of, read_volume, reordered
 from lib.studies.names import FORMATS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,18 +44,25 @@ def plain(name: str, what: str) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def named_as(name: str) -> tuple[str | None, str]:
+def named_as(name: str, channels: tuple[str, ...] = ()) -> tuple[str | None, str]:
     """The sequence that an image file is named as, and its name without that, the same for all sequences of a study.
 
     Where a file's name says nothing, its folder's does if that is one word: "FLAIR", "T1w", "labelsTr".
 
     Args:
         name: its path in the folder of the studies.
+        channels: of the models; those that are no MR sequences are the last words of a name.
     """
+    from scripts.images.formats import stem as stem_of
     from scripts.images.sequences import RULES, sequence_of
 
     path = Path(name)
-    stem = split_ending(path.name)[0]
+    stem = stem_of(path.name)
+    for channel in channels:
+        words = "[-_. ]".join(map(re.escape, channel.split()))
+        last = None if channel in RULES else re.search(f"(?:^|[-_. ]){words}$", stem, re.IGNORECASE)
+        if last:
+            return channel, str(path.parent / stem[: last.start()])
     sequence = sequence_of(stem)
     if sequence:
         return sequence, str(path.parent / re.sub(f"(?:{RULES[sequence]})[a-z0-9]*", "", stem, flags=re.IGNORECASE))
@@ -65,7 +73,7 @@ def named_as(name: str) -> tuple[str | None, str]:
     return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
 
 
-def split_ending(file: str) -> tuple[str, str]:
-    """A file's name without and with only the ending of its format, "" if that is none of `FORMATS`."""
-    end = next((len(e) for e in FORMATS if file.lower().endswith(e)), 0)
+def split_ending(file: str, formats: Sequence[str] = FORMATS) -> tuple[str, str]:
+    """A file's name without and with only the ending of its format, "" if that is none of `formats`."""
+    end = next((len(e) for e in formats if file.lower().endswith(e)), 0)
     return (file[:-end], file[-end:]) if end else (file, "")

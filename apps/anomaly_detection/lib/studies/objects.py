@@ -10,7 +10,7 @@ import numpy as np
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
 
-from lib.studies.grids import read_volume
+from lib.grids import read_volume
 
 
 def predicted(series: Sequence[Dataset], mask: str, params: Mapping[str, Any]) -> Dataset:

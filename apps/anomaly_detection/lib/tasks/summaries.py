@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from lib.tasks.views import LESION
-
 SHORT_OPTIONS = {"noise_level": "L", "guidance_scale": "g", "num_inference_steps": "s", "threshold": "t"}
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of a volume: its highest slice's, the volume of what is marked, and the warnings."""
-    assessed = [s for s in result["slices"] if s["assessed"]]
-    voxel_ml = float(abs(torch.linalg.det(result["pred"].affine[:3, :3]))) / 1000
+    """The scores of a volume (its highest slice's), how much is marked and was not assessed, and the warnings."""
+    from scripts.running.predictor import measured
+
     return {
-        "score": max((s["score"] for s in assessed), default=None),
-        "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
-        "lesion_ml": float((result["pred"] == LESION).sum()) * voxel_ml,
+        **measured(result),
         "not_assessed_slices": [s["slice"] for s in result["slices"] if not s["assessed"]],
         "warnings": list(result.get("warnings", [])),
         "slices": result["slices"],

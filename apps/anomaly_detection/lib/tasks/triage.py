@@ -17,7 +17,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.studies.grids import grid_of, read_volume, reordered
+from lib.grids import grid_of, read_volume, reordered
 from lib.studies.tags import FINAL, ORIGINAL, SCORE
 from lib.tasks.views import LESION
 

@@ -1,4 +1,4 @@
-"""Where the slices of a series lie."""
+"""Where the slices of a DICOM series lie, and whether they make a volume."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from ..errors import InvalidImageError
 
 TOLERANCE = 0.05
-"""How far, in voxels, a mask's or a map's grid may be off the series': what the rounding in headers amounts to."""
-TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""How far a slice may lie off its place, as a part of the slices' distance or of a pixel: what rounding in headers makes."""
 
 
-def orientation(dataset: pydicom.Dataset) -> NDArray[np.float64]:
+def orientation(dataset: Dataset) -> np.ndarray:
     """The direction of rows and that of columns, ``(2, 3)`` in LPS."""
     return np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
 
 
-def position(dataset: pydicom.Dataset) -> NDArray[np.float64]:
+def position(dataset: Dataset) -> np.ndarray:
     """The centre of the first pixel, ``(3,)`` in mm, LPS."""
     return np.array(dataset.ImagePositionPatient, dtype=np.float64)
 
 
-def check_even(series: Sequence[pydicom.Dataset]) -> None:
-    """See to it that sorted slices lie one step apart along their normal.
+def checked_step(folder: str | Path, series: Sequence[Dataset]) -> float:
+    """The distance in mm of slices sorted along their normal.
 
     Raises:
-        ValueError: one is off by more than `TOLERANCE` of a step or of a pixel; the message says what is wrong.
+        InvalidImageError: one lies off its place; the message says what is wrong.
     """
-    if len(series) < 2:
-        return
     first = series[0]
+    if len(series) == 1:
+        thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness")
+        if not thickness:
+            raise InvalidImageError(f"{first.filename}: is a single slice without a Slice Thickness; set it.")
+        return float(thickness)
     row, column = orientation(first)
     axes = np.stack([row, column, np.cross(row, column)])
     # mm along rows, columns and the normal, from the first slice
     offsets = np.stack([position(d) - position(first) for d in series]) @ axes.T
-    heights, number = offsets[:, 2], np.arange(len(series))
-    step = heights[-1] / (len(series) - 1)
+    heights, gaps = offsets[:, 2], np.diff(offsets[:, 2])
+    if gaps.min() < 1e-3:
+        a, b = series[int(gaps.argmin())], series[int(gaps.argmin()) + 1]
+        raise InvalidImageError(
+            f"{b.filename}: lies at the position of {Path(a.filename).name}; give one volume a folder."
+        )
+    step = float(heights[-1]) / (len(series) - 1)
     pixel = np.array([float(first.PixelSpacing[1]), float(first.PixelSpacing[0])])
     wrong = []
     if (np.abs(offsets[:, :2]) > TOLERANCE * pixel).any():
@@ -49,8 +57,7 @@ def check_even(series: Sequence[pydicom.Dataset]) -> None:
             if straight
             else f"slices shifted sideways by up to {np.linalg.norm(offsets[:, :2], axis=1).max():.1f} mm"
         )
-    if (np.abs(heights - number * step) > TOLERANCE * step).any():
-        gaps = np.diff(heights)
+    if (np.abs(heights - np.arange(len(series)) * step) > TOLERANCE * step).any():
         steps = gaps / np.median(gaps)
         if (np.abs(steps - np.rint(steps)) < 2 * TOLERANCE).all() and np.rint(steps).max() > 1:
             wrong += [
@@ -61,7 +68,8 @@ def check_even(series: Sequence[pydicom.Dataset]) -> None:
         else:
             wrong.append(f"uneven spacing, from {gaps.min():.2f} to {gaps.max():.2f} mm")
     if wrong:
-        raise ValueError(
-            f"{Path(first.filename).parent}: {'; '.join(wrong)}. Only evenly spaced slices, perpendicular to the axis "
-            "they are stacked along, can be worked on; fetch what is missing or resample the series first."
+        raise InvalidImageError(
+            f"{folder}: {'; '.join(wrong)}. Only evenly spaced slices, perpendicular to the axis they are stacked along, can "
+            "be worked on; fetch what is missing or resample the series first."
         )
+    return step

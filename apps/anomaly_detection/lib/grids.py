@@ -18,8 +18,14 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read."""
+    from scripts.images.formats import is_dicom, is_picture
     from scripts.images.geometry import load_nifti, millimetres
+    from scripts.images.pictures import read_picture
+    from scripts.images.radiographs import read_radiograph
 
+    if is_picture(str(path)) or is_dicom(path):
+        loaded = read_picture(str(path), 3) if is_picture(str(path)) else read_radiograph(str(path), ())
+        return loaded.voxels.shape[:3], loaded.affine.numpy()
     if str(path).lower().endswith((".nii", ".nii.gz")):
         image = load_nifti(str(path))
         mm = millimetres(image.header)

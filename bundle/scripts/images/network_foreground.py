@@ -1,0 +1,73 @@
+"""What a segmentation network marks as the foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from scipy import ndimage
+from skimage.morphology import convex_hull_image
+
+from ..checks import check_number
+from ..weights import weights_digest
+from .foregrounds import Foregroundd
+from .resampling import resized_in_plane
+
+
+class ByNetworkd(Foregroundd):
+    """What a segmentation network marks in each slice of the first channel, such as the lungs; see `Foregroundd`.
+
+    The network gets slices ``(B, 1, *size)``, resampled to its size whatever their proportions, with their percentiles 1 and
+    99 at -1 and 1. It gives logits, of one channel, or of two of which the second is foreground.
+
+    Args:
+        keys: the image; its first channel counts.
+        network: with its weights, such as `weights.load_weights` gives it, on the device that it runs on.
+        size: the network's input size, two whole numbers.
+        threshold: probability from which on a pixel is foreground.
+        convex_hull: take the convex hull of what is marked in a slice, as what lies between and behind the lungs.
+        dilation: how far the foreground is then widened, as a part of the slice's longer side, so that what hides the border of
+            an organ, as fluid does in the costophrenic angles, is foreground. It is no length in mm, as many radiographs don't
+            say how large a pixel is, but all show about the same field.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        network: torch.nn.Module,
+        size: Sequence[int],
+        threshold: float = 0.5,
+        convex_hull: bool = False,
+        dilation: float = 0.0,
+    ) -> None:
+        super().__init__(keys)
+        check_number("threshold", threshold, 0, 1)
+        check_number("dilation", dilation, 0, 1)
+        self.network = network.eval()
+        self.weights = weights_digest(network)  # by which what was computed before is found again
+        self.size = tuple(size)
+        self.threshold = threshold
+        self.convex_hull = convex_hull
+        self.dilation = dilation
+
+    def find(self, image: MetaTensor) -> torch.Tensor:
+        x = resized_in_plane(image[:1], self.size).as_tensor()[0].movedim(-1, 0)[:, None].nan_to_num()
+        low, high = (x.flatten(1).quantile(q, dim=1).view(-1, 1, 1, 1) for q in (0.01, 0.99))
+        x = (2 * (x - low) / (high - low).clamp_min(1e-6) - 1).clamp(-1, 1)
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            logits = torch.cat([self.network(one[None].to(device)).float().cpu() for one in x])
+        p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, 1:2]
+        p = F.interpolate(p, image.shape[1:3], mode="bilinear")
+        mask = (p[:, 0] >= self.threshold).movedim(0, -1).numpy()
+        for z in range(mask.shape[2]):
+            if self.convex_hull and mask[..., z].any():
+                mask[..., z] = convex_hull_image(mask[..., z])
+            if self.dilation > 0 and mask[..., z].any():
+                spacing = [float(s) for s in image.pixdim[:2]]
+                reach = self.dilation * max(n * s for n, s in zip(mask.shape[:2], spacing, strict=True))
+                mask[..., z] = ndimage.distance_transform_edt(~mask[..., z], sampling=spacing) <= reach
+        return torch.from_numpy(mask)

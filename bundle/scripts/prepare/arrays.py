@@ -1,0 +1,113 @@
+"""Pictures that come as one array with a table: they are written as PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .. import DISEASED, HEALTHY
+from ..files import write
+from .options import rows_of
+from .preparation import Preparation
+from .splitting import section_of
+
+BOX_GRID = 1024
+"""Boxes are in pixels of radiographs of this size."""
+
+
+def arrays(
+    *,
+    root: str,
+    output: str,
+    images: str,
+    diseased: str = "effusion",
+    healthy: str | None = None,
+    regions: str | None = None,
+    split: str | None = None,
+    fractions: Any = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Radiographs in an .npz file (images, uint8 (N, H, W)) with a .csv of the same name, a line an image.
+
+    The table has the columns row and, where they are known, split, patient, and group (of near-duplicates). An image without
+    a patient is of its group; one without either is a patient of its own.
+
+    Args:
+        root: the .npz file.
+        output: the datalist to write, a .json file.
+        images: the folder to write PNG files to.
+        diseased: the column whose 1 means diseased.
+        healthy: the column whose 1 means healthy, such as no_finding; by default all others are.
+        regions: a .json file with row, syms and boxes in pixels of 1024 x 1024; those named as `diseased` are added.
+        split: a CSV with the columns subject and split; the patients that it does not name are left out.
+        fractions: of the patients in training, validation and test, where the table gives no split.
+        seed: of the draw.
+        overwrite: write over a datalist that was made in another way.
+    """
+    options = dict(locals())
+    for name in ("root", "images"):
+        if not isinstance(options[name], str):
+            raise ValueError(f"--{name} must be a path, got {options[name]!r}.")
+    source, target = Path(root), Path(images)
+    made = Preparation("arrays", target, options)
+    table = source.with_suffix(".csv")
+    rows = rows_of(table, ("row", diseased, *([healthy] if healthy else [])))
+    try:
+        with np.load(source) as content:
+            pictures = content["images"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{source}: can't be read as an .npz file with 'images' ({error}).") from error
+    if pictures.dtype != np.uint8 or pictures.ndim != 3:
+        raise ValueError(f"{source}: 'images' must be uint8 (N, H, W), got {pictures.dtype} {pictures.shape}.")
+    boxes = _boxes(regions, diseased, pictures.shape[1:]) if regions else {}
+    target.mkdir(parents=True, exist_ok=True)
+    for row in tqdm(rows, desc=source.name, unit="image"):
+        number, name = int(row["row"]), f"{source.stem}-{int(row['row']):05d}"
+        label = DISEASED if row[diseased] == "1" else HEALTHY if not healthy or row[healthy] == "1" else None
+        if label is None:
+            made.passed(f"neither {diseased} nor {healthy}")
+        elif not 0 <= number < len(pictures):
+            made.damaged(name, f"there are {len(pictures)} images.")
+        else:
+            _save(pictures[number], target / f"{name}.png")
+            group = f"group-{row['group']}" if row.get("group") else name
+            item = {"image": f"{name}.png", "label": label, "subject": row.get("patient") or group}
+            if number in boxes:
+                item["boxes"] = boxes[number]
+            made.add(item, section_of(row.get("split", "")) or None)
+    made.write(f"Expected is {table.name} with lines.")
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
+    if not path.exists() or path.read_bytes() != content.getvalue():  # the same file keeps its time of change
+        write(path, content.getvalue())
+
+
+def _boxes(path: str, finding: str, size: tuple[int, ...]) -> dict[int, list[list[float]]]:
+    """The boxes of a finding by row, in pixels of the image."""
+    try:
+        regions = json.loads(Path(path).read_bytes())
+        return {
+            int(region["row"]): [
+                [
+                    box[0] * size[1] / BOX_GRID,
+                    box[1] * size[0] / BOX_GRID,
+                    box[2] * size[1] / BOX_GRID,
+                    box[3] * size[0] / BOX_GRID,
+                ]
+                for box, name in zip(region["boxes"], region["syms"], strict=True)
+                if name.lower() == finding.lower()
+            ]
+            for region in regions
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: can't be read as regions with row, syms and boxes ({error!r}).") from error

@@ -1,0 +1,116 @@
+"""The brain tumours of the Medical Segmentation Decathlon (Task01_BrainTumour): 4D files and a ``dataset.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from ..checks import check_number
+from ..files import replacing
+from ..images.geometry import load_nifti
+from .options import choice, folder_of, texts
+from .preparation import Preparation
+from .slice_labels import checked_slices, labels_of, lesion_voxels
+
+CHANNELS = ("flair", "t1", "t1ce", "t2")
+"""In the order of the files: FLAIR, T1w, t1gd, T2w."""
+
+
+def msd_brain(
+    *,
+    root: str,
+    output: str,
+    sequences: Any = "flair,t1,t1ce,t2",
+    images: str | None = None,
+    slices: Any = None,
+    least_voxels: int = 1,
+    split: str | None = None,
+    fractions: Any = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Medical Segmentation Decathlon, Task01_BrainTumour: dataset.json, imagesTr and labelsTr.
+
+    Its test images have no labels and are not listed. All four sequences are taken from the 4D files as they are; others are
+    written out, a file each.
+
+    Args:
+        root: the folder with dataset.json.
+        output: the datalist to write, a .json file.
+        sequences: one a channel, of flair, t1, t1ce and t2.
+        images: the folder to write volumes to, needed for other sequences than all four in this order.
+        slices: the first and the last to use, counted from 0 at the bottom. By default all.
+        least_voxels: that make a slice diseased; slices with fewer, but some, are left out.
+        split: a CSV with the columns subject and split; the patients that it does not name are left out.
+        fractions: of the patients in training, validation and test, where no split is given.
+        seed: of the draw.
+        overwrite: write over a datalist that was made in another way.
+    """
+    options = dict(locals())
+    source = folder_of(root)
+    made = Preparation("msd_brain", source, options)
+    wanted = [choice(s, CHANNELS, "sequences") for s in texts(sequences, "sequences")]
+    whole = tuple(wanted) == CHANNELS
+    if not whole and not isinstance(images, str):
+        raise ValueError(f"--images DIR is needed to write {', '.join(wanted)} of the 4D files to.")
+    between = checked_slices(slices)
+    check_number("least_voxels", least_voxels, 1, 10**9, whole=True)
+    for entry in tqdm(_entries(source / "dataset.json"), desc="msd_brain", unit="case"):
+        image, mask = (source / entry[key] for key in ("image", "label"))
+        name = image.name.split(".nii")[0]
+        try:
+            lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
+            paths = [image] if whole else _written(image, wanted, Path(str(images)) / name)
+        except (OSError, ValueError) as error:
+            made.damaged(name, str(error))
+            continue
+        relative = [os.path.relpath(os.path.realpath(path), os.path.realpath(source)) for path in paths]
+        made.add(
+            {
+                "image": relative if len(relative) > 1 else relative[0],
+                "label": labels_of(lesion, between, least_voxels),
+                "mask": Path(entry["label"]).as_posix(),
+                "subject": name,
+            }
+        )
+    made.write("Expected is a dataset.json with 'training', and imagesTr and labelsTr beside it.")
+
+
+def _entries(table: Path) -> list[dict[str, str]]:
+    try:
+        entries = json.loads(table.read_bytes())["training"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{table}: can't be read as the Decathlon's dataset.json ({error!r}).") from error
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and {"image", "label"} <= e.keys() for e in entries
+    ):
+        raise ValueError(f"{table}: 'training' must be a list of images with their labels.")
+    return entries
+
+
+def _written(image: Path, sequences: Sequence[str], folder: Path) -> list[Path]:
+    """A file a sequence, written unless it is there."""
+    paths = [folder / f"{name}.nii.gz" for name in sequences]
+    if not all(path.exists() and path.stat().st_mtime_ns >= image.stat().st_mtime_ns for path in paths):
+        volume = load_nifti(str(image))
+        if volume.ndim != 4 or volume.shape[3] != len(CHANNELS):
+            raise ValueError(f"{image.name}: has {volume.shape} voxels; four channels are expected.")
+        array = np.asarray(volume.dataobj)
+        for name, path in zip(sequences, paths, strict=True):
+            save(nib.Nifti1Image(array[..., CHANNELS.index(name)], volume.affine), path)
+    return paths
+
+
+def save(image: nib.Nifti1Image, path: Path) -> None:
+    """Write a NIfTI file (.nii.gz) whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        nib.save(image, partial)

@@ -1,0 +1,62 @@
+"""What the commands are given: folders, words and tables, checked."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def folder_of(root: Any, name: str = "root") -> Path:
+    """An option that is a folder.
+
+    Raises:
+        ValueError: it is no text, or there is no such folder.
+    """
+    if not isinstance(root, str):
+        raise ValueError(f"--{name} must be a folder, got {root!r}; of a path, write ./{root}")
+    if not Path(root).is_dir():
+        raise ValueError(f"{root}: no such folder; give the data set's as --{name}.")
+    return Path(root)
+
+
+def texts(value: Any, name: str) -> list[str]:
+    """An option that is a text or several, such as ``t1,flair``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    values = value.split(",") if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not values or not all(isinstance(v, str) and v for v in values):
+        raise ValueError(f"--{name} must be a text, or several with commas between them, got {value!r}.")
+    return [v.strip() for v in values]
+
+
+def choice(value: Any, allowed: Sequence[str], name: str) -> str:
+    """An option that is one of several words.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in allowed:
+        raise ValueError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    return str(value)
+
+
+def rows_of(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """The lines of a CSV that has these columns.
+
+    Raises:
+        ValueError: it can't be read, or a column is missing.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                got = ", ".join(reader.fieldnames or ())
+                raise ValueError(f"{table}: has no column {' and no '.join(map(repr, missing))}; it has {got}.")
+            return list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table}: can't be read as a CSV ({error}).") from error

@@ -1,0 +1,83 @@
+"""Labels of slices, derived from a mask of the lesion. Training sees the labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from .. import DISEASED, HEALTHY
+from ..checks import check_number
+from ..images.geometry import load_nifti
+
+
+def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
+    """How many voxels of each slice are marked, as ``voxels`` in the file's order, and ``upwards``, whether that goes up.
+
+    Args:
+        mask: a NIfTI file; what is above 0 is marked. Its slices lie along the axis nearest to superior-inferior.
+        images: that must have its grid; a fourth dimension is that of the channels.
+
+    Raises:
+        ValueError: a file is damaged, or lies on another grid.
+    """
+    marked = _read(mask)
+    for path in images:
+        image = _read(path)
+        if image.shape[:3] != marked.shape or not np.allclose(image.affine, marked.affine, atol=1e-3):
+            raise ValueError(f"{path.name}: lies on another grid than {mask.name}, {image.shape} and {marked.shape}.")
+    try:
+        voxels = np.asarray(marked.dataobj) > 0
+    except Exception as error:
+        raise ValueError(f"{mask.name}: can't be read ({error}).") from error
+    orientation = nib.io_orientation(marked.affine)
+    axis = int(np.flatnonzero(orientation[:, 0] == 2)[0])
+    counts = np.count_nonzero(voxels, axis=tuple(n for n in range(3) if n != axis))
+    return {"voxels": [int(n) for n in counts], "upwards": bool(orientation[axis, 1] > 0)}
+
+
+def labels_of(lesion: dict[str, Any], slices: tuple[int, int] | None, least_voxels: int) -> list[int]:
+    """0 (healthy), 1 (diseased) or -1 (leave out) for each slice, in the file's order.
+
+    Args:
+        lesion: see `lesion_voxels`.
+        slices: first and last that are wanted, counted from 0 at the bottom of the head; the others are left out.
+        least_voxels: that make a slice diseased; a slice with fewer, but some, is left out.
+    """
+    counts = lesion["voxels"] if lesion["upwards"] else lesion["voxels"][::-1]
+    first, last = slices or (0, len(counts) - 1)
+    labels = [
+        -1 if not first <= n <= last or 0 < count < least_voxels else DISEASED if count else HEALTHY
+        for n, count in enumerate(counts)
+    ]
+    return labels if lesion["upwards"] else labels[::-1]
+
+
+def checked_slices(slices: Any) -> tuple[int, int] | None:
+    """An option that is a range of slices, such as 80,128.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if slices is None:
+        return None
+    if not isinstance(slices, (list, tuple)) or len(slices) != 2:
+        raise ValueError(f"--slices must be the first and the last, such as 80,128, got {slices!r}.")
+    for n in slices:
+        check_number("slices", n, 0, 10_000, whole=True)
+    if slices[0] > slices[1]:
+        raise ValueError(f"--slices must be the first and the last, such as 80,128, got {slices[0]},{slices[1]}.")
+    return int(slices[0]), int(slices[1])
+
+
+def _read(path: Path) -> nib.Nifti1Image:
+    try:
+        image = load_nifti(str(path))
+    except Exception as error:
+        raise ValueError(f"{path.name}: can't be read ({error}).") from error
+    if image.ndim not in (3, 4):
+        raise ValueError(f"{path.name}: has {image.ndim} dimensions, 3 or 4 are allowed.")
+    return image

@@ -1,0 +1,134 @@
+"""A training's folder: what is written, what is refused, and how a training ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+
+from scripts.learning.checkpoint import ResumableCheckpoint
+
+
+def test_the_ema_weights_are_the_ones_written(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def step(engine: Engine, batch: int) -> None:
+        optimizer.zero_grad()
+        network(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    engine = Engine(step)
+    ema = EMAHandler(network, momentum=0.1)
+    ema.attach(engine)
+    ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, {}).attach(engine)
+    start = network.weight.detach().clone()
+    engine.run(range(3), max_epochs=1)
+    # w_k = w_0 - 0.1 k, and the EMA follows by a tenth of the way each time
+    lag = 0.0
+    for k in (1, 2, 3):
+        lag = 0.9 * lag + 0.1 * 0.1 * k
+    written = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.allclose(written["weight"], start - lag, atol=1e-6)
+    resumed = Engine(step)
+    ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, {}).attach(resumed)
+    iterations: list[int] = []
+    resumed.add_event_handler(Events.ITERATION_COMPLETED, lambda e: iterations.append(e.state.iteration))
+    resumed.run(range(3), max_epochs=2, epoch_length=3)
+    assert iterations == [4, 5, 6]
+
+
+def tiny_run(folder: Path, settings: dict[str, Any], stop: int = 0, **options: Any) -> ResumableCheckpoint:
+    """Six iterations of nothing, in which Ctrl-C is pressed at one."""
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    checkpoint = ResumableCheckpoint(str(folder), network, deepcopy(network), optimizer, settings, **options)
+    engine = Engine(lambda e, b: os.kill(os.getpid(), signal.SIGINT) if e.state.iteration == stop else None)
+    checkpoint.attach(engine)
+    engine.run(range(3), max_epochs=2)
+    return checkpoint
+
+
+def test_a_checkpoint_goes_on_with_what_it_was_trained_on_alone(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 1).state_dict(), tmp_path / "first.pt")
+    torch.save(torch.nn.Linear(2, 1).state_dict(), tmp_path / "second.pt")
+    folder = tmp_path / "run"
+    settings = {"data": "4f2a", "network": torch.nn.Conv2d(1, 2, 3), "learning_rate": 0.1}
+    tiny_run(folder, settings, initial_weights=str(tmp_path / "first.pt"))
+    record = json.loads((folder / "run.json").read_text())
+    assert record["settings"]["data"] == "4f2a" and record["versions"]["torch"] == torch.__version__
+    assert record["settings"]["initial_weights"] == hashlib.sha256((tmp_path / "first.pt").read_bytes()).hexdigest()
+    before = (folder / "model.pt").read_bytes()
+    for other, line in (
+        ({"data": "77b1"}, "data was 4f2a, now 77b1"),
+        ({"learning_rate": 0.2, "data": "77b1"}, "data was 4f2a, now 77b1; learning_rate was 0.1, now 0.2"),
+        ({"network": torch.nn.Conv2d(1, 2, 5)}, "network was .*, now "),
+    ):
+        with pytest.raises(
+            SystemExit, match=f"run: holds a training with other settings: {line}.*another --run_dir, or"
+        ):
+            tiny_run(folder, settings | other)
+    with pytest.raises(SystemExit, match="holds a training that did not begin with .*second.pt"):
+        tiny_run(folder, settings, initial_weights=str(tmp_path / "second.pt"))
+    assert (folder / "model.pt").read_bytes() == before
+    for weights in (None, str(tmp_path / "first.pt")):  # where it began
+        tiny_run(folder, settings | {"network": torch.nn.Conv2d(1, 2, 3)}, initial_weights=weights)
+    tiny_run(folder, settings | {"data": "77b1"}, overwrite=True)
+    assert torch.load(folder / "last.pt", weights_only=True)["settings"]["data"] == "77b1"
+    assert (folder / "model.pt").read_bytes() != before
+
+
+def test_weights_without_a_checkpoint_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"shipped")
+    with pytest.raises(SystemExit, match="model.pt: is there already, without a checkpoint to go on from"):
+        tiny_run(tmp_path, {})
+    (tmp_path / "last.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(SystemExit, match="last.pt: can't be read as a checkpoint"):
+        tiny_run(tmp_path, {})
+    torch.save({"network": {}}, tmp_path / "last.pt")
+    with pytest.raises(SystemExit, match="last.pt: doesn't say what it was trained on"):
+        tiny_run(tmp_path, {})
+    assert (tmp_path / "model.pt").read_bytes() == b"shipped"
+
+
+def test_ctrl_c_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    stopped = tiny_run(tmp_path, {}, stop=2)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 2
+    assert not (tmp_path / "model.pt").exists() and signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(SystemExit) as ended:
+        stopped.close()
+    assert ended.value.code == 130 and "last.pt was saved; the same command goes on" in capsys.readouterr().err
+    tiny_run(tmp_path, {}).close()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 6
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_one_training_at_a_time_has_a_folder(tmp_path: Path) -> None:
+    """The second is refused and leaves the first one's folder as it is; the first goes on."""
+    engine = Engine(lambda e, b: None)
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    ResumableCheckpoint(str(tmp_path), network, deepcopy(network), optimizer, {}).attach(engine)
+
+    @engine.on(Events.ITERATION_COMPLETED(once=2))
+    def second(engine: Engine) -> None:
+        # this process has one log for both
+        names = [path for path in tmp_path.iterdir() if path.name != "train.log"]
+        before = {path.name: path.read_bytes() for path in names}
+        with pytest.raises(SystemExit, match="another training has this folder. Give another --run_dir"):
+            tiny_run(tmp_path, {}, overwrite=True)
+        assert {path.name: path.read_bytes() for path in names} == before
+
+    engine.run(range(3), max_epochs=1)
+    assert (tmp_path / "model.pt").exists()
+    tiny_run(tmp_path, {})

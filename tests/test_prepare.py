@@ -1,0 +1,573 @@
+"""The commands that write datalists, on miniatures of each published layout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.learning.datalists import read_datalist
+from scripts.prepare.__main__ import COMMANDS, check_options
+from scripts.prepare.arrays import arrays
+from scripts.prepare.brain_mr import brain_mr
+from scripts.prepare.brats import brats
+from scripts.prepare.chexpert import chexpert
+from scripts.prepare.folder import folder
+from scripts.prepare.lgg import lgg
+from scripts.prepare.msd_brain import msd_brain
+from scripts.prepare.nih import nih
+from scripts.prepare.splitting import read_split, split_subjects
+
+BUNDLE = Path(__file__).resolve().parent.parent / "bundle"
+TUMOUR = (0, 3, 0, 5, 1, 0)
+"""Voxels that are marked in each of six slices, from the bottom."""
+
+
+def write_volume(path: Path, upwards: bool = True, marked: Sequence[int] | None = None, channels: int = 0) -> None:
+    """A volume of six slices of 4 x 4 voxels, or a mask with so many voxels marked in each."""
+    array = np.arange(96, dtype=np.uint8).reshape(4, 4, 6)
+    if marked is not None:
+        array = np.zeros((4, 4, 6), np.uint8)
+        for z, n in enumerate(marked):
+            array.reshape(16, 6)[:n, z] = 4
+    if channels:
+        array = np.stack([array + 10 * c for c in range(channels)], axis=-1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    image = nib.Nifti1Image(array, affine)
+    if not upwards:
+        image = image.slicer[:, :, ::-1]
+    nib.save(image, path)
+
+
+def write_case(
+    folder: Path, names: Sequence[str] = ("t1", "t1ce", "t2", "flair"), end: str = ".nii.gz", sep: str = "_"
+) -> None:
+    for name in names:
+        write_volume(folder / f"{folder.name}{sep}{name}{end}")
+    write_volume(folder / f"{folder.name}{sep}seg{end}", marked=TUMOUR)
+
+
+def items_of(path: Path) -> list[dict[str, Any]]:
+    items = read_datalist(path)
+    for item in items:
+        for file in [item["image"]] if isinstance(item["image"], str) else item["image"]:
+            assert Path(file).is_file()
+        assert Path(item.get("mask", file)).is_file() and Path(item.get("foreground", file)).is_file()
+    return items
+
+
+def written(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# BraTS
+
+
+def test_brats_of_every_year_is_found(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_case(data / "HGG" / "Brats18_2013_10_1")
+    write_case(data / "LGG" / "BraTS19_TMC_0_1")
+    write_case(data / "MICCAI_BraTS2020_TrainingData" / "BraTS20_Training_001", end=".nii")
+    misnamed = data / "MICCAI_BraTS2020_TrainingData" / "BraTS20_Training_355"
+    write_case(misnamed, end=".nii")
+    (misnamed / "BraTS20_Training_355_seg.nii").rename(misnamed / "W39_1998.09.19_Segm.nii")
+    write_case(data / "BraTS2021_00000")
+    for timepoint in ("000", "001"):
+        write_case(data / f"BraTS-GLI-00003-{timepoint}", names=("t1n", "t1c", "t2w", "t2f"), sep="-")
+    (data / "BraTS2021_00000" / "._BraTS2021_00000_seg.nii.gz").touch()
+    brats(root=str(data), output=str(tmp_path / "d.json"), sequences="t1,t1ce,t2,flair")
+    items = items_of(tmp_path / "d.json")
+    assert {item["subject"] for item in items} == {
+        *("Brats18_2013_10_1", "BraTS19_TMC_0_1", "BraTS20_Training_001", "BraTS20_Training_355", "BraTS2021_00000"),
+        "BraTS-GLI-00003",
+    }
+    assert len(items) == 7 and all(item["label"] == [0, 1, 0, 1, 1, 0] for item in items)
+    [new] = [item for item in items if "00003-001" in item["mask"]]
+    assert [Path(p).name[20:] for p in new["image"]] == ["t1n.nii.gz", "t1c.nii.gz", "t2w.nii.gz", "t2f.nii.gz"]
+    assert written(tmp_path / "d.json")["left_out"] == {}
+
+
+def test_slices_are_counted_from_the_bottom_and_faint_ones_are_left_out(tmp_path: Path) -> None:
+    case = tmp_path / "data" / "BraTS2021_00000"
+    for upwards in (True, False):
+        write_volume(case / "BraTS2021_00000_flair.nii.gz", upwards)
+        write_volume(case / "BraTS2021_00000_seg.nii.gz", upwards, marked=TUMOUR)
+        path = tmp_path / f"{upwards}.json"
+        brats(root=str(tmp_path / "data"), output=str(path), slices=(1, 4), least_voxels=2)
+        [item] = items_of(path)
+        assert item["label"][:: 1 if upwards else -1] == [-1, 1, 0, 1, -1, -1]
+        assert isinstance(item["image"], str)
+
+
+def test_damaged_cases_are_named_and_a_rerun_reads_only_what_is_new(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, path = tmp_path / "data", tmp_path / "d.json"
+    for n in range(4):
+        write_case(data / f"BraTS2021_0000{n}")
+    (data / "BraTS2021_00001" / "BraTS2021_00001_flair.nii.gz").unlink()
+    seg = data / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz"
+    seg.write_bytes(seg.read_bytes()[:60])
+    write_volume(data / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz", upwards=False)
+    brats(root=str(data), output=str(path))
+    reasons = written(path)["left_out"]
+    assert reasons["BraTS2021_00001"] == "has no flair."
+    assert "BraTS2021_00002_seg.nii.gz: can't be read" in reasons["BraTS2021_00002"]
+    assert "lies on another grid" in reasons["BraTS2021_00003"]
+    assert "left out: BraTS2021_00001: has no flair." in capsys.readouterr().out
+
+    write_case(data / "BraTS2021_00002")
+    read = []
+    monkeypatch.setattr("scripts.prepare.brats.lesion_voxels", lambda mask, _: read.append(mask.name) or LESION)
+    (tmp_path / "d.json.read").open("a").write('\n["killed while it wr')
+    brats(root=str(data), output=str(path))
+    assert read == ["BraTS2021_00002_seg.nii.gz", "BraTS2021_00003_seg.nii.gz"]
+    assert [item["subject"] for item in items_of(path)].count("BraTS2021_00002") == 1
+
+
+def test_a_command_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, path = tmp_path / "data", tmp_path / "d.json"
+    for n in range(4):
+        write_case(data / f"BraTS2021_0000{n}", names=("flair",))
+    read: list[str] = []
+
+    def stopped(mask: Path, _: Any) -> dict[str, Any]:
+        read.append(mask.name[:15])
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return LESION
+
+    monkeypatch.setattr("scripts.prepare.brats.lesion_voxels", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        brats(root=str(data), output=str(path))
+    assert not path.exists()
+    brats(root=str(data), output=str(path))
+    assert read == [f"BraTS2021_0000{n}" for n in (0, 1, 2, 2, 3)] and len(items_of(path)) == 4
+
+
+LESION = {"voxels": list(TUMOUR), "upwards": True}
+
+
+def test_a_split_is_drawn_by_patient_or_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    for n in range(10):
+        write_case(data / f"BraTS2021_0000{n}", names=("flair",))
+    drawn = [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
+    for path, seed in zip(drawn, (0, 0, 1), strict=True):
+        brats(root=str(data), output=str(path), seed=seed)
+    a, b, c = (written(path) for path in drawn)
+    assert [len(a[s]) for s in ("training", "validation", "test")] == [7, 1, 2]
+    assert a["test"] == b["test"] != c["test"]
+
+    (tmp_path / "s.csv").write_text("subject,split\nBraTS2021_00004,train\nBraTS2021_00001,val\nBraTS2021_77777,test\n")
+    brats(root=str(data), output=str(tmp_path / "d.json"), split=str(tmp_path / "s.csv"))
+    content = written(tmp_path / "d.json")
+    assert [item["subject"] for item in content["training"] + content["validation"]] == [
+        "BraTS2021_00004",
+        "BraTS2021_00001",
+    ]
+    assert len(content["left_out"]) == 8
+    assert "1 were not found (BraTS2021_77777)" in capsys.readouterr().out
+
+    (data / "cases.csv").write_text("case,split\n" + "".join(f"BraTS2021_0000{n},test\n" for n in range(10)))
+    brats(root=str(data), output=str(tmp_path / "e.json"))
+    assert len(written(tmp_path / "e.json")["test"]) == 10
+
+
+def test_another_output_is_not_written_over(tmp_path: Path) -> None:
+    write_case(tmp_path / "data" / "BraTS2021_00000")
+    path = tmp_path / "d.json"
+    for content in ('{"training": []}', "no json"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="d.json: is there already"):
+            brats(root=str(tmp_path / "data"), output=str(path))
+        assert path.read_text() == content
+    brats(root=str(tmp_path / "data"), output=str(path), overwrite=True)
+    brats(root=str(tmp_path / "data"), output=str(path))  # the same command again
+    with pytest.raises(ValueError, match="--overwrite true"):
+        brats(root=str(tmp_path / "data"), output=str(path), sequences="t1")
+
+
+def test_options_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    common: dict[str, Any] = {"root": str(tmp_path / "data"), "output": str(tmp_path / "d.json")}
+    for options, message in (
+        ({"sequences": "t3"}, "--sequences must be one of t1, t1ce, t2, flair, got 't3'"),
+        ({"slices": 80}, "--slices must be the first and the last, such as 80,128, got 80"),
+        ({"slices": (128, 80)}, "--slices must be"),
+        ({"fractions": (0.5, 0.1)}, "fractions must be three numbers"),
+        ({"fractions": (0.5, 0.1, 0.1)}, "fractions must add up to 1"),
+        ({"least_voxels": 0}, "least_voxels must be"),
+        ({"output": "d.txt"}, "--output must be the name of a .json file, got 'd.txt'"),
+        ({"root": 2020}, "--root must be a folder, got 2020; of a path, write ./2020"),
+        ({"root": "nowhere"}, "nowhere: no such folder"),
+        ({"split": "nowhere.csv"}, "nowhere.csv: can't be read as a CSV"),
+        ({}, "nothing to list was found. Expected are folders such as BraTS2021_00000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            brats(**(common | options))
+    assert not (tmp_path / "d.json").exists()
+
+
+# the other volumes
+
+
+def test_the_decathlon(tmp_path: Path) -> None:
+    data = tmp_path / "Task01_BrainTumour"
+    entries = []
+    for n in range(3):
+        name = f"BRATS_00{n}.nii.gz"
+        write_volume(data / "imagesTr" / name, channels=4)
+        write_volume(data / "labelsTr" / name, marked=TUMOUR)
+        entries.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    (data / "labelsTr" / "BRATS_002.nii.gz").unlink()
+    (data / "dataset.json").write_text(json.dumps({"training": entries, "test": ["./imagesTs/BRATS_485.nii.gz"]}))
+    msd_brain(root=str(data), output=str(data / "d.json"), fractions=(1, 0, 0))
+    items = items_of(data / "d.json")
+    assert {item["subject"] for item in items} == {"BRATS_000", "BRATS_001"}
+    assert items[0]["label"] == [0, 1, 0, 1, 1, 0]
+    assert list(written(data / "d.json")["left_out"]) == ["BRATS_002"]
+
+    with pytest.raises(ValueError, match="--images DIR is needed"):
+        msd_brain(root=str(data), output=str(tmp_path / "e.json"), sequences="t2")
+    msd_brain(root=str(data), output=str(tmp_path / "e.json"), sequences="t2,flair", images=str(tmp_path / "images"))
+    t2, flair = (nib.load(path) for path in items_of(tmp_path / "e.json")[0]["image"])
+    assert t2.shape == (4, 4, 6) and np.array_equal(t2.dataobj, np.asarray(flair.dataobj) + 30)
+
+
+def write_lgg(folder: Path, flair_copied: bool = False) -> None:
+    folder.mkdir(parents=True)
+    for z in range(1, 13):
+        picture = np.zeros((8, 10, 3), np.uint8)
+        picture[..., 0], picture[..., 1], picture[..., 2] = (50 if flair_copied else 20), 50, 90
+        picture[1, 7, 1] = 200 + z
+        if flair_copied:
+            picture[..., 0] = picture[..., 1]
+        mask = np.zeros((8, 10), np.uint8)
+        mask[1, 7] = 255 * (z > 9)
+        Image.fromarray(picture).save(folder / f"{folder.name}_{z}.tif")
+        Image.fromarray(mask).save(folder / f"{folder.name}_{z}_mask.tif")
+
+
+def test_lgg_becomes_volumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "kaggle_3m"
+    write_lgg(data / "TCGA_CS_4941_19960909")
+    write_lgg(data / "TCGA_DU_5849_19950405", flair_copied=True)
+    write_lgg(data / "TCGA_HT_0000_19950405")
+    (data / "TCGA_HT_0000_19950405" / "TCGA_HT_0000_19950405_4.tif").unlink()
+    write_lgg(data / "TCGA_XX_0000_19950405")
+    (data / "TCGA_XX_0000_19950405" / "TCGA_XX_0000_19950405_4.tif").write_bytes(b"II*\0")
+    (data / "data.csv").touch()
+    common: dict[str, Any] = {"root": str(tmp_path), "images": str(tmp_path / "nifti"), "stack_height": 120}
+    lgg(output=str(tmp_path / "d.json"), **common)
+    assert "pixels of 0.868 mm, and stacks 120 mm high" in capsys.readouterr().out
+    items = {item["subject"]: item for item in items_of(tmp_path / "d.json")}
+    assert items.keys() == {"TCGA_CS_4941", "TCGA_DU_5849"}
+    item = items["TCGA_CS_4941"]
+    assert item["label"] == [0] * 9 + [1] * 3
+    volume = nib.load(item["image"])
+    assert volume.shape == (10, 8, 12) and np.allclose(volume.header.get_zooms(), (0.868, 0.868, 10))
+    assert nib.aff2axcodes(volume.affine) == ("L", "P", "S")
+    assert list(np.asarray(volume.dataobj)[7, 1]) == list(range(201, 213))  # slice 10 is above slice 9
+    assert np.array_equal(np.asarray(nib.load(item["mask"]).dataobj)[7, 1], [0] * 9 + [1] * 3)
+    reasons = written(tmp_path / "d.json")["left_out"]
+    assert "a slice is missing" in reasons["TCGA_HT_0000_19950405"]
+    assert "_4.tif: can't be read" in reasons["TCGA_XX_0000_19950405"]
+
+    stamp = Path(item["image"]).stat().st_mtime_ns
+    lgg(output=str(tmp_path / "d.json"), **common)
+    assert Path(item["image"]).stat().st_mtime_ns == stamp
+    Path(item["image"]).unlink()
+    lgg(output=str(tmp_path / "d.json"), **common)
+    assert Path(item["image"]).exists()
+    # the set has a copy of FLAIR where a sequence is missing
+    lgg(output=str(tmp_path / "e.json"), sequences=["pre", "flair"], **common)
+    assert [len(i["image"]) for i in items_of(tmp_path / "e.json")] == [2]
+    assert written(tmp_path / "e.json")["left_out"]["TCGA_DU_5849_19950405"].startswith("has no pre")
+
+
+def test_the_bundled_split_is_by_patient_and_fits_the_public_set(tmp_path: Path) -> None:
+    path = BUNDLE / "docs" / "split_brain_flair.csv"
+    rows = list(csv.DictReader(path.open()))
+    assert len({row["subject"] for row in rows}) == len(rows) == 102
+    sections = read_split(str(path))
+    assert [list(sections.values()).count(s) for s in ("training", "validation", "test", "demo")] == [77, 10, 14, 1]
+    assert sections["TCGA_FG_6692"] == "demo"  # the sample that the bundle carries
+    write_lgg(tmp_path / "kaggle_3m" / "TCGA_CS_4941_19960909")
+    lgg(root=str(tmp_path), output=str(tmp_path / "d.json"), images=str(tmp_path / "nifti"), split=str(path))
+    assert len(written(tmp_path / "d.json")["training"]) == 1
+
+
+def test_brain_mr(tmp_path: Path) -> None:
+    rows = []
+    for patient, split, trusted, missing in (("a", "train", 1, 0), ("b", "val", 0, 0), ("c", "test", 1, 1)):
+        for name in ("flair", "t1", "brain"):
+            write_volume(tmp_path / "volumes" / patient / f"{name}.nii.gz")
+        write_volume(tmp_path / "volumes" / patient / "seg.nii.gz", marked=TUMOUR)
+        rows += [
+            {
+                "patient": patient,
+                "z": z,
+                "split": split,
+                "has_tumour": int(TUMOUR[z] > 0),
+                "mid_slice": int(0 < z < 5),
+                "t1_missing": missing,
+                "t1gd_missing": 0,
+                "brain_mask_trusted": trusted,
+            }
+            for z in reversed(range(6))
+        ]
+    write_csv(tmp_path / "slices.csv", rows)
+    common = {"root": str(tmp_path)}
+    brain_mr(output=str(tmp_path / "a.json"), **common)
+    [item] = read_datalist(tmp_path / "a.json", "training")
+    assert item["label"] == [-1, 1, 0, 1, 1, -1] and item["spacing"] == [1.8, 1.8, 145 / 6]
+    assert len(items_of(tmp_path / "a.json")) == 3
+    brain_mr(output=str(tmp_path / "b.json"), sequences="flair,t1", brain_masks=True, **common)
+    [item] = items_of(tmp_path / "b.json")
+    assert Path(item["foreground"]).name == "brain.nii.gz" and len(item["image"]) == 2
+    assert written(tmp_path / "b.json")["left_out"].keys() == {"b", "c"}
+
+
+# radiographs
+
+
+def write_chexpert(root: Path) -> None:
+    columns = ("Path", "Frontal/Lateral", "AP/PA", "No Finding", "Pleural Effusion")
+    rows = [
+        ("train/patient00001/study1/view1_frontal.jpg", "Frontal", "AP", "1.0", ""),
+        ("train/patient00002/study1/view1_frontal.jpg", "Frontal", "PA", "", "1.0"),
+        ("train/patient00002/study1/view2_lateral.jpg", "Lateral", "", "", "1.0"),
+        ("train/patient00003/study1/view1_frontal.jpg", "Frontal", "AP", "", "-1.0"),
+        ("train/patient00004/study1/view1_frontal.jpg", "Frontal", "AP", "", "0.0"),
+        ("train/patient00005/study1/view1_frontal.jpg", "Frontal", "AP", "", "1.0"),
+        ("train/patient00006/study1/view1_frontal.jpg", "Frontal", "AP", "", "many"),
+        ("valid/patient64541/study1/view1_frontal.jpg", "Frontal", "AP", "0.0", "1.0"),
+    ]
+    for split in ("train", "valid"):
+        table = [
+            dict(zip(columns, (f"CheXpert-v1.0/{r[0]}", *r[1:]), strict=True)) for r in rows if r[0].startswith(split)
+        ]
+        write_csv(root / f"{split}.csv", table)
+    for path, *_ in rows:
+        if "00005" not in path:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).touch()
+
+
+def labels(path: Path) -> dict[str, int]:
+    return {item["subject"]: item["label"] for item in items_of(path)}
+
+
+def test_chexpert(tmp_path: Path) -> None:
+    write_chexpert(tmp_path)
+    common: dict[str, Any] = {"root": str(tmp_path), "fractions": (1, 0, 0)}
+    path = tmp_path / "a.json"
+    chexpert(output=str(path), **common)
+    assert labels(path) == {"patient00001": 0, "patient00002": 1, "patient64541": 1}
+    content = written(path)
+    assert [item["subject"] for item in content["test"]] == ["patient64541"]
+    assert content["left_out"] == {
+        "train/patient00005/study1/view1_frontal.jpg": "no such file.",
+        "train/patient00006/study1/view1_frontal.jpg": "'Pleural Effusion' must be 1, 0, -1 or empty, got 'many'.",
+    }
+    assert content["passed_over"] == {
+        "lateral views": 1,
+        "neither healthy nor with Pleural Effusion, or uncertain": 2,
+    }
+    for n, (options, more) in enumerate(
+        (
+            ({"uncertain": "positive"}, {"patient00003": 1}),
+            ({"uncertain": "negative"}, {}),
+            ({"healthy": "without_finding"}, {"patient00004": 0}),
+            ({"healthy": "without_finding", "uncertain": "negative"}, {"patient00004": 0, "patient00003": 0}),
+        )
+    ):
+        path = tmp_path / f"{n}.json"
+        chexpert(output=str(path), **options, **common)
+        found = labels(path)
+        assert {k: v for k, v in found.items() if k in ("patient00003", "patient00004")} == more
+    chexpert(output=str(tmp_path / "pa.json"), views="PA", **common)
+    assert labels(tmp_path / "pa.json") == {"patient00002": 1}
+    with pytest.raises(ValueError, match="train.csv: has no column 'Effusion'; it has Path"):
+        chexpert(output=str(tmp_path / "x.json"), finding="Effusion", **common)
+
+
+def nih_row(name: str, findings: str, view: str = "PA") -> dict[str, Any]:
+    return {
+        "Image Index": name,
+        "Finding Labels": findings,
+        "Patient ID": int(name.split("_")[0]),
+        "View Position": view,
+        "OriginalImage[Width": 2048,
+        "Height]": 3072,
+        "OriginalImagePixelSpacing[x": 0.143,
+        "y]": 0.143,
+    }
+
+
+def test_nih(tmp_path: Path) -> None:
+    rows = [
+        nih_row("00000001_000.png", "Effusion|Mass"),
+        nih_row("00000001_001.png", "No Finding"),
+        nih_row("00000002_000.png", "No Finding", "AP"),
+        nih_row("00000003_000.png", "Mass"),
+        nih_row("00000004_000.png", "No Finding"),
+        nih_row("00000005_000.png", "Effusion"),
+    ]
+    write_csv(tmp_path / "Data_Entry_2017_v2020.csv", rows)
+    for n, row in enumerate(rows[:5]):
+        path = tmp_path / f"images_{n % 2 + 1:03d}" / "images" / row["Image Index"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "BBox_List_2017.csv").write_text(
+        "Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000001_000.png,Effusion,10,20.5,30,40,,,\n"
+        "00000001_000.png,Mass,1,2,3,4,,,\n"
+    )
+    (tmp_path / "train_val_list.txt").write_text("00000002_000.png\n00000003_000.png\n00000004_000.png\n")
+    (tmp_path / "test_list.txt").write_text("00000001_000.png\n00000001_001.png\n00000005_000.png")
+    nih(root=str(tmp_path), output=str(tmp_path / "a.json"), fractions=(0.5, 0.5, 0))
+    content = written(tmp_path / "a.json")
+    assert [item["label"] for item in content["test"]] == [1, 0]
+    assert content["test"][0]["boxes"] == [[10, 20.5, 40, 60.5]] and "boxes" not in content["test"][1]
+    assert content["test"][0]["spacing"] == [0.286, 0.429]
+    assert [len(content[s]) for s in ("training", "validation")] == [1, 1]
+    assert content["left_out"] == {"00000005_000.png": "no such file."}
+    assert len(items_of(tmp_path / "a.json")) == 4
+    nih(root=str(tmp_path), output=str(tmp_path / "b.json"), healthy="without_finding", views="PA")
+    assert sorted(labels(tmp_path / "b.json").items()) == [("1", 0), ("3", 0), ("4", 0)]
+    with pytest.raises(ValueError, match="--finding must be one of Effusion, Mass, got 'Fluid'"):
+        nih(root=str(tmp_path), output=str(tmp_path / "c.json"), finding="Fluid")
+
+
+def test_a_hundred_thousand_radiographs_take_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [nih_row(f"{n // 4:08d}_{n % 4:03d}.png", ("No Finding", "Effusion")[n % 2]) for n in range(100_000)]
+    write_csv(tmp_path / "Data_Entry_2017.csv", rows)
+    names = {f"{tmp_path}/images": [row["Image Index"] for row in rows]}
+    monkeypatch.setattr("os.listdir", lambda folder: names.get(str(folder), []))
+    start = time.perf_counter()
+    nih(root=str(tmp_path), output=str(tmp_path / "d.json"))
+    assert time.perf_counter() - start < 60
+    content = written(tmp_path / "d.json")
+    assert [len(content[s]) for s in ("training", "validation", "test")] == [80_000, 10_000, 10_000]
+
+
+def test_arrays_become_pictures(tmp_path: Path) -> None:
+    pictures = np.arange(4 * 64 * 32, dtype=np.uint8).reshape(4, 64, 32)
+    np.savez(tmp_path / "x.npz", images=pictures)
+    columns = ("row", "effusion", "no_finding", "split", "patient", "group")
+    values = [(0, 1, 0, "train", "p", 5), (1, 0, 1, "val", "", 6), (2, 0, 0, "test", "", 7), (9, 1, 0, "test", "", 8)]
+    write_csv(tmp_path / "x.csv", [dict(zip(columns, v, strict=True)) for v in values])
+    (tmp_path / "r.json").write_text(
+        json.dumps([{"row": 0, "syms": ["Effusion", "Mass"], "boxes": [[0, 512, 256, 1024], [0, 0, 1, 1]]}])
+    )
+    common = {"root": str(tmp_path / "x.npz"), "images": str(tmp_path / "png"), "regions": str(tmp_path / "r.json")}
+    arrays(output=str(tmp_path / "a.json"), healthy="no_finding", **common)
+    first, second = items_of(tmp_path / "a.json")
+    assert np.array_equal(Image.open(first["image"]), pictures[0])
+    assert first["boxes"] == [[0, 32, 8, 64]] and first["label"] == 1 and first["subject"] == "p"
+    assert "boxes" not in second and second["label"] == 0 and second["subject"] == "group-6"
+    assert written(tmp_path / "a.json")["left_out"] == {"x-00009": "there are 4 images."}
+    arrays(output=str(tmp_path / "b.json"), **common)
+    assert [item["label"] for item in items_of(tmp_path / "b.json")] == [1, 0, 0]
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    for name in ("healthy/p1/a.png", "healthy/b.nii.gz", "healthy/c.txt", "diseased/p1/b.PNG", "diseased/p2/c.dcm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("diseased/p2/empty.jpg", "diseased/.hidden.png", "diseased/p2/c.png"):
+        (tmp_path / name).touch()
+    for name in ("masks/p1/b.tif", "foregrounds/b.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folder(root=str(tmp_path), output=str(tmp_path / "lists" / "d.json"))
+    items = {Path(item["image"]).name: item for item in items_of(tmp_path / "lists" / "d.json")}
+    assert {name: (item["subject"], item["label"]) for name, item in items.items()} == {
+        "a.png": ("p1", 0),
+        "b.nii.gz": ("b", 0),
+        "b.PNG": ("p1", 1),
+        "c.dcm": ("p2", 1),
+    }
+    assert Path(items["b.PNG"]["mask"]).name == "b.tif" and Path(items["b.nii.gz"]["foreground"]).name == "b.nii"
+    assert written(tmp_path / "lists" / "d.json")["left_out"] == {
+        "diseased/p2/c.png": "is named as p2/c.dcm.",
+        "diseased/p2/empty.jpg": "is empty.",
+    }
+
+
+# splits and the command line
+
+
+def test_a_draw_keeps_classes_even_and_moves_few_when_one_is_added() -> None:
+    classes = {f"p{n}": [n % 2] for n in range(100)}
+    drawn = split_subjects(classes, (0.7, 0.1, 0.2), 0, {})
+    for section, count in (("training", 35), ("validation", 5), ("test", 10)):
+        for kind in (0, 1):
+            assert sum(s == section and classes[p] == [kind] for p, s in drawn.items()) == count
+    shuffled = dict(reversed(classes.items()))
+    assert split_subjects(shuffled, (0.7, 0.1, 0.2), 0, {}) == drawn
+    more = split_subjects(classes | {"new": [0]}, (0.7, 0.1, 0.2), 0, {})
+    assert sum(more[p] != s for p, s in drawn.items()) <= 2
+    fixed = split_subjects(classes, (0.7, 0.1, 0.2), 0, {"p0": "test"})
+    assert [list(fixed.values()).count(s) for s in ("training", "validation", "test")] == [87, 12, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name,split\na,test\n", "line 2: needs a value in the columns 'subject' and 'split'"),
+        ("subject,split\na,test\na,train\n", "line 3: a is in 'test' already"),
+        ("subject,split\n", "names no subject"),
+    ],
+)
+def test_a_bad_csv_of_a_split_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_split(str(tmp_path / "s.csv"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bratz"], "bratz: there is no such command; the commands are brats, msd_brain"),
+        (["brats", "--rot", "x"], "--rot: brats has no such option; did you mean --root"),
+        (["brats", "--zzz"], "--zzz: brats has no such option; the options are --root, --output"),
+        (["brats", "--sequences", "t1", "flair"], "flair: belongs to no option; a list is written without spaces"),
+    ],
+)
+def test_what_a_command_does_not_take_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_options(arguments)
+    check_options(["brats", "--root", "x", "--overwrite", "--split=a.csv"])
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_case(tmp_path / "data" / "BraTS2021_00000")
+
+    arguments = ["brats", "--root", str(tmp_path / "data"), "--output", str(tmp_path / "d.json")]
+    fire.Fire(COMMANDS, [*arguments, "--slices", "1,4", "--sequences", "t2,flair"])
+    said = "training: patients 1, images 1; slices: healthy 1, diseased 3, to leave out 2"
+    assert said in capsys.readouterr().out
+    command = [sys.executable, "-m", "scripts.prepare", *arguments]
+    refused = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("ERROR: ")

@@ -1,0 +1,73 @@
+"""A training's weights into the bundle, and which of the bundle's weights belong together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.bundle import bundle_root, declared
+from scripts.running.report import Report
+from scripts.weights import MANIFEST, not_together, weights_digest
+from training_data import parsed
+
+
+def publishing(bundle: Path, config: str, run_dir: Path) -> None:
+    """What `python -m monai.bundle run publish` does."""
+    parsed(config, bundle, bundle_root=str(bundle), run_dir=str(run_dir)).get_parsed_content("publish")
+
+
+def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, models, old = tmp_path, tmp_path / "models", {}
+    digests, new = {}, {}
+    names = {"train": "model", "train_classifier": "classifier", "train_student": "student"}
+    keys = {"train": "network", "train_classifier": "classifier", "train_student": "student"}
+    models.mkdir()
+    for config, name in names.items():
+        for folder, digest in ((models, digests), (tmp_path / config, new)):
+            folder.mkdir(exist_ok=True)
+            network = parsed(config, tmp_path).get_parsed_content("train#network#network")
+            next(network.parameters()).data += len(digest) + (folder != models)
+            torch.save(network.state_dict(), folder / (f"{name}.pt" if folder == models else "model.pt"))
+            digest[keys[config]] = weights_digest(network)
+        old[name] = (models / f"{name}.pt").read_bytes()
+        teacher = {"teacher": {k: new[k] for k in ("network", "classifier")}} if name == "student" else {}
+        (tmp_path / config / "run.json").write_text(json.dumps({"settings": teacher}))
+    manifest = models / "weights.json"
+    manifest.write_text(json.dumps({"student": digests, "calibration": {"values": {"threshold": 0.3}, **digests}}))
+    report = Report([], str(tmp_path / "out"), {"threshold": 0.3}, {}, {}, manifest=str(manifest))
+    assert not_together(manifest, digests, 0.3) == report.warnings == []
+    with pytest.raises(SystemExit, match="model.pt: no weights there"):
+        publishing(bundle, "train", tmp_path / "nowhere")
+    publishing(bundle, "train", tmp_path / "train")
+    assert (models / "model.pt").read_bytes() == (tmp_path / "train" / "model.pt").read_bytes()
+    [kept] = models.glob("model-*Z.pt")
+    assert kept.read_bytes() == old["model"] and kept.name in capsys.readouterr().out
+    chosen = "The threshold was chosen for other networks than those in use."
+    learned = "The student learned from other networks than those in use."
+    mixed = digests | {"network": new["network"]}
+    assert not_together(manifest, mixed, 0.3) == [learned, chosen]
+    assert not_together(manifest, mixed, 0.31) == [learned]
+    assert not_together(manifest, {k: v for k, v in mixed.items() if k != "student"}, 0.31) == []
+    publishing(bundle, "train_classifier", tmp_path / "train_classifier")
+    assert "run with --student '$None' until there is a student" in capsys.readouterr().out
+    publishing(bundle, "train_student", tmp_path / "train_student")
+    assert "choose one anew" in capsys.readouterr().out
+    assert not_together(manifest, new, 0.3) == [chosen] and not_together(manifest, new, 0.31) == []
+    assert {p.stem for p in models.glob("*.pt") if "-2" not in p.stem} == set(old) and not list(models.glob("*.part"))
+
+
+def test_the_weights_of_the_bundle_belong_together() -> None:
+    manifest = Path(bundle_root()) / "models" / MANIFEST
+    weights = {n: weights_digest(declared(n, device="cpu")) for n in ("network", "classifier", "student")}
+    thresholds = [declared("displayable_configs", *overlays)["threshold"] for overlays in ((), ("preview",))]
+    content = json.loads(manifest.read_text())
+    values = {"threshold": 0.349, "preview_threshold": 0.436, "temperature": 1.0}
+    assert content == {"student": weights, "calibration": {"values": values, **weights}}
+    assert thresholds == [0.349, 0.436]
+    assert [not_together(manifest, weights, t) for t in thresholds] == [[], []]
+    assert len(not_together(manifest, weights | {"network": "0"}, thresholds[0])) == 2
