@@ -1,6 +1,9 @@
 """Algorithms side by side: the same weights, patients, preprocessing and metrics; quality and cost in one table.
 
-    python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--supervised_minutes 12] [--seed 0] [--output FILE]
+    python benchmarks/compare.py --datalist FILE [--masked_datalist FILE] [--minutes 3] [--supervised_minutes 12] [--seed 0]
+        [--output FILE]
+
+`masked_datalist` is for what is trained here: with brain masks of the data set's own, preparing it is faster.
 
 Thresholds are chosen on the validation patients, every number is of the test patients. What takes a second a slice sees all
 their slices; the reference's algorithm and its kin take up to a minute a slice on a CPU and see a subset, drawn with `seed`,
@@ -50,7 +53,7 @@ from scripts.judging.on_input import cases_of
 from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, readings
 from scripts.judging.sums import MIN_LESION_PIXELS, dice
 from scripts.judging.thresholds import best_threshold, label_threshold
-from scripts.learning.datalists import brain_mr
+from scripts.learning.datalists import read_datalist
 from scripts.learning.datasets import SliceDataset
 from scripts.method.guidance import ClassifierGuidance
 from scripts.method.inferer import learned_map
@@ -169,8 +172,8 @@ class Split:
     ``x`` ``(N, C, H, W)``, ``foreground`` bool ``(N, 1, H, W)``, ``probability`` and ``subset``, bool, ``(N,)``.
     """
 
-    def __init__(self, root: str, name: str, preprocessing: Any, classifier: torch.nn.Module, seed: int) -> None:
-        self.items = brain_mr(root, name)
+    def __init__(self, datalist: str, name: str, preprocessing: Any, classifier: torch.nn.Module, seed: int) -> None:
+        self.items = read_datalist(datalist, name)
         self.baselines = declared("baselines")
         self.volumes = [
             preprocessing({k: item[k] for k in ("image", "spacing")})
@@ -356,7 +359,8 @@ def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, 
 
 
 def compare(
-    dataset_dir: str,
+    datalist: str,
+    masked_datalist: str | None = None,
     minutes: float = 3,
     supervised_minutes: float = 12,
     seed: int = 0,
@@ -367,8 +371,11 @@ def compare(
     algorithms = Algorithms()
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
     reading = declared("polarity"), declared("median_size")
-    splits = {name: Split(dataset_dir, name, preprocessing, algorithms.classifier, seed) for name in ("val", "test")}
-    data = fingerprint([brain_mr(dataset_dir, n) for n in splits], preprocessing)
+    splits = {
+        name: Split(datalist, split, preprocessing, algorithms.classifier, seed)
+        for name, split in (("val", "validation"), ("test", "test"))
+    }
+    data = fingerprint([s.items for s in splits.values()], preprocessing)
     networks = {"model": algorithms.network, "classifier": algorithms.classifier, "student": algorithms.student}
     weights = {name: weights_digest(network) for name, network in networks.items()}
 
@@ -380,7 +387,7 @@ def compare(
         return Path(cache_dir) / f"compare-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.pt"
 
     train = SliceDataset(
-        brain_mr(dataset_dir, "train", brain_masks=True), preprocessing, cache_dir, declared("min_area_fraction")
+        read_datalist(masked_datalist or datalist, "training"), preprocessing, cache_dir, declared("min_area_fraction")
     )
 
     def of_rival(name: str) -> dict[str, Any]:
@@ -393,7 +400,7 @@ def compare(
         return {"test": (maps, scores), "val": read(splits["val"].x, splits["val"].foreground), "seconds": seconds}
 
     def of_masks() -> dict[str, torch.Tensor]:
-        network = supervised(dataset_dir, cache_dir, supervised_minutes)
+        network = supervised(masked_datalist or datalist, cache_dir, supervised_minutes)
         return {name: learned_maps(network, s.x) for name, s in splits.items()}
 
     # every method's maps and scores a split; the readings of the subset's rows are of the subset alone

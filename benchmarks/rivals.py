@@ -323,10 +323,10 @@ class ReadersMasks(Dataset):
         return augmented(item, self.augmentation, self.seed, number)
 
 
-def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Module:
+def supervised(datalist: str, cache_dir: str, minutes: float) -> torch.nn.Module:
     """The student after its own training, but taught by the masks of the training patients."""
     with tempfile.TemporaryDirectory() as folder:
-        parser = config(dataset_dir, cache_dir, folder, ("train_student",), max_minutes=minutes)
+        parser = config(datalist, cache_dir, folder, ("train_student",), max_minutes=minutes)
         for split in ("train", "validate"):
             parser[f"{split}#dataset"] = {
                 "_target_": "rivals.ReadersMasks",

@@ -1,6 +1,6 @@
 """How much the result depends on the noise level L and the guidance scale s, on validation slices.
 
-    python benchmarks/sweep.py --dataset_dir DIR [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
+    python benchmarks/sweep.py --datalist FILE [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
 
 Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. What is measured is the default's map, the
 mean of the counterfactual's and the student's, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns need no
@@ -43,7 +43,7 @@ def separability(cases: list[SliceCase], method: str) -> float:
 
 
 def sweep(
-    dataset_dir: str,
+    datalist: str,
     slices: int = 64,
     seed: int = 0,
     noise_levels: tuple[int, ...] = (250, 350, 500, 650, 750),
@@ -56,7 +56,7 @@ def sweep(
     alphas = declared("scheduler").alphas_cumprod.float().clone()
     options, iterations = declared("displayable_configs"), declared("num_fixed_point_iterations")
     reading = declared("polarity"), declared("median_size")
-    split = Split(dataset_dir, "val", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
+    split = Split(datalist, "validation", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
     chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
     x, inside = split.x[chosen], split.foreground[chosen]
     learned = split.with_neighbours(learned_maps(student, split.x))

@@ -1,6 +1,6 @@
 """Training speed: images a second of the bundle's training and of a plain loop as in MONAI's diffusion tutorials.
 
-    python benchmarks/training.py --dataset_dir DIR [--minutes 1]
+    python benchmarks/training.py --datalist FILE [--minutes 1]
 
 Both train the bundle's diffusion network on the same cached slices, batches and augmentation. The plain loop is that of the
 tutorials: float32, the default memory layout, MONAI's `DiffusionInferer`, Adam, nothing else. Ours is ``configs/train.json`` as
@@ -32,18 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.files import write
-from scripts.learning.datalists import brain_mr
 
 
-def config(dataset_dir: str, cache_dir: str, folder: str, names: Sequence[str] = (), **values: Any) -> ConfigParser:
-    """The overlays `names` on ``train.json``, with the data set's own brain masks, results in `folder`, and other `values`."""
+def config(datalist: str, cache_dir: str, folder: str, names: Sequence[str] = (), **values: Any) -> ConfigParser:
+    """The overlays `names` on ``train.json``, with results in `folder`, and other `values`."""
     parser = ConfigParser()
     parser.read_config([str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", "train", *names)])
     parser.update(
         {
-            # tuples pass through the config as they are
-            "train#dataset#data": tuple(brain_mr(dataset_dir, "train", brain_masks=True)),
-            "validate#dataset#data": tuple(brain_mr(dataset_dir, "val", brain_masks=True)),
+            "datalist": datalist,
             "cache_dir": cache_dir,
             "run_dir": folder,
             **values,
@@ -95,17 +92,17 @@ def plain(parser: ConfigParser, minutes: float) -> dict[str, float]:
     return {"images_per_second": images / (time.perf_counter() - begin)}
 
 
-def training(dataset_dir: str, minutes: float = 1, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None:
+def training(datalist: str, minutes: float = 1, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None:
     """Run both twice in turns and write training.json; see the module."""
     turns: list[dict[str, Any]] = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            turns.append({"plain": plain(config(dataset_dir, cache_dir, folder), minutes)})
-            turns[-1]["ours"] = ours(config(dataset_dir, cache_dir, folder, compile=False), minutes)
+            turns.append({"plain": plain(config(datalist, cache_dir, folder), minutes)})
+            turns[-1]["ours"] = ours(config(datalist, cache_dir, folder, compile=False), minutes)
         with tempfile.TemporaryDirectory() as folder:
             torch.compiler.reset()
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # so that nothing is taken from an earlier run
-            turns[-1]["compiled"] = ours(config(dataset_dir, cache_dir, folder, compile=True), minutes)
+            turns[-1]["compiled"] = ours(config(datalist, cache_dir, folder, compile=True), minutes)
     ratios = [
         {n: t[n]["images_per_second"] / t["plain"]["images_per_second"] for n in ("ours", "compiled")} for t in turns
     ]

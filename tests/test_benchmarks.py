@@ -187,11 +187,17 @@ def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder.mkdir(parents=True)
     for name, array in (("flair", image), ("seg", lesion)):
         nib.save(nib.Nifti1Image(array, np.diag([-2.0, -2.0, 5.0, 1.0])), folder / f"{name}.nii.gz")
-    rows = [f"A,{z},test,{int(z in (4, 7))},{int(1 <= z <= 6)},1" for z in range(9)]
-    header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted"
-    (tmp_path / "slices.csv").write_text("\n".join([header, *rows, ""]))
+    label = [int(z in (4, 7)) if 1 <= z <= 6 else -1 for z in range(9)]
+    item = {
+        "image": "volumes/A/flair.nii.gz",
+        "mask": "volumes/A/seg.nii.gz",
+        "label": label,
+        "spacing": [1.8, 1.8, 145 / 9],
+    }
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"test": [item]}))
     output = tmp_path / "brain_coverage.json"
-    brain_coverage.coverage(str(tmp_path), output=str(output), cache_dir=str(tmp_path / "cache"))
+    brain_coverage.coverage(str(datalist), output=str(output), cache_dir=str(tmp_path / "cache"))
     record = json.loads(output.read_text())
     share = record.pop("share_of_brain_not_assessed")
     assert record == {
