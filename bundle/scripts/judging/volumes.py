@@ -91,7 +91,6 @@ class LabelledVolumes:
         paths, failed = [], {}
         for item in tqdm([item for item in items if item.get("label") != -1], desc=name, unit="volume"):
             image = item["image"] if isinstance(item["image"], str) else item["image"][0]
-            item = {"subject": Path(image).name.split(".")[0], **item}
             path = self.path(item)
             try:
                 if not path.is_file():
