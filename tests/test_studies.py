@@ -23,7 +23,7 @@ import SimpleITK
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.grids import read_volume, reordered
-from lib.studies.folder import FolderStudies
+from lib.studies.folder_studies import FolderStudies
 from lib.studies.labels import checked_label
 from lib.studies.tags import FINAL, result_tag
 from lib.tasks import triage

@@ -16,7 +16,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-from lib.http.preparing import prepare
+from lib.http.installing import prepare
 from lib.http.processes import end_with_server, environment_on_path
 from lib.models.abandoning import turn
 from lib.models.declaration import FULL, Declaration
@@ -24,7 +24,7 @@ from lib.models.fetching import fetch_bundle
 from lib.models.finding import REPOSITORY_BUNDLE, find_models
 from lib.studies.connection import client_of
 from lib.studies.dicomweb import DICOMwebStudies
-from lib.studies.folder import FolderStudies
+from lib.studies.folder_studies import FolderStudies
 from lib.studies.tags import ORIGINAL, result_tag
 from lib.studies.uploads import is_upload
 from lib.tasks.infer_task import allow_any_image, infer_tasks
