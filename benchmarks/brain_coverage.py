@@ -64,7 +64,7 @@ def coverage(
     fraction = declared("min_area_fraction")
     patients = []
     for item in tqdm(read_datalist(datalist, split), "preprocessing", unit="volume"):
-        volume = preprocessing({k: item[k] for k in ("image", "spacing")})
+        volume = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})
         inside = volume["foreground"]
         numbers = slice_numbers(inside)  # of the slices that hold brain
         assessed, brain = np.zeros(len(item["label"]), bool), np.zeros(len(item["label"]), int)

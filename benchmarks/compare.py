@@ -64,7 +64,7 @@ from scripts.weights import weights_digest
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 """Slices ``(N, C, H, W)`` to their healthy counterparts."""
-SUBSET = {"val": (6, 1), "test": (14, 2)}
+SUBSET = {"validation": (6, 1), "test": (14, 2)}
 """Patients, and slices of each, for what takes up to a minute a slice."""
 COMPARED = ("pixel_ap", "dice_threshold", "image_auroc")
 DEFAULT, STUDENT, REFERENCE = "ours, default", "ours, student", "reference, L = 500, s = 100"
@@ -176,7 +176,7 @@ class Split:
         self.items = read_datalist(datalist, name)
         self.baselines = declared("baselines")
         self.volumes = [
-            preprocessing({k: item[k] for k in ("image", "spacing")})
+            preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})
             for item in tqdm(self.items, f"{name}, preprocessing")
         ]
         self.wanted = [
@@ -372,8 +372,7 @@ def compare(
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
     reading = declared("polarity"), declared("median_size")
     splits = {
-        name: Split(datalist, split, preprocessing, algorithms.classifier, seed)
-        for name, split in (("val", "validation"), ("test", "test"))
+        name: Split(datalist, name, preprocessing, algorithms.classifier, seed) for name in ("validation", "test")
     }
     data = fingerprint([s.items for s in splits.values()], preprocessing)
     networks = {"model": algorithms.network, "classifier": algorithms.classifier, "student": algorithms.student}
@@ -397,7 +396,11 @@ def compare(
         start = time.perf_counter()
         maps, scores = read(splits["test"].x, splits["test"].foreground)
         seconds = (time.perf_counter() - start) / len(maps)
-        return {"test": (maps, scores), "val": read(splits["val"].x, splits["val"].foreground), "seconds": seconds}
+        return {
+            "test": (maps, scores),
+            "validation": read(splits["validation"].x, splits["validation"].foreground),
+            "seconds": seconds,
+        }
 
     def of_masks() -> dict[str, torch.Tensor]:
         network = supervised(masked_datalist or datalist, cache_dir, supervised_minutes)
@@ -464,8 +467,8 @@ def compare(
             for split, of_split in cases.items()
         }
         for method in on_all if where == "all" else [*on_all, *(m for m in costs if m not in on_all)]:
-            threshold = best_threshold(chosen["val"], method, "foreground")
-            from_labels = label_threshold(chosen["val"], method)
+            threshold = best_threshold(chosen["validation"], method, "foreground")
+            from_labels = label_threshold(chosen["validation"], method)
             found[where, method] = measured(chosen["test"], method, threshold, "foreground")
             by_labels = measured(chosen["test"], method, from_labels, "foreground")
             point = found[where, method].values | {"dice_labels": by_labels.values["dice_threshold"]}

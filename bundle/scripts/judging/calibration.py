@@ -73,7 +73,9 @@ class Calibration:
         before = calibration_error(*of_cases(cases))
         temperature = fitted_temperature(cases, cases.logits)
         if temperature is None:
-            print("temperature: left out, as all slices are of one class.")
+            print(
+                f"temperature: {cases.temperature:g} stays, as it takes more validation patients of both classes to choose one."
+            )
             return {}
         cases.temperature = rounded(temperature)
         probability, diseased = of_cases(cases)

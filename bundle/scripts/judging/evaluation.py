@@ -27,7 +27,7 @@ class Evaluation:
     Lesions are known by masks, or where no diseased slice of a split has one, by the area of the boxes; a healthy slice has
     none. A diseased slice without either counts for its score alone. What can't be computed is left out, and said.
 
-    Writes to `output_dir`: ``test_images``, ``test_foreground`` and ``test_image``, ``validation_images`` and
+    Writes to `output_dir`: ``test_scores``, ``test_foreground`` and ``test_image``, ``validation_scores`` and
     ``validation_foreground`` (each .csv and .md), ``cases.png`` and ``results.json``.
 
     Args:
@@ -79,13 +79,13 @@ class Evaluation:
             raise ValueError(f"no slice of the test volumes could be evaluated; failed: {record['failed'] or 'none'}.")
         for split, kept in cases.items():
             record[split] = counted(kept)
-            write_scores(kept, self.output_dir / f"{split}_images", record[split])
+            write_scores(kept, self.output_dir / f"{split}_scores", record[split])
         for domain in DOMAINS:
             self._write_maps(domain, cases, record)
         slices = sum(record[split]["slices"] for split in cases)
         record["seconds_per_slice_in_networks"] = sum(kept.seconds for kept in cases.values()) / slices
         write(self.output_dir / "results.json", json.dumps(record, indent=2, allow_nan=False).encode())
-        for name in ("test_images", "test_foreground"):
+        for name in ("test_scores", "test_foreground"):
             print((self.output_dir / f"{name}.md").read_text("utf-8"))
         print(f"Tables, figure and record: {self.output_dir}")
         if record["failed"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def cases_of(
     Maps are compared on the input's own grid, in the order left, posterior, superior.
 
     Args:
-        item: of a datalist.
+        item: of a datalist; without a subject, its file is one.
         volume: what the preprocessing gave for it.
         maps: for each method ``(D, 1, H, W)`` on the grid of the preprocessed image.
         scores: for each method or classifier ``(D,)``.
@@ -66,17 +67,18 @@ def cases_of(
     area = inside.sum(axis=(0, 1))
     means = {name: quotient((a * inside).sum(axis=(0, 1), dtype=float), area) for name, a in above.items()}
     name = str(item["image"] if isinstance(item["image"], str) else item["image"][0])
+    subject = str(item.get("subject", Path(name).name.split(".")[0]))
     cases = []
     for n, label in enumerate(labels):
         z = axial_index(n, affine, len(labels))
         if label < 0 or not inside[..., z].any() or n not in row:
             if label >= 0:
-                logger.warning("%s, slice %d: no foreground was found in it, left out.", item["subject"], n)
+                logger.warning("%s, slice %d: no foreground was found in it, left out.", subject, n)
             continue
         lesion = np.zeros_like(inside[..., z]) if label == HEALTHY else None
         if truth.lesion is not None:
             lesion = truth.lesion[..., z]
-        case = SliceCase(str(item["subject"]), n, x[0][..., z], inside[..., z], lesion, label, volume=name)
+        case = SliceCase(subject, n, x[0][..., z], inside[..., z], lesion, label, volume=name)
         case.maps = {name: m[..., z].astype(np.float32) for name, m in (on_grid | above).items()}
         case.scores = {name: float(s[row[n]]) for name, s in scores.items()}
         case.scores |= {name: float(s[z]) for name, s in means.items()}

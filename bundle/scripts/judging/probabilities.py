@@ -13,7 +13,7 @@ from .readings import P_DISEASED, probabilities
 
 NUM_BINS = 15
 """Of p, equally wide (Guo et al. 2017)."""
-TEMPERATURES = (0.05, 20.0)
+TEMPERATURES = (0.2, 10.0)
 """The range in which a temperature is sought."""
 
 
@@ -40,7 +40,9 @@ def negative_log_likelihood(probability: torch.Tensor, diseased: torch.Tensor) -
 
 
 def fitted_temperature(cases: Iterable[SliceCase], logits: Sequence[torch.Tensor]) -> float | None:
-    """The temperature at which p(diseased), as the inferer gives it, is the likeliest; None where all are of one class.
+    """The temperature at which p(diseased), as the inferer gives it, makes the labels likeliest.
+
+    None where none does: all slices are of one class, or so few or easy that the likeliest lies beyond `TEMPERATURES`.
 
     Args:
         cases: slices, one volume after another.
@@ -62,7 +64,8 @@ def fitted_temperature(cases: Iterable[SliceCase], logits: Sequence[torch.Tensor
         return negative_log_likelihood(torch.cat(p), diseased)
 
     best = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(best.x))
+    near_end = min(abs(best.x - end) for end in np.log(TEMPERATURES)) < 0.01
+    return None if near_end else float(np.exp(best.x))
 
 
 def of_cases(cases: Iterable[SliceCase]) -> tuple[list[float], list[int]]:

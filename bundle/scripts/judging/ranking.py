@@ -9,8 +9,13 @@ import numpy as np
 
 from .cases import Array, Domain, SliceCase
 
-NUM_KEYS = 2**16
-"""So many values float16 has."""
+MANTISSA = 13
+"""Bits by which values are told apart: two that lie nearer than 0.012 % to one another count as equal."""
+SMALLEST, OCTAVES = 2.0**-20, 28
+"""Nearer to 0 than the one, values count as 0; so many doublings above it they count as infinite."""
+NUM_KEYS = 2 * OCTAVES << MANTISSA
+ZERO = NUM_KEYS // 2
+"""The key of 0; those of negative values are lower."""
 
 
 def quotient(numerator: Array, denominator: Array) -> Array:
@@ -20,25 +25,29 @@ def quotient(numerator: Array, denominator: Array) -> Array:
 
 
 def keys(values: Array) -> Array:
-    """The place of each value among all of float16, uint16: a larger value never has a smaller key."""
-    limit = np.finfo(np.float16).max
-    bits = (np.clip(values, -limit, limit).astype(np.float16) + np.float16(0)).view(np.uint16)  # -0 is 0
-    return np.where(bits & 0x8000, ~bits, bits | 0x8000)
+    """The place of each value on a floating-point grid, int32 from 0 to `NUM_KEYS`: a larger value never has a smaller key.
+
+    Args:
+        values: float32.
+    """
+    sizes = (np.abs(values).view(np.int32) - np.float32(SMALLEST).view(np.int32)) >> (23 - MANTISSA)
+    sizes = np.clip(sizes, 0, ZERO - 1)
+    return np.where(values < 0, ZERO - 1 - sizes, ZERO + sizes)
 
 
 def above(key: int) -> float:
-    """The lowest threshold that leaves out all values of a key: the middle between its value and the next."""
-    bits = np.array([key, key + 1], np.uint16)
-    low, high = np.where(bits & 0x8000, bits & 0x7FFF, ~bits).view(np.float16).astype(float)
-    return float((low + high) / 2)
+    """The threshold that leaves out all values of a key, and no larger ones."""
+    size = ZERO - 1 - key if key < ZERO else key - ZERO + 1  # the end of the key's values that is nearer to infinity
+    bits = np.int32((size << (23 - MANTISSA)) + int(np.float32(SMALLEST).view(np.int32)))
+    end = bits.view(np.float32) if size else np.float32(0)
+    return -float(end) if key < ZERO and size else float(np.nextafter(end, np.float32(-np.inf)))
 
 
 @dataclass
 class PixelCounts:
     """How many healthy pixels and how many of lesions have each value of a map, of slices whose lesion is known.
 
-    Values are told apart by float16 of their distance from the first slice's lowest: two that lie less than 0.1 % of that from
-    one another count as equal.
+    Values are told apart by `keys` of their distance from the first slice's lowest.
     """
 
     counts: Array = field(default_factory=lambda: np.zeros((NUM_KEYS, 2), np.int64))
@@ -52,8 +61,7 @@ class PixelCounts:
 
     def add(self, values: Array, truth: Array) -> None:
         """A slice's values ``(P,)`` with their truth, bool."""
-        places = 2 * self.keys(values).astype(np.int64) + truth
-        self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
+        np.add.at(self.counts, (self.keys(values), truth.astype(np.intp)), 1)
 
     @property
     def lesion(self) -> bool:

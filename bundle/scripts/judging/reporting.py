@@ -49,6 +49,8 @@ def write_rows(
     notes = [f"Thresholds are chosen on validation: {', '.join(ways)}."] if ways else []
     if record["lesions_known_by"]:
         notes.append(f"Lesions are known by {record['lesions_known_by']}.")
+    if record["diseased_slices_with_unknown_lesion"]:
+        notes.append("Of {diseased_slices_with_unknown_lesion} diseased slices no lesion is known.".format_map(record))
     columns = {"threshold": "threshold", **{name: heading for name, (heading, _) in OF_MAPS.items()}}
     results = {name: (values[name], found[name].intervals) for name in rows}
     note = " ".join([*notes, ABOUT, said(missing)])

@@ -30,18 +30,24 @@ class Threshold(NamedTuple):
 def counted(cases: KeptCases) -> dict[str, Any]:
     """What there is in a split; where no diseased slice has a mask, its boxes are the lesions from here on."""
     subjects, volumes = set(), set()
-    numbers = dict.fromkeys(("slices", "diseased_slices", "diseased_slices_with_mask", "slices_with_boxes"), 0)
+    names = ("slices", "diseased_slices", "diseased_slices_with_mask", "slices_with_boxes", "with_neither")
+    numbers = dict.fromkeys(names, 0)
     for case in cases:
         subjects.add(case.subject)
         volumes.add(case.volume)
-        diseased = case.diseased == DISEASED
+        diseased, has_mask = case.diseased == DISEASED, case.truth is not None
+        has_boxes = case.boxes is not None and len(case.boxes) > 0
         numbers["slices"] += 1
         numbers["diseased_slices"] += diseased
-        numbers["diseased_slices_with_mask"] += diseased and case.truth is not None
-        numbers["slices_with_boxes"] += case.boxes is not None and len(case.boxes) > 0
-    cases.boxes_are_lesions = not numbers["diseased_slices_with_mask"]
-    known = "masks" if numbers["diseased_slices_with_mask"] else "boxes" if numbers["slices_with_boxes"] else None
-    return {"patients": len(subjects), "volumes": len(volumes), **numbers, "lesions_known_by": known}
+        numbers["diseased_slices_with_mask"] += diseased and has_mask
+        numbers["slices_with_boxes"] += has_boxes
+        numbers["with_neither"] += diseased and not has_mask and not has_boxes
+    with_mask, neither = numbers["diseased_slices_with_mask"], numbers.pop("with_neither")
+    cases.boxes_are_lesions = not with_mask
+    known = "masks" if with_mask else "boxes" if numbers["slices_with_boxes"] else None
+    unknown = neither if known != "masks" else numbers["diseased_slices"] - with_mask
+    of_lesions = {"lesions_known_by": known, "diseased_slices_with_unknown_lesion": unknown}
+    return {"patients": len(subjects), "volumes": len(volumes), **numbers, **of_lesions}
 
 
 def scores(cases: KeptCases, methods: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from ..device import autocast
+from ..digests import code_digest
 from ..errors import cause_of, out_of_resources
 from ..fingerprints import fingerprint, settings_of
 from ..images.geometry import axial, slice_numbers
@@ -74,7 +75,8 @@ class LabelledVolumes:
         networks = (self.network, self.inferer.classifier, getattr(self.inferer, "student", None))
         weights = [weights_digest(network) for network in networks if network is not None]
         settings = {k: v for k, v in vars(self.inferer).items() if k not in CHANGES_NOTHING}
-        return [weights, settings_of([settings, self.baselines]), self.polarity, self.median_size]
+        code = [code_digest(folder) for folder in ("method", "judging")]
+        return [weights, settings_of([settings, self.baselines]), self.polarity, self.median_size, code]
 
     def path(self, item: Mapping[str, Any]) -> Path:
         """Where what was found in a volume is kept: another file for everything that it depends on."""
@@ -89,7 +91,6 @@ class LabelledVolumes:
         paths, failed = [], {}
         for item in tqdm([item for item in items if item.get("label") != -1], desc=name, unit="volume"):
             image = item["image"] if isinstance(item["image"], str) else item["image"][0]
-            item = {"subject": Path(image).name.split(".")[0], **item}
             path = self.path(item)
             try:
                 if not path.is_file():

@@ -51,7 +51,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     if teacher is None and digest not in belonging.get("student", {}).values():
         print(
             "The student and the threshold belong to other networks: run with --student '$None' until there is a student for "
-            "these, and choose a threshold anew."
+            "these, and choose a threshold anew with calibrate.json."
         )
     elif teacher is not None and digest not in belonging.get("calibration", {}).values():
-        print("The threshold was chosen for another student: choose one anew.")
+        print("The threshold was chosen for another student: choose one anew with calibrate.json.")
