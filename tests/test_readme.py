@@ -20,6 +20,7 @@ from fire.inspectutils import GetFullArgSpec
 from monai.bundle import ConfigParser
 
 from scripts.command import _check, _options, _own_options, check_command
+from scripts.judging.evaluation import Evaluation
 from scripts.prepare.__main__ import COMMANDS, check_options
 from scripts.running.predictor import Prediction, Predictor
 from test_second_model import OVERLAY
@@ -134,17 +135,8 @@ def own_options() -> frozenset[str]:
 
 def is_option(name: str) -> bool:
     """Whether a config that is complete with the overlays before it has an option, or another command."""
-    overlays = [
-        [],
-        ["preview"],
-        ["evaluate"],
-        ["calibrate"],
-        ["train"],
-        ["train", "train_classifier"],
-        ["train", "train_student"],
-    ]
-    for names in overlays:
-        files = [str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", *names)]
+    for overlays in ("", "preview", "evaluate", "calibrate", "train", "train train_classifier", "train train_student"):
+        files = [str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", *overlays.split())]
         try:
             _check(name, "@", "@", ConfigParser.load_config_files(files), set())
         except ValueError:
@@ -210,6 +202,11 @@ def test_the_model_to_add_is_the_one_that_is_tested() -> None:
     """But for the settings that make it fast."""
     [example] = (json.loads(block) for block in blocks(ROOT / "CONTRIBUTING.md", "json"))
     assert example == {name: value for name, value in OVERLAY.items() if not name.startswith("displayable_configs")}
+
+
+def test_the_files_of_an_evaluation_are_those_that_it_writes() -> None:
+    named = set(in_prose(ROOT / "docs" / "training.md", r"^(?:test|validation)_\w+$"))
+    assert named == set(re.findall(r"``((?:test|validation)_\w+)``", str(Evaluation.__doc__)))
 
 
 def anchors(path: Path) -> set[str]:
