@@ -15,6 +15,8 @@ from monai.data import MetaTensor
 from scripts.bundle import declared
 from scripts.images.mapping import AnomalyMapd
 from scripts.images.normalization import BACKGROUND
+from scripts.images.pictures import picture_affine
+from scripts.images.resizing import ResizeInPlaned
 from scripts.images.restoring import LESION, NOT_ASSESSED, RestoreGridd
 from scripts.method.maps import anomaly_map, combined_map, gate, slice_score
 from scripts.method.slices import assessed_slices
@@ -72,6 +74,20 @@ def test_foreground_that_was_not_assessed_is_marked(tmp_path: Path) -> None:
         assert row["assessed"] == seen
         assert (row["score"] is None) == (not seen)
         assert row["p_diseased"] == (0.75 if seen else None)
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (213, 160), (20, 31)])
+def test_of_a_whole_image_every_pixel_is_assessed(shape: tuple[int, int]) -> None:
+    """Up to its corners, where the network's outermost pixels end."""
+    image = MetaTensor(torch.rand(1, *shape, 1), affine=picture_affine())
+    image.meta |= {"filename_or_obj": "x.png", "input_affine": image.affine.double(), "intensity_scale": [1.0]}
+    d: dict[Any, Any] = {"image": image, "input_image": image, "foreground": torch.ones_like(image)}
+    d["input_foreground"] = d["foreground"]
+    d = ResizeInPlaned(("image", "foreground"), (32, 32))(d)
+    d["anomaly_map"], d["pred"] = torch.zeros_like(d["image"]), {"assessed": torch.ones(1, dtype=torch.bool)}
+    assert not RestoreGridd("image", threshold=0.3)(d)["pred"].any()
+    d["pred"] = {"assessed": torch.zeros(1, dtype=torch.bool)}
+    assert (RestoreGridd("image", threshold=0.3)(d)["pred"] == NOT_ASSESSED).all()
 
 
 def test_the_overview_draws_a_mask_by_its_own_affine(tmp_path: Path) -> None:

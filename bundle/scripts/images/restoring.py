@@ -74,12 +74,13 @@ class RestoreGridd(MapTransform):
         changed = torch.zeros(0, *image.shape[1:])
         if "counterfactual" in pred:
             changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
-        looked_at = assessed.float().expand(1, *image.shape[1:])
-        parts = [looked_at, d["anomaly_map"].as_tensor().cpu(), changed]
-        restored = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
-        in_assessed, a, difference = restored.split([1, 1, len(changed)])
+        size = original.shape[1:]
+        restored = to_grid(torch.cat([d["anomaly_map"].as_tensor().cpu(), changed]), image.affine, affine, size)
+        a, difference = restored.split([1, len(changed)])
+        # a voxel was looked at if the network's pixel that its middle lies in was, up to the edges of the outermost
+        looked_at = to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest")
 
-        unseen = (whole > 0) & (in_assessed < 0.5)
+        unseen = (whole > 0) & (looked_at == 0)
         mask = (a > self.threshold).to(torch.uint8) * LESION
         mask[unseen] = NOT_ASSESSED
         a[unseen] = torch.nan
