@@ -39,20 +39,28 @@ class Prediction:
     """The highest of the slices; None if none was assessed."""
     p_diseased: float | None
     """Likewise the classifier's probability."""
-    lesion_ml: float
-    not_assessed_ml: float
+    lesion_ml: float | None
+    """None of a picture, which has no thickness."""
+    not_assessed_ml: float | None
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """``score``, ``p_diseased``, ``lesion_ml`` and ``not_assessed_ml`` of a volume after the postprocessing."""
+    """``score``, ``p_diseased``, and how much is marked as lesion and as not assessed, after the postprocessing.
+
+    That is ``lesion_ml`` and ``not_assessed_ml``; of a picture ``lesion_cm2``, or ``lesion_pixels`` where their size is not
+    known, and likewise.
+    """
     assessed = [s for s in result["slices"] if s["assessed"]]
     pred = result["pred"]
-    voxel_ml = float(abs(torch.linalg.det(pred.affine[:3, :3]))) / 1000
+    unit = result["input_image"].meta.get("unit", "ml")
+    edges = torch.linalg.norm(pred.affine[:3, :3], dim=0)
+    volume = float(abs(torch.linalg.det(pred.affine[:3, :3])))
+    voxel = {"ml": volume / 1000, "cm2": float(edges[0] * edges[1]) / 100, "pixels": 1.0}[unit]
     return {
         "score": max((s["score"] for s in assessed), default=None),
         "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
-        "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
-        "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
+        f"lesion_{unit}": float((pred == LESION).sum()) * voxel,
+        f"not_assessed_{unit}": float((pred == NOT_ASSESSED).sum()) * voxel,
     }
 
 
@@ -107,6 +115,7 @@ class Predictor:
         inputs, foreground = (data[key].as_tensor()[None].to(self.device) for key in ("image", "foreground"))
         data["pred"] = each(self.inferer(inputs, self.network, foreground), lambda values: values[0].cpu())
         result = self.postprocessing(data)
+        found = measured(result)
 
         def array(key: str) -> NDArray[Any]:
             values: NDArray[Any] = result[key].as_tensor().numpy()
@@ -119,5 +128,5 @@ class Predictor:
             counterfactual=array("counterfactual") if "counterfactual" in result else None,
             slices=result["slices"],
             warnings=list(data["warnings"]),
-            **measured(result),  # type: ignore[arg-type]  # the two volumes are never None
+            **{key: found.get(key) for key in ("score", "p_diseased", "lesion_ml", "not_assessed_ml")},
         )
