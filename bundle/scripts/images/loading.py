@@ -26,8 +26,8 @@ class LoadVolumed(MapTransform):
     volumes takes files of volumes, and a folder with one series of DICOM images. A model of pictures takes radiographs in
     DICOM, pictures, and files of a volume of one slice; a picture is ``(C, X, Y, 1)``, see `pictures.picture_affine`. NaN and
     infinity stay as they are. Its meta says in which ``unit`` what is marked in it is measured: "ml", of a picture "cm2", or
-    "pixels" where their size is not known. Adds ``warnings``, a list of sentences for the reader of the result, to which the transforms
-    that follow add theirs, and ``allow_any_image`` unless an item has it.
+    "pixels" where their size is not known. Adds ``warnings``, a list of sentences for the reader of the result, to which the
+    transforms that follow add theirs, and ``allow_any_image`` unless an item has it.
 
     Args:
         keys: the keys to load.

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..bundle import parsed
-from ..errors import cause_of
+from ..errors import InvalidImageError, cause_of
 from ..images.restoring import LESION, NOT_ASSESSED
 from ..method.slices import each
+from .array_input import save_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,18 +94,26 @@ class Predictor:
             affine: of an array, ``(4, 4)`` in mm as in NIfTI.
 
         Raises:
-            InvalidImageError: the image can't be used; the message says why.
-            TypeError: an array without an affine, or a path with one.
+            InvalidImageError: the image, or the affine of an array, can't be used; the message says why.
+            TypeError: neither a path nor an array; an array without an affine, or a path with one.
         """
+        if not isinstance(image, np.ndarray):
+            paths = list(image) if isinstance(image, (list, tuple)) else [image]
+            if not paths or not all(isinstance(path, (str, Path)) for path in paths):
+                kinds = ", ".join(type(path).__name__ for path in paths) or "nothing"
+                raise TypeError(f"image must be a path, a list of paths or a NumPy array, got {kinds}.")
         if isinstance(image, np.ndarray) != (affine is not None):
             raise TypeError("an array needs its affine, and a file has its own.")
         if not isinstance(image, np.ndarray):
-            several = isinstance(image, Sequence) and not isinstance(image, str)
-            return self._predict([str(path) for path in image] if several else str(image))  # type: ignore[union-attr]
+            names = [str(path) for path in paths]
+            return self._predict(names if isinstance(image, (list, tuple)) else names[0])
         with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder, "array.nii"))
-            nib.save(nib.Nifti1Image(image.astype(np.float32), affine), path)
-            return self._predict(path)
+            path = Path(folder, "array.nii")
+            save_array(image, affine, path)
+            try:
+                return self._predict(str(path))
+            except InvalidImageError as error:
+                raise InvalidImageError(str(error).replace(str(path), "the array")) from error
 
     def _predict(self, image: str | list[str]) -> Prediction:
         try:
