@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 
-from .formats import is_picture
+from .formats import PICTURES, VOLUMES, is_picture
 from .geometry import on_grid
 from .pictures import read_picture
 from .volume_files import read_volume
@@ -83,6 +83,8 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
         raise ValueError(f"{path!r}: a mask is one file.")
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file.")
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder; a mask is one file ({', '.join(VOLUMES + PICTURES)}).")
     try:
         voxels, own = _read(str(path), like)
     except Exception as error:
