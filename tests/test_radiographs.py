@@ -137,6 +137,9 @@ def test_a_mask_that_is_a_picture_lies_on_its_radiograph(tmp_path: Path) -> None
         dicom.save(dicom.image(GREY, PixelSpacing=[0.3, 0.2], PatientOrientation=["R", "F"]), tmp_path / "x.dcm")
     )
     np.testing.assert_array_equal(load_mask(mask, image["image"])[0, :, :, 0].numpy().T, GREY > 100)
+    Image.open(mask).save(tmp_path / "mask.jpeg")
+    with pytest.raises(ValueError, match=r"mask.jpeg: can't be read as a mask \(JPEG doesn't keep a mask's pixels"):
+        load_mask(tmp_path / "mask.jpeg", image["image"])
     turned = Orientation("LPS", labels=None)(image["image"])
     np.testing.assert_array_equal(load_mask(mask, turned)[0, :, :, 0].numpy().T, (GREY > 100)[:, ::-1])
 

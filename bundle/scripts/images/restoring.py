@@ -22,7 +22,8 @@ LESION, NOT_ASSESSED = 1, 2
 class RestoreGridd(MapTransform):
     """Bring the results back to the grid, affine and orientation of the input file.
 
-    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in foreground that was not assessed and 0 outside; adds
+    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in foreground that was not assessed and, within a pixel of the
+    networks, fading to 0 outside; adds
     ``counterfactual`` where the inferer gave one, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what
     changed, so that what did not change keeps the input's full resolution; and replaces the inferer's dictionary by the
     mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in foreground that was

@@ -190,7 +190,7 @@ class Report:
             if item.get("mask") is None:
                 raise
             # the mask is there to look at: without it the result is the same
-            tqdm.write(f"{item['mask']}: {cause_of(error)}")
+            tqdm.write(f"{item['name']}: {cause_of(error)}")
             result["warnings"].append("The known lesion mask could not be drawn beside the result.")
             draw_overview(result, None, item["name"], picture)
         if self.write_dicom:  # last, with all warnings
