@@ -54,6 +54,13 @@ def test_what_cannot_be_used_is_refused(predict: Predictor, tmp_path: Path) -> N
         predict(np.zeros((40, 40, 3)))
     with pytest.raises(FileNotFoundError, match="nothing.json"):
         Predictor("nothing")
+    for options, said in (
+        ({"threshold": 0.3}, "there is no such option; did you mean --displayable_configs#threshold"),
+        ({"displayable_configs#threshold": 9}, "threshold must be above 0 and at most 2, got 9"),
+        ({"allow_any_image": "maybe"}, "must be true or false"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Predictor("preview", **NON_ZERO, device="cpu", **options)
     with pytest.raises(TypeError, match="got Nifti1Image"):
         predict(nib.Nifti1Image(np.zeros((40, 40, 3)), np.eye(4)))  # type: ignore[arg-type]
     with pytest.raises(InvalidImageError, match="^the array: is constant"):

@@ -491,6 +491,11 @@ def test_arrays_become_pictures(tmp_path: Path) -> None:
     assert written(tmp_path / "a.json")["left_out"] == {"x-00009": "there are 4 images."}
     arrays(output=str(tmp_path / "b.json"), **common)
     assert [item["label"] for item in items_of(tmp_path / "b.json")] == [1, 0, 0]
+    (tmp_path / "png" / "x-00000.png").write_bytes(b"another's")
+    with pytest.raises(ValueError, match=r"x-00000.png: is there already and is another picture"):
+        arrays(output=str(tmp_path / "b.json"), **common)
+    arrays(output=str(tmp_path / "b.json"), overwrite=True, **common)
+    assert np.array_equal(Image.open(tmp_path / "png" / "x-00000.png"), pictures[0])
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:

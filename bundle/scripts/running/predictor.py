@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..bundle import parsed
+from ..command import check_option
 from ..errors import InvalidImageError, cause_of
 from ..images.restoring import LESION, NOT_ASSESSED
 from ..method.slices import each
@@ -74,15 +75,21 @@ class Predictor:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: an option is out of its range.
+        ValueError: there is no such option, or its value is out of its range.
     """
 
     def __init__(self, *overlays: str, **overrides: Any) -> None:
-        config = parsed(*overlays, **{"inferer#progress": False, **overrides})
+        config = parsed(*overlays)
+        for name, value in overrides.items():
+            check_option(name, value, config.get())
+        config.update({"inferer#progress": False, **overrides})
         names = ("device", "network", "preprocessing", "inferer", "postprocessing")
-        self.device, self.network, self.preprocessing, self.inferer, self.postprocessing = (
-            config.get_parsed_content(name) for name in names
-        )
+        try:
+            self.device, self.network, self.preprocessing, self.inferer, self.postprocessing = (
+                config.get_parsed_content(name) for name in names
+            )
+        except RuntimeError as error:  # MONAI's, around what a component raises
+            raise cause_of(error) from error
 
     def __call__(
         self, image: str | Path | Sequence[str | Path] | NDArray[Any], affine: NDArray[Any] | None = None
