@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -71,7 +71,7 @@ def _mgz(path: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj).astype(np.float32), np.array(image.affine, dtype=np.float64)
 
 
-def read_by_itk(path: str, **options: str) -> SimpleITK.Image:
+def read_by_itk(path: str, **options: Any) -> SimpleITK.Image:
     """A file as ITK reads it.
 
     Raises:
