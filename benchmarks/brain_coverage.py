@@ -1,6 +1,6 @@
 """What neither the evaluation nor the product looks at: slices, brain and lesion, by the masks of a split's patients.
 
-    python benchmarks/brain_coverage.py --dataset_dir DIR [--split test] [--output FILE]
+    python benchmarks/brain_coverage.py --datalist FILE [--split test] [--output FILE]
 
 The evaluation takes the slices that the data set labels, the product those in which HD-BET finds at least half of the largest
 slice's brain. Where the two differ is counted here. No network but HD-BET runs. Writes brain_coverage.json.
@@ -24,7 +24,7 @@ from scripts.bundle import declared
 from scripts.files import write
 from scripts.images.geometry import slice_numbers
 from scripts.images.masks import load_mask
-from scripts.learning.datalists import brain_mr
+from scripts.learning.datalists import read_datalist
 from scripts.method.slices import assessed_slices
 
 
@@ -54,7 +54,7 @@ def counted(evaluated: np.ndarray, assessed: np.ndarray, brain: np.ndarray, lesi
 
 
 def coverage(
-    dataset_dir: str,
+    datalist: str,
     split: str = "test",
     output: str = str(ROOT / "benchmarks" / "brain_coverage.json"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
@@ -63,8 +63,8 @@ def coverage(
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
     fraction = declared("min_area_fraction")
     patients = []
-    for item in tqdm(brain_mr(dataset_dir, split), "preprocessing", unit="volume"):
-        volume = preprocessing({k: item[k] for k in ("image", "spacing")})
+    for item in tqdm(read_datalist(datalist, split), "preprocessing", unit="volume"):
+        volume = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})
         inside = volume["foreground"]
         numbers = slice_numbers(inside)  # of the slices that hold brain
         assessed, brain = np.zeros(len(item["label"]), bool), np.zeros(len(item["label"]), int)

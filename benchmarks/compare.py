@@ -1,6 +1,9 @@
 """Algorithms side by side: the same weights, patients, preprocessing and metrics; quality and cost in one table.
 
-    python benchmarks/compare.py --dataset_dir DIR [--minutes 3] [--supervised_minutes 12] [--seed 0] [--output FILE]
+    python benchmarks/compare.py --datalist FILE [--masked_datalist FILE] [--minutes 3] [--supervised_minutes 12] [--seed 0]
+        [--output FILE]
+
+`masked_datalist` is for what is trained here: with brain masks of the data set's own, preparing it is faster.
 
 Thresholds are chosen on the validation patients, every number is of the test patients. What takes a second a slice sees all
 their slices; the reference's algorithm and its kin take up to a minute a slice on a CPU and see a subset, drawn with `seed`,
@@ -32,23 +35,25 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rivals import RIVALS, supervised, trained
-from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts import DISEASED
+from scripts import HEALTHY
 from scripts.bundle import declared
 from scripts.device import autocast, fastest_precision
 from scripts.files import write
 from scripts.fingerprints import fingerprint
 from scripts.images.geometry import slice_numbers
-from scripts.judging.bootstrap import bootstrap, paired_bootstrap
+from scripts.judging.bootstrap import Measured, measured
 from scripts.judging.cases import SliceCase
-from scripts.judging.metrics import METRICS, MIN_LESION_PIXELS, best_threshold, dice, metrics
-from scripts.judging.readings import BASELINE, COUNTERFACTUAL, OURS, PAPER, cases_of, readings
-from scripts.learning.datalists import brain_mr
+from scripts.judging.metrics import METRICS
+from scripts.judging.on_input import cases_of
+from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, readings
+from scripts.judging.sums import MIN_LESION_PIXELS, dice
+from scripts.judging.thresholds import best_threshold, label_threshold
+from scripts.learning.datalists import read_datalist
 from scripts.learning.datasets import SliceDataset
 from scripts.method.guidance import ClassifierGuidance
 from scripts.method.inferer import learned_map
@@ -59,7 +64,7 @@ from scripts.weights import weights_digest
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 """Slices ``(N, C, H, W)`` to their healthy counterparts."""
-SUBSET = {"val": (6, 1), "test": (14, 2)}
+SUBSET = {"validation": (6, 1), "test": (14, 2)}
 """Patients, and slices of each, for what takes up to a minute a slice."""
 COMPARED = ("pixel_ap", "dice_threshold", "image_auroc")
 DEFAULT, STUDENT, REFERENCE = "ours, default", "ours, student", "reference, L = 500, s = 100"
@@ -67,7 +72,7 @@ ALONE = "ours, counterfactual alone"
 """The default without the student's part of the map, as every other algorithm's counterfactual is read."""
 PUBLISHED = f"{REFERENCE}, the paper's map"
 """The reference as it was published, its reading included."""
-INTENSITY = "FLAIR intensity"
+INTENSITY, BASELINE = "FLAIR intensity", "FLAIR minus slice median, 3x3 median"
 GATED = f"{BASELINE}, gated"
 """The better intensity baseline with our classifier's gate: what our map is without counterfactual and student."""
 SUPERVISED = "the student's network, taught by masks"
@@ -167,10 +172,11 @@ class Split:
     ``x`` ``(N, C, H, W)``, ``foreground`` bool ``(N, 1, H, W)``, ``probability`` and ``subset``, bool, ``(N,)``.
     """
 
-    def __init__(self, root: str, name: str, preprocessing: Any, classifier: torch.nn.Module, seed: int) -> None:
-        self.items = brain_mr(root, name)
+    def __init__(self, datalist: str, name: str, preprocessing: Any, classifier: torch.nn.Module, seed: int) -> None:
+        self.items = read_datalist(datalist, name)
+        self.baselines = declared("baselines")
         self.volumes = [
-            preprocessing({k: item[k] for k in ("image", "spacing")})
+            preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})
             for item in tqdm(self.items, f"{name}, preprocessing")
         ]
         self.wanted = [
@@ -185,7 +191,7 @@ class Split:
         self.depths = [len(p) for p in planes]
         with torch.no_grad():
             logits = torch.cat([classifier(b, times(b, 0)).float() for b in self.x.split(16)])
-        self.probability = self.with_neighbours(logits.softmax(dim=1)[:, DISEASED])
+        self.probability = self.with_neighbours(1 - logits.softmax(dim=1)[:, HEALTHY])
         generator = random.Random(seed)
         begins = np.cumsum([0, *self.depths])
         patients, each = SUBSET[name]
@@ -212,7 +218,7 @@ class Split:
                 return full
 
             parts = ({name: whole(v) for name, v in values.items()} for values in (maps, scores))
-            cases += cases_of(item, volume, *parts)
+            cases += cases_of(item, volume, *parts, self.baselines)
             begin = end
         return cases
 
@@ -341,18 +347,11 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def label_threshold(cases: list[SliceCase], method: str) -> float:
-    """Otsu's threshold of the foreground of slices labelled diseased: image-level labels alone choose it."""
-    return float(
-        threshold_otsu(np.concatenate([c.maps[method][c.foreground] for c in cases if c.diseased == DISEASED]))
-    )
-
-
 def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, Any]:
     """The mean Dice of slices by the pixels of their lesion, and how many slices that is."""
     found: dict[str, list[float]] = {name: [] for name in SIZES}
     for case in cases:
-        values, truth = case.pixels(method, "foreground")
+        values, truth = case.values(method, "foreground"), case.lesion("foreground")
         for name, (low, high) in SIZES.items():
             if low < truth.sum() <= high:
                 found[name].append(dice(values > threshold, truth))
@@ -360,7 +359,8 @@ def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, 
 
 
 def compare(
-    dataset_dir: str,
+    datalist: str,
+    masked_datalist: str | None = None,
     minutes: float = 3,
     supervised_minutes: float = 12,
     seed: int = 0,
@@ -371,8 +371,10 @@ def compare(
     algorithms = Algorithms()
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
     reading = declared("polarity"), declared("median_size")
-    splits = {name: Split(dataset_dir, name, preprocessing, algorithms.classifier, seed) for name in ("val", "test")}
-    data = fingerprint([brain_mr(dataset_dir, n) for n in splits], preprocessing)
+    splits = {
+        name: Split(datalist, name, preprocessing, algorithms.classifier, seed) for name in ("validation", "test")
+    }
+    data = fingerprint([s.items for s in splits.values()], preprocessing)
     networks = {"model": algorithms.network, "classifier": algorithms.classifier, "student": algorithms.student}
     weights = {name: weights_digest(network) for name, network in networks.items()}
 
@@ -384,7 +386,7 @@ def compare(
         return Path(cache_dir) / f"compare-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.pt"
 
     train = SliceDataset(
-        brain_mr(dataset_dir, "train", brain_masks=True), preprocessing, cache_dir, declared("min_area_fraction")
+        read_datalist(masked_datalist or datalist, "training"), preprocessing, cache_dir, declared("min_area_fraction")
     )
 
     def of_rival(name: str) -> dict[str, Any]:
@@ -394,10 +396,14 @@ def compare(
         start = time.perf_counter()
         maps, scores = read(splits["test"].x, splits["test"].foreground)
         seconds = (time.perf_counter() - start) / len(maps)
-        return {"test": (maps, scores), "val": read(splits["val"].x, splits["val"].foreground), "seconds": seconds}
+        return {
+            "test": (maps, scores),
+            "validation": read(splits["validation"].x, splits["validation"].foreground),
+            "seconds": seconds,
+        }
 
     def of_masks() -> dict[str, torch.Tensor]:
-        network = supervised(dataset_dir, cache_dir, supervised_minutes)
+        network = supervised(masked_datalist or datalist, cache_dir, supervised_minutes)
         return {name: learned_maps(network, s.x) for name, s in splits.items()}
 
     # every method's maps and scores a split; the readings of the subset's rows are of the subset alone
@@ -448,47 +454,44 @@ def compare(
     kept(sample, lambda: [a[test.subset].repeat(2, 1, 1, 1)[:16] for a in (test.x, test.foreground)])
     for c in costs.values():
         if "row" in c:
-            c |= kept(cache("cost", c["row"], of=tuple(weights)), lambda row=c["row"]: measured(row, sample))
+            c |= kept(cache("cost", c["row"], of=tuple(weights)), lambda row=c["row"]: cost_of(row, sample))
 
     scaling = {
-        n: kept(cache("scaling", n, of=tuple(weights)), lambda n=n: measured(DEFAULT, sample, n)) for n in NUMBERS
+        n: kept(cache("scaling", n, of=tuple(weights)), lambda n=n: cost_of(DEFAULT, sample, n)) for n in NUMBERS
     }
     rows, thresholds, without_masks, sizes = [], {}, {}, {}
+    found: dict[tuple[str, str], Measured] = {}
     for where in ("all", "subset"):
         chosen = {
-            split: [c for c in found if where == "all" or splits[split].subset[int(c.scores["number"])]]
-            for split, found in cases.items()
+            split: [c for c in of_split if where == "all" or splits[split].subset[int(c.scores["number"])]]
+            for split, of_split in cases.items()
         }
         for method in on_all if where == "all" else [*on_all, *(m for m in costs if m not in on_all)]:
-            threshold = best_threshold(chosen["val"], method, "foreground")
-            from_labels = label_threshold(chosen["val"], method)
-            point = metrics(chosen["test"], method, threshold, "foreground")
-            interval = bootstrap(chosen["test"], method, threshold, "foreground")
-            point["dice_labels"] = metrics(chosen["test"], method, from_labels, "foreground")["dice_threshold"]
-            interval["dice_labels"] = bootstrap(chosen["test"], method, from_labels, "foreground")["dice_threshold"]
+            threshold = best_threshold(chosen["validation"], method, "foreground")
+            from_labels = label_threshold(chosen["validation"], method)
+            found[where, method] = measured(chosen["test"], method, threshold, "foreground")
+            by_labels = measured(chosen["test"], method, from_labels, "foreground")
+            point = found[where, method].values | {"dice_labels": by_labels.values["dice_threshold"]}
+            interval = found[where, method].intervals | {"dice_labels": by_labels.intervals["dice_threshold"]}
             thresholds[where, method] = threshold
             without_masks[f"{where}: {method}"] = from_labels
             sizes.setdefault(where, {})[method] = by_size(chosen["test"], method, threshold)
             values = {
-                m: f"{point[m]:.3f} ({interval[m][0]:.2f}-{interval[m][1]:.2f})" for m in (*METRICS, "dice_labels")
+                m: f"{v:.3f} ({interval[m][0]:.2f}-{interval[m][1]:.2f})" for m, v in point.items() if m in interval
             }
             spent = {k: v for k, v in costs.get(method, {}).items() if k != "row"}
             rows.append({"slices": len(chosen["test"]), "method": method, **values, **rounded(spent)})
             tqdm.write(f"{where}: {method}: AP {values['pixel_ap']}, Dice {values['dice_threshold']}")
         against = (INTENSITY, BASELINE, GATED, SUPERVISED) + ((REFERENCE, PUBLISHED) if where == "subset" else ())
         differences = {
-            f"{ours} - {other}": {
-                m: paired_bootstrap(
-                    chosen["test"], ours, other, m, thresholds[where, ours], thresholds[where, other], "foreground"
-                )
-                for m in COMPARED
-            }
+            f"{ours} - {other}": {m: found[where, ours].minus(found[where, other], m) for m in COMPARED}
             for ours in (DEFAULT, ALONE, STUDENT)
             for other in against
         }
         sizes[where] = {"dice_by_lesion_pixels": sizes[where], "differences": differences}
 
-    columns = ["slices", "method", *METRICS, "dice_labels", "seconds", "share", "network_calls", "gradients", "memory"]
+    measures = [m for m in METRICS if any(m in row for row in rows)]
+    columns = ["slices", "method", *measures, "dice_labels", "seconds", "share", "network_calls", "gradients", "memory"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -502,7 +505,7 @@ def compare(
         "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
         "settings": dict(declared("displayable_configs")),
         "default_by_number_of_slices": {n: rounded(c) for n, c in scaling.items()},
-        "patients": {split: len({c.subject for c in found}) for split, found in cases.items()},
+        "patients": {split: len({c.subject for c in of_split}) for split, of_split in cases.items()},
         "thresholds": {f"{where}: {method}": t for (where, method), t in thresholds.items()},
         "thresholds_without_masks": without_masks,
         **sizes,
@@ -515,7 +518,7 @@ def compare(
     print(text.getvalue())
 
 
-def measured(row: str, sample: Path, number: int = 0) -> dict[str, float]:
+def cost_of(row: str, sample: Path, number: int = 0) -> dict[str, float]:
     """`cost` of a row in a process of its own."""
     command = [sys.executable, __file__, "cost", row, str(sample), str(number)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

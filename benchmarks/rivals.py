@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.images.geometry import to_grid
 from scripts.images.masks import load_mask
-from scripts.learning.datasets import augmented, labelled_slices
+from scripts.learning.datasets import labelled_slices
+from scripts.learning.seeding import Draw, augmented
 from scripts.method.maps import slice_score
 
 Reader = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -283,25 +284,26 @@ class ReadersMasks(Dataset):
     """The slices a student learns from, with radiologists' masks instead of what counterfactuals gave.
 
     Args:
-        datalist: items with ``mask``, see `learning.datalists`.
+        data: items with ``mask``, see `learning.datalists`.
         preprocessing: the bundle's.
         min_area_fraction: see `method.slices.assessed_slices`.
-        transform: applied to every item, for augmentation.
+        augmentation, seed: as `SliceDataset` has them.
 
     Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``, labels 0 or 1; ``labels`` are the image-level ones.
     """
 
     def __init__(
         self,
-        datalist: list[dict[str, Any]],
+        data: Sequence[dict[str, Any]],
         preprocessing: Compose,
         min_area_fraction: float,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        augmentation: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        seed: int = 0,
     ) -> None:
-        self.transform = transform
+        self.augmentation, self.seed = augmentation, seed
         self.labels: list[int] = []
         self.items: list[dict[str, Any]] = []
-        for source in tqdm(datalist, "readers' masks", unit="volume"):
+        for source in tqdm(data, "readers' masks", unit="volume"):
             volume = preprocessing({k: v for k, v in source.items() if k != "mask"})
             image = volume["image"]
             mask = load_mask(source["mask"], volume["input_image"])
@@ -313,23 +315,27 @@ class ReadersMasks(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return augmented(dict(self.items[i]), self.transform)
+    def __getitem__(self, drawn: int | Draw) -> dict[str, Any]:
+        i, number = drawn if isinstance(drawn, tuple) else (drawn, None)
+        item = dict(self.items[i])
+        if number is None or self.augmentation is None:
+            return item
+        return augmented(item, self.augmentation, self.seed, number)
 
 
-def supervised(dataset_dir: str, cache_dir: str, minutes: float) -> torch.nn.Module:
+def supervised(datalist: str, cache_dir: str, minutes: float) -> torch.nn.Module:
     """The student after its own training, but taught by the masks of the training patients."""
     with tempfile.TemporaryDirectory() as folder:
-        parser = config(dataset_dir, cache_dir, folder, ("train", "train_student"), max_minutes=minutes)
+        parser = config(datalist, cache_dir, folder, ("train_student",), max_minutes=minutes)
         for split in ("train", "validate"):
             parser[f"{split}#dataset"] = {
                 "_target_": "rivals.ReadersMasks",
-                "datalist": f"@{split}#datalist",
+                "data": parser[f"{split}#dataset#data"],
                 "preprocessing": "@preprocessing",
                 "min_area_fraction": "@min_area_fraction",
-                **({"transform": "@train#augmentation"} if split == "train" else {}),
+                **({"augmentation": "@train#augmentation", "seed": "@seed"} if split == "train" else {}),
             }
-        parser["checkpoint#settings"] = {}
-        for step in ("initialize", "run"):
-            parser.get_parsed_content(step)
+        parser["checkpoint#settings"], parser["checkpoint#record"] = {}, None
+        parser.get_parsed_content("initialize")
+        parser.get_parsed_content("train#trainer").run()
         return declared("student", **{"student#path": f"{folder}/model.pt"})

@@ -2,7 +2,7 @@
 
     python benchmarks/sequence_check.py --brain_mr DIR --brats DIR --others DATALIST [--brain_cache DIR]
 
-`brain_mr` is the folder of TCGA-LGG with ``slices.csv`` and T1, T1 with contrast and FLAIR (`learning.datalists`), `brats`
+`brain_mr` is the folder of TCGA-LGG with ``slices.csv`` and T1, T1 with contrast and FLAIR (see `prepare.brain_mr`), `brats`
 one of BraTS with a folder a case and ``cases.csv``, and `others` a JSON datalist with ``image``, ``sequence``, ``subject``,
 ``stripped`` and, where there is one, ``foreground``. Brains are the data set's own, or what the bundle finds.
 
@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import fire
@@ -39,7 +40,8 @@ from scripts.images.loading import LoadVolumed
 from scripts.images.plausibility import CheckBraind
 from scripts.images.resampling import ResampleInPlaned
 from scripts.images.sequence_check import sequence_features
-from scripts.learning.datalists import brain_mr as tcga
+from scripts.learning.datalists import read_datalist
+from scripts.prepare.brain_mr import brain_mr as prepare_brain_mr
 
 THRESHOLD = 0.3
 """The least probability of FLAIR that is not warned of: chosen so that about 2 % of FLAIR are."""
@@ -48,13 +50,12 @@ KNOWN = {"flair": "FLAIR", "t1": "T1", "t1gd": "T1Gd", "t1ce": "T1Gd", "t2": "T2
 
 def items(brain_mr: str, brats: str, others: str) -> Iterator[dict[str, Any]]:
     """Every image with ``set``, ``sequence``, ``subject`` and ``stripped``."""
-    with (Path(brain_mr) / "slices.csv").open(newline="") as file:
-        copied = {(r["patient"], s) for r in csv.DictReader(file) for s in ("t1", "t1gd") if r[f"{s}_missing"] == "1"}
-    for split in ("train", "val", "test", "demo"):
+    with TemporaryDirectory() as folder:
         for name in ("flair", "t1", "t1gd"):
-            for item in tcga(brain_mr, split, (name,), brain_masks=True):
-                if (item["subject"], name) not in copied:
-                    yield {**item, "set": "TCGA-LGG", "sequence": KNOWN[name], "stripped": False}
+            path = f"{folder}/{name}.json"
+            prepare_brain_mr(root=brain_mr, output=path, sequences=name, brain_masks=True)
+            for item in read_datalist(path):
+                yield {**item, "set": "TCGA-LGG", "sequence": KNOWN[name], "stripped": False}
     with (Path(brats) / "cases.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             for name in ("flair", "t1", "t1ce", "t2"):

@@ -1,6 +1,6 @@
 """How much the result depends on the noise level L and the guidance scale s, on validation slices.
 
-    python benchmarks/sweep.py --dataset_dir DIR [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
+    python benchmarks/sweep.py --datalist FILE [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
 
 Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. What is measured is the default's map, the
 mean of the counterfactual's and the student's, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns need no
@@ -19,7 +19,7 @@ from pathlib import Path
 import fire
 import numpy as np
 import torch
-from compare import ROOT, Split, label_threshold, learned_maps
+from compare import ROOT, Split, learned_maps
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -30,6 +30,7 @@ from scripts.files import write
 from scripts.judging.cases import SliceCase
 from scripts.judging.metrics import metrics
 from scripts.judging.readings import COUNTERFACTUAL, OURS, readings
+from scripts.judging.thresholds import label_threshold
 from scripts.method.guidance import ClassifierGuidance
 from scripts.method.sampler import decode, encode, timestep_grid
 
@@ -42,7 +43,7 @@ def separability(cases: list[SliceCase], method: str) -> float:
 
 
 def sweep(
-    dataset_dir: str,
+    datalist: str,
     slices: int = 64,
     seed: int = 0,
     noise_levels: tuple[int, ...] = (250, 350, 500, 650, 750),
@@ -55,7 +56,7 @@ def sweep(
     alphas = declared("scheduler").alphas_cumprod.float().clone()
     options, iterations = declared("displayable_configs"), declared("num_fixed_point_iterations")
     reading = declared("polarity"), declared("median_size")
-    split = Split(dataset_dir, "val", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
+    split = Split(datalist, "validation", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
     chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
     x, inside = split.x[chosen], split.foreground[chosen]
     learned = split.with_neighbours(learned_maps(student, split.x))
@@ -99,8 +100,8 @@ def sweep(
                 "dice_oracle": result["dice_oracle"],
                 "dice_labels": result["dice_threshold"],
                 "image_auroc": result["image_auroc"],
-                "dice_oracle_alone": metrics(cases, "alone", np.inf, "foreground")["dice_oracle"],
-                "contrast": metrics(cases, "plain", np.inf, "foreground")["image_auroc"],
+                "dice_oracle_alone": metrics(cases, "alone", None, "foreground")["dice_oracle"],
+                "contrast": metrics(cases, "plain", None, "foreground")["image_auroc"],
                 "separability": separability(cases, "plain"),
             }
             rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})

@@ -1,6 +1,6 @@
 """Training speed: images a second of the bundle's training and of a plain loop as in MONAI's diffusion tutorials.
 
-    python benchmarks/training.py --dataset_dir DIR [--minutes 1]
+    python benchmarks/training.py --datalist FILE [--minutes 1]
 
 Both train the bundle's diffusion network on the same cached slices, batches and augmentation. The plain loop is that of the
 tutorials: float32, the default memory layout, MONAI's `DiffusionInferer`, Adam, nothing else. Ours is ``configs/train.json`` as
@@ -34,18 +34,15 @@ sys.path.insert(0, str(ROOT / "bundle"))
 from scripts.files import write
 
 
-def config(
-    dataset_dir: str, cache_dir: str, folder: str, names: Sequence[str] = ("train",), **values: Any
-) -> ConfigParser:
-    """Training configs over one another, with the data set's own brain masks, results in `folder`, and other `values`."""
+def config(datalist: str, cache_dir: str, folder: str, names: Sequence[str] = (), **values: Any) -> ConfigParser:
+    """The overlays `names` on ``train.json``, with results in `folder`, and other `values`."""
     parser = ConfigParser()
-    parser.read_config([str(ROOT / "bundle" / "configs" / f"{n}.json") for n in names])
+    parser.read_config([str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", "train", *names)])
     parser.update(
         {
-            "dataset_dir": dataset_dir,
+            "datalist": datalist,
             "cache_dir": cache_dir,
             "run_dir": folder,
-            "train#datalist#brain_masks": True,
             **values,
         }
     )
@@ -81,31 +78,31 @@ def plain(parser: ConfigParser, minutes: float) -> dict[str, float]:
     inferer, optimizer = DiffusionInferer(scheduler), torch.optim.Adam(network.parameters(), lr=2.5e-5)
     images, begin = 0, time.perf_counter()
     network.train()
-    while True:
-        for batch in loader:
-            x = batch["image"]
-            optimizer.zero_grad(set_to_none=True)
-            noise = torch.randn_like(x)
-            timesteps = torch.randint(0, scheduler.num_train_timesteps, (len(x),))
-            prediction = inferer(inputs=x, diffusion_model=network, noise=noise, timesteps=timesteps)
-            torch.nn.functional.mse_loss(prediction, noise).backward()
-            optimizer.step()
-            images += len(x)
-            if time.perf_counter() - begin > 60 * minutes:
-                return {"images_per_second": images / (time.perf_counter() - begin)}
+    for batch in loader:  # without end
+        x = batch["image"]
+        optimizer.zero_grad(set_to_none=True)
+        noise = torch.randn_like(x)
+        timesteps = torch.randint(0, scheduler.num_train_timesteps, (len(x),))
+        prediction = inferer(inputs=x, diffusion_model=network, noise=noise, timesteps=timesteps)
+        torch.nn.functional.mse_loss(prediction, noise).backward()
+        optimizer.step()
+        images += len(x)
+        if time.perf_counter() - begin > 60 * minutes:
+            break
+    return {"images_per_second": images / (time.perf_counter() - begin)}
 
 
-def training(dataset_dir: str, minutes: float = 1, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None:
+def training(datalist: str, minutes: float = 1, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None:
     """Run both twice in turns and write training.json; see the module."""
     turns: list[dict[str, Any]] = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            turns.append({"plain": plain(config(dataset_dir, cache_dir, folder), minutes)})
-            turns[-1]["ours"] = ours(config(dataset_dir, cache_dir, folder, compile=False), minutes)
+            turns.append({"plain": plain(config(datalist, cache_dir, folder), minutes)})
+            turns[-1]["ours"] = ours(config(datalist, cache_dir, folder, compile=False), minutes)
         with tempfile.TemporaryDirectory() as folder:
             torch.compiler.reset()
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # so that nothing is taken from an earlier run
-            turns[-1]["compiled"] = ours(config(dataset_dir, cache_dir, folder, compile=True), minutes)
+            turns[-1]["compiled"] = ours(config(datalist, cache_dir, folder, compile=True), minutes)
     ratios = [
         {n: t[n]["images_per_second"] / t["plain"]["images_per_second"] for n in ("ours", "compiled")} for t in turns
     ]

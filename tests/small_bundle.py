@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.bundle import bundle_root
-from test_inference import TINY
+from tiny_run import TINY
 
 BRIGHT = '''"""All that is bright is foreground."""
 

@@ -47,8 +47,8 @@ from lib.models.fetching import fetch_bundle
 from lib.models.finding import find_models
 from lib.models.one_grid import on_one_grid
 from lib.studies.dicomweb import DICOMwebStudies
-from lib.studies.folder import FolderStudies
-from lib.tasks.inference import AnomalyInferTask
+from lib.studies.folder_studies import FolderStudies
+from lib.tasks.infer_task import AnomalyInferTask
 from lib.tasks.summaries import changed_options
 from lib.tasks.views import HEAT_MAP_LABELS, heat_map, lesion_mask
 from lib.tasks.writing import write_results

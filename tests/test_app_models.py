@@ -111,7 +111,7 @@ def test_a_model_of_pictures_with_two_channels_shows_up(tmp_path: Path) -> None:
     (bundle / "configs" / "knee.json").write_text(json.dumps(OVERLAY))
     (bundle / "models" / "knee").mkdir()
     declared = find_models(bundle, "cpu")[1].declared
-    for name, definition in (("model", "network_def"), ("classifier", "classifier_def")):
+    for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
         torch.save(declared.parsed(definition).state_dict(), bundle / "models" / "knee" / f"{name}.pt")
     studies = tmp_path / "studies"
     studies.mkdir()
@@ -123,7 +123,9 @@ def test_a_model_of_pictures_with_two_channels_shows_up(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     app = AnomalyDetection(str(tmp_path / "app"), str(studies), {"bundle": str(bundle), "device": "cpu"})
     task = app.info()["models"]["knee_lesion_mask"]
-    assert task["config"] == OVERLAY["displayable_configs"] and "Takes high energy, low energy." in task["description"]
+    chosen = {id_.partition("#")[2]: value for id_, value in OVERLAY.items() if id_.startswith("displayable_configs#")}
+    assert chosen.items() <= task["config"].items() and "Takes high energy, low energy." in task["description"]
+    assert "knee_lesion_preview" in app.info()["models"]
     assert app.datastore().list_images() == ["0_high_energy", "1_high_energy"]
     result = app.infer({"model": "knee_lesion_mask", "image": "1_high_energy", "save_label": True})
     assert result["params"]["lesion_ml"] >= 0
@@ -132,3 +134,17 @@ def test_a_model_of_pictures_with_two_channels_shows_up(tmp_path: Path) -> None:
     with pytest.raises(MONAILabelException, match="the model takes FLAIR"):
         app.infer({"model": "lesion_mask", "image": "1_high_energy"})
     assert app.next_sample({"strategy": "most_anomalous_first"})["id"] == "1_high_energy"
+
+
+def test_a_student_without_a_threshold_of_its_own_gives_no_preview(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = write_small_bundle(tmp_path)
+    path = bundle / "configs" / "preview.json"
+    chosen = {"_target_": "scripts.weights.calibrated", "manifest": "@manifest", "name": "preview_threshold"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"displayable_configs": {"threshold": chosen}}))
+    assert find_models(bundle, "cpu")[0].declared.modes == [FULL]
+    assert "brain_flair has no preview" in caplog.text and "preview_threshold" in caplog.text
+    calibration = {"calibration": {"values": {"preview_threshold": 0.3}}}
+    (bundle / "models" / "weights.json").write_text(json.dumps(calibration))
+    assert find_models(bundle, "cpu")[0].declared.options(PREVIEW) == {"threshold": 0.3}

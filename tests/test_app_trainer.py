@@ -18,7 +18,6 @@ import pytest
 import SimpleITK
 import torch
 from ignite.engine import Engine
-from monai.bundle import ConfigParser
 from monailabel.datastore.local import LocalDatastore
 
 from lib.trainer import FineTune, TrainingLog, mask_labels, split_patients, tag_labels
@@ -26,7 +25,8 @@ from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
 from scripts.learning.datasets import SliceDataset
 from synthetic import GRIDS, head, write_head
-from test_training import TINY_NETS
+from tiny_run import TINY
+from training_data import OVERLAYS
 
 SLICE_AXIS = {"plain": 2, "flipped": 2, "oblique": 2, "sagittal": 0}
 LABELS = [0, 1, -1, 1, 0, 1]
@@ -192,8 +192,8 @@ def bundle(tmp_path: Path) -> Path:
     shutil.copytree(Path(bundle_root()) / "configs", folder / "configs")
     (folder / "models").mkdir()
     torch.manual_seed(0)
-    for config, name in (("train_classifier", "classifier"), ("train", "model")):
-        state = ConfigParser({"net": TINY_NETS[config]}).get_parsed_content("net").state_dict()
+    for network, name in (("classifier_def", "classifier"), ("network_def", "model")):
+        state = declared(network, **TINY).state_dict()
         state[list(state)[-1]] += torch.tensor([4.0, -4.0]) if name == "classifier" else 4.0
         torch.save(state, folder / "models" / f"{name}.pt")
     return folder
@@ -229,8 +229,11 @@ def studies(tmp_path: Path) -> Iterator[LocalDatastore]:
 
 
 def fine_tune(bundle: Path, config: str = "train_classifier", **overrides: Any) -> FineTune:
-    few = {"max_epochs": 2, "epoch_length": 5, "ema#momentum": 0.5, "network_def": TINY_NETS[config]}
-    return FineTune(bundle, f"{config}.json", "fine-tune", **{**few, **overrides})
+    return FineTune(bundle, configs(config), "fine-tune", **{**TINY, "ema#momentum": 0.5, **overrides})
+
+
+def configs(config: str) -> list[str]:
+    return [f"{name}.json" for name in OVERLAYS[config]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -238,11 +241,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_options_are_few_and_checked(bundle: Path, studies: LocalDatastore) -> None:
-    task = FineTune(bundle, "train_classifier.json", "fine-tune the classifier")
+    task = FineTune(bundle, configs("train_classifier"), "fine-tune the classifier")
     assert task.info()["description"] == "fine-tune the classifier"
-    numbers = {"max_minutes": 10, "val_split": 0.2, "learning_rate": 3e-5, "batch_size": 16}
+    numbers = {"max_images": 8000, "max_minutes": 10, "val_split": 0.2, "learning_rate": 3e-5, "batch_size": 16}
     assert {k: v for k, v in task.config().items() if k != "device"} == numbers
-    assert FineTune(bundle, "train.json", "").config()["learning_rate"] == 2e-5
+    assert FineTune(bundle, configs("train"), "").config()["learning_rate"] == 2e-5
     assert task.stats() == {}
     json.dumps(task.info(), allow_nan=False)
     for name, wrong in (
@@ -250,6 +253,7 @@ def test_options_are_few_and_checked(bundle: Path, studies: LocalDatastore) -> N
         *(("max_minutes", v) for v in (0, [1])),
         *(("learning_rate", v) for v in (-1, "$1/0")),
         *(("batch_size", v) for v in (0, 0.5)),
+        ("max_images", 0.5),
     ):
         with pytest.raises(ValueError, match=f"{name} must be a number above 0.*, got "):
             task({name: wrong}, studies)
@@ -263,7 +267,9 @@ def test_better_weights_are_published_and_the_old_ones_kept(
     caplog.set_level(logging.INFO)
     before = contents(bundle / "models")
     task = fine_tune(bundle)
-    report = task({"model": "classifier", "learning_rate": "3e-4", "batch_size": 4, "max_minutes": 5}, studies)
+    report = task(
+        {"model": "classifier", "learning_rate": "3e-4", "batch_size": 4, "max_images": 40, "max_minutes": 5}, studies
+    )
     assert report["published"] and report["after"]["val_loss"] < report["before"]["val_loss"]
     assert report["before"].keys() == report["after"].keys() >= {"val_auroc_t0", "val_accuracy_t750"}
     assert report["patients"] == {"train": 3, "validation": 1}
@@ -279,8 +285,8 @@ def test_better_weights_are_published_and_the_old_ones_kept(
     assert after["model.pt"] == before["model.pt"]
     assert report["kept"].startswith("classifier-2") and report["kept"].endswith("Z.pt")
     torch.load(bundle / "models" / "classifier.pt", weights_only=True)
-    assert task.stats() == FineTune(bundle, "train_classifier.json", "").stats() == report
-    assert FineTune(bundle, "train.json", "").stats() == {}
+    assert task.stats() == FineTune(bundle, configs("train_classifier"), "").stats() == report
+    assert FineTune(bundle, configs("train"), "").stats() == {}
     log = [r.getMessage() for r in caplog.records if r.name == "lib.trainer"]
     for name, why in {
         "diseased": "doesn't say which slices",
@@ -300,7 +306,7 @@ def test_two_runs_are_the_same(bundle: Path, studies: LocalDatastore) -> None:
     reports = []
     for _ in range(2):
         (bundle / "models" / "classifier.pt").write_bytes(weights)
-        reports.append(fine_tune(bundle, max_epochs=1)({"learning_rate": 3e-4, "batch_size": 4}, studies))
+        reports.append(fine_tune(bundle)({"learning_rate": 3e-4, "batch_size": 4, "max_images": 20}, studies))
     assert reports[0]["after"] == reports[1]["after"] != reports[0]["before"]
 
 
@@ -308,8 +314,8 @@ def test_worse_weights_are_not_published(bundle: Path, studies: LocalDatastore) 
     before = contents(bundle / "models")
     # away from the labels instead of to them
     uphill: dict[str, Any] = {"optimizer#maximize": True}
-    task = fine_tune(bundle, max_epochs=1, **uphill)
-    report = task({"learning_rate": 3e-4, "batch_size": 4}, studies)
+    task = fine_tune(bundle, **uphill)
+    report = task({"learning_rate": 3e-4, "batch_size": 4, "max_images": 20}, studies)
     assert report["after"]["val_loss"] > report["before"]["val_loss"]
     assert report["published"] is False and report["kept"] is None
     after = contents(bundle / "models")
@@ -321,12 +327,12 @@ def test_a_loss_that_is_no_number_publishes_nothing(bundle: Path, studies: Local
     before = contents(bundle / "models")
     listening = [*logging.getLogger().handlers], signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="the training diverged"):
-        fine_tune(bundle)({"learning_rate": 1e30}, studies)
+        fine_tune(bundle)({"learning_rate": 1e30, "max_images": 160}, studies)
     assert contents(bundle / "models") == before
     # its log in the folder that has gone would fail whatever this process logs
     assert ([*logging.getLogger().handlers], signal.getsignal(signal.SIGINT)) == listening
     # one step is enough for weights that are no numbers, and too few for a loss that is none
-    report = fine_tune(bundle, "train", max_epochs=1, epoch_length=1)({"learning_rate": 1e30}, studies)
+    report = fine_tune(bundle, "train")({"learning_rate": 1e30, "max_images": 8}, studies)
     assert report["published"] is False and report["after"]["val_loss"] is None
     json.dumps(report, allow_nan=False)
     assert contents(bundle / "models").items() >= before.items()
@@ -350,7 +356,7 @@ def test_a_crash_leaves_nothing_behind(bundle: Path, studies: LocalDatastore, mo
     }.items():
         with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
             patch.setattr(what, how)
-            fine_tune(bundle)({"learning_rate": 3e-4, "batch_size": 4}, studies)
+            fine_tune(bundle)({"learning_rate": 3e-4, "batch_size": 4, "max_images": 40}, studies)
         assert contents(bundle / "models") == before
 
 
@@ -379,7 +385,7 @@ def test_slices_out_of_the_trained_range_do_not_count(
 
 def test_the_diffusion_network_is_tuned_alike(bundle: Path, studies: LocalDatastore) -> None:
     before = contents(bundle / "models")
-    report = fine_tune(bundle, "train", max_epochs=1)({"learning_rate": 3e-3, "batch_size": 4}, studies)
+    report = fine_tune(bundle, "train")({"learning_rate": 3e-3, "batch_size": 4, "max_images": 20}, studies)
     assert report["published"] and report["before"].keys() == {"val_loss"} and report["kept"].startswith("model-2")
     after = contents(bundle / "models")
     assert after.keys() == {*before, report["kept"], "model.finetune.json"}

@@ -177,6 +177,33 @@ def test_coverage_counts_what_is_not_looked_at() -> None:
     }
 
 
+@pytest.mark.parametrize("name", compare.SUBSET)
+def test_a_splits_slices_come_back_as_cases(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labelled slices of two volumes with their foreground; a number a slice lands on that slice of its file."""
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
+    items = []
+    for patient in ("A", "B"):
+        (tmp_path / patient).mkdir()
+        item = write_head(tmp_path / patient)
+        items.append({"image": item["image"], "label": [-1, 0, 1, -1, 0, -1], "subject": patient})
+    (tmp_path / "datalist.json").write_text(json.dumps({name: items}))
+
+    def classifier(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 2)
+
+    split = compare.Split(str(tmp_path / "datalist.json"), name, declared("preprocessing"), classifier, 0)
+    assert split.x.shape == (6, 1, 72, 88) and split.foreground.shape == (6, 1, 72, 88)
+    assert bool((split.x[~split.foreground] == -1).all()) and split.probability.tolist() == [0.5] * 6
+    assert split.subset.sum() == 2 * compare.SUBSET[name][1]
+    numbers = torch.arange(6.0)
+    cases = split.cases({"m": numbers.view(6, 1, 1, 1).expand(6, 1, 72, 88)}, {"m": numbers})
+    assert [(c.subject, c.slice, c.scores["m"]) for c in cases] == [
+        (p, z, float(n)) for n, (p, z) in enumerate((p, z) for p in "AB" for z in (1, 2, 4))
+    ]
+    assert all(c.maps["m"][c.foreground].mean() == pytest.approx(c.scores["m"]) for c in cases)
+    assert {compare.BASELINE, compare.INTENSITY} < set(cases[0].maps)
+
+
 def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ellipsoid brain in nine slices: none in the outer two, in their neighbours a fifth of the largest slice's."""
     monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
@@ -187,11 +214,17 @@ def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder.mkdir(parents=True)
     for name, array in (("flair", image), ("seg", lesion)):
         nib.save(nib.Nifti1Image(array, np.diag([-2.0, -2.0, 5.0, 1.0])), folder / f"{name}.nii.gz")
-    rows = [f"A,{z},test,{int(z in (4, 7))},{int(1 <= z <= 6)},1" for z in range(9)]
-    header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted"
-    (tmp_path / "slices.csv").write_text("\n".join([header, *rows, ""]))
+    label = [int(z in (4, 7)) if 1 <= z <= 6 else -1 for z in range(9)]
+    item = {
+        "image": "volumes/A/flair.nii.gz",
+        "mask": "volumes/A/seg.nii.gz",
+        "label": label,
+        "spacing": [1.8, 1.8, 145 / 9],
+    }
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"test": [item]}))
     output = tmp_path / "brain_coverage.json"
-    brain_coverage.coverage(str(tmp_path), output=str(output), cache_dir=str(tmp_path / "cache"))
+    brain_coverage.coverage(str(datalist), output=str(output), cache_dir=str(tmp_path / "cache"))
     record = json.loads(output.read_text())
     share = record.pop("share_of_brain_not_assessed")
     assert record == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -12,6 +13,9 @@ from monai.bundle import ConfigParser
 from gaussians import NoisedClassifier, images
 from scripts import DISEASED
 from scripts.bundle import bundle_root
+from scripts.judging.cases import SliceCase
+from scripts.judging.probabilities import calibration_error, fitted_temperature, negative_log_likelihood
+from scripts.judging.readings import gated, probabilities
 from scripts.method.inferer import StudentInferer
 from scripts.weights import calibrate, calibrated, not_together, read_manifest
 
@@ -72,3 +76,45 @@ def test_configs_read_the_numbers_and_an_option_replaces_them(tmp_path: Path) ->
         assert parser.get_parsed_content("temperature") == 2.0
         parser["displayable_configs#threshold"] = 0.7
         assert parser.get_parsed_content("displayable_configs", lazy=False)["threshold"] == 0.7
+
+
+def test_the_temperature_of_known_logits_is_found() -> None:
+    """Labels are drawn with the probability that the logits have at a temperature of 2.5; two slices would say nothing."""
+    draw = torch.Generator().manual_seed(0)
+    ones = np.ones((2, 2), bool)
+    cases, logits = [], []
+    for volume in range(3000):
+        # of one slice each: neighbours average probabilities, not logits
+        logit = 5 * torch.randn(1, generator=draw)
+        label = int(torch.rand(1, generator=draw) < (logit / 2.5).sigmoid())
+        logits.append(logit)
+        cases.append(SliceCase(f"p{volume}", 0, np.zeros((2, 2)), ones, None, label))
+    found = fitted_temperature(cases, logits)
+    assert found == pytest.approx(2.5, rel=0.05)
+    p, labels = torch.cat(logits), torch.tensor([c.diseased for c in cases])
+    losses = [negative_log_likelihood((p / t).sigmoid(), labels) for t in (found * 0.9, found, found * 1.1)]
+    assert losses[1] == min(losses)
+    errors = [calibration_error((p / t).sigmoid().tolist(), labels.tolist()) for t in (1.0, found)]
+    assert errors[0] > 0.1 > 0.03 > errors[1]
+    separable = [SliceCase("a", 0, np.zeros((2, 2)), ones, None, int(v > 0)) for v in (-1, 1)]
+    assert fitted_temperature([separable[0]], [torch.tensor([-1.0])]) is None
+    separable[1].volume = "b"
+    assert fitted_temperature(separable, [torch.tensor([-1.0]), torch.tensor([1.0])]) is None
+
+
+def test_the_calibration_error_by_hand() -> None:
+    """Three slices at 0.9 of which two are diseased, one at 0.1 that is: (3 |0.9 - 2/3| + |0.1 - 1|) / 4."""
+    assert calibration_error([0.9, 0.9, 0.9, 0.1], [1, 1, 0, 1]) == pytest.approx((3 * (0.9 - 2 / 3) + 0.9) / 4)
+    assert calibration_error([0.0, 1.0], [0, 1]) == 0
+
+
+def test_neighbours_share_probabilities_and_the_gate_follows() -> None:
+    p = probabilities(torch.tensor([torch.nan, 0.0, 2.0]), 2.0)
+    low, high = 0.5, float(torch.tensor(1.0).sigmoid())
+    assert p.isnan().tolist() == [True, False, False]
+    torch.testing.assert_close(p[1:], torch.tensor([(2 * low + high) / 3, (low + 2 * high) / 3]))
+    method = "counterfactual alone, gated by p(diseased)"
+    a, ones = np.full((2, 2), 0.8, np.float32), np.ones((2, 2), bool)
+    case = gated(SliceCase("a", 0, a, ones, None, 1, {method: a, "b": a}, {method: 0.8, "b": 0.8}), 0.25)
+    assert case.scores == pytest.approx({method: 0.8 * 0.5 * 0.25, "b": 0.8, "p(diseased)": 0.25})
+    assert case.maps[method] == pytest.approx(0.4 * ones) and case.maps["b"] is a

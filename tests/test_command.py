@@ -20,7 +20,7 @@ from scripts.command import check_command
 from scripts.errors import message_of
 from small_bundle import write_small_bundle
 from synthetic import write_head
-from test_inference import datalist, summary, visible
+from tiny_run import datalist, summary, visible
 
 CONFIG = str(Path(bundle_root()) / "configs" / "inference.json")
 

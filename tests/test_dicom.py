@@ -24,7 +24,7 @@ from highdicom._modules import MODULE_ATTRIBUTE_MAP
 from highdicom.seg import segread
 from skimage.color import rgb2lab
 
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.mr_series import series_from_nifti
 from lib.studies.storing import store
 from scripts.dicom.describing import AUTOMATIC_LABEL
 from scripts.dicom.parametric_map import NOT_ASSESSED, parametric_map

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """DICOM objects on the command line: beside the NIfTI files, on the source series' images, and refused where there is none."""
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.mr_series import series_from_nifti
 from scripts.dicom.parametric_map import NOT_ASSESSED
 from synthetic import GRIDS, write_head
 from test_dicom import on_nifti
-from test_inference import datalist, run, summary, visible, weights
+from tiny_run import datalist, run, summary, visible
 
 FILES = ["anomaly_map.dcm", "anomaly_map.nii.gz", "counterfactual.nii.gz", "overview.png", "pred.nii.gz", "result.json"]
 

@@ -18,7 +18,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
 import dicom
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.mr_series import series_from_nifti
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.tags import FINAL, SCORE
 

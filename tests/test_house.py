@@ -1,4 +1,4 @@
-"""The house: imports point one way, rooms are small, and what the configs name is there."""
+"""The house: imports point one way, files are small, and what configs and docstrings name is there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 from monai.bundle.config_item import ConfigComponent
+
+import scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE, APP = ROOT / "bundle", ROOT / "apps" / "anomaly_detection"
@@ -108,9 +110,9 @@ def graph(root: Path, folder: Path) -> dict[str, dict[str, str]]:
 
 
 def test_every_room_is_known() -> None:
-    """A new room says in `BELOW` what it may import."""
+    """A new room says in `BELOW` what it may import, and stands in the map that the docstring of scripts is."""
     rooms = {path.parent.name for path in (BUNDLE / "scripts").glob("*/__init__.py")}
-    assert rooms - set(BELOW) == set()
+    assert rooms == set(BELOW) == set(re.findall(r"^- ``(\w+)``", scripts.__doc__ or "", re.MULTILINE))
 
 
 def test_the_rooms_lie_above_each_other() -> None:
@@ -211,3 +213,15 @@ def test_a_name_that_is_not_there_is_found() -> None:
     assert (
         not is_there("scripts.method.maps.no_map") and not is_there("scripts.no_room.x") and not is_there("no_package")
     )
+
+
+NAMED = re.compile(r"(?<!`)`([a-z_]\w*(?:\.\w+)+)`(?!`)")
+"""A reference in a docstring or comment, such as `method.maps.anomaly_map`."""
+
+
+@pytest.mark.parametrize("path", files(BUNDLE / "scripts"), ids=lambda path: str(path.relative_to(BUNDLE / "scripts")))
+def test_what_a_docstring_refers_to_is_there(path: Path) -> None:
+    """From the scripts' folder, or from the file's own room: `maps.anomaly_map` within ``method``."""
+    own = ".".join(path.relative_to(BUNDLE).parent.parts)
+    named = set(NAMED.findall(path.read_text("utf-8")))
+    assert {name for name in named if not any(map(is_there, (f"scripts.{name}", f"{own}.{name}", name)))} == set()

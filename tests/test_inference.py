@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import gzip
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,73 +12,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 
-from scripts.bundle import bundle_root, declared
+from scripts.bundle import declared
 from scripts.errors import message_of
-from scripts.fingerprints import settings_of
 from scripts.images.restoring import NOT_ASSESSED
 from scripts.method.inferer import CounterfactualInferer
-from scripts.running.saving import save_nifti
 from scripts.weights import load_weights, weights_digest
-from synthetic import GRIDS, write_head
-
-TINY: dict[str, Any] = {
-    "network_def#channels": [8, 8],
-    "network_def#attention_levels": [False, False],
-    "network_def#norm_num_groups": 4,
-    "network_def#num_head_channels": 8,
-    "classifier_def#channels": [8, 8],
-    "classifier_def#attention_levels": [False, False],
-    "classifier_def#norm_num_groups": 4,
-    "classifier_def#num_head_channels": 8,
-    "student_def#features": [4] * 6,
-    "displayable_configs#num_inference_steps": 2,
-    "num_fixed_point_iterations": 1,
-}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    paths = {}
-    for name in ("network", "classifier", "student"):
-        paths[f"{name}#path"] = str(folder / f"{name}.pt")
-        torch.save(declared(f"{name}_def", **TINY).state_dict(), paths[f"{name}#path"])
-    return paths
-
-
-def run(weights: dict[str, str], **overrides: Any) -> int:
-    """Run inference.json as ``monai.bundle run`` does, with tiny networks; return the exit status."""
-    parser = ConfigParser()
-    parser.read_config(Path(bundle_root()) / "configs" / "inference.json")
-    parser.update({**TINY, "report#manifest": None, **weights, **overrides})
-    try:
-        parser.get_parsed_content("run")
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def summary(out: Path) -> dict[str, dict[str, Any]]:
-    """The volumes of a summary by their names."""
-    return {v["name"]: v for v in json.loads((out / "summary.json").read_text())["volumes"]}
-
-
-def visible(folder: Path) -> list[str]:
-    """What lies in a folder; hidden is a lock alone."""
-    names = sorted(p.name for p in folder.iterdir())
-    assert {name for name in names if name.startswith(".")} <= {".summary.lock"}
-    return [name for name in names if not name.startswith(".")]
-
-
-def datalist(folder: Path, items: list[dict[str, Any]]) -> str:
-    path = folder / "datalist.json"
-    path.write_text(json.dumps([{("subject" if k == "name" else k): v for k, v in i.items()} for i in items]))
-    return str(path)
+from synthetic import write_head
+from tiny_run import TINY, datalist, run, summary, visible
 
 
 def test_a_bundle_without_a_student_reads_the_counterfactual_alone(tmp_path: Path, weights: dict[str, str]) -> None:
@@ -220,20 +159,6 @@ def test_options_out_of_range(option: str, value: Any, message: str, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_the_digest_of_weights_is_theirs_alone() -> None:
-    """Not that of their layout, and another weight or the same under another name gives another one."""
-    layer = torch.nn.Conv2d(2, 2, 2)
-    expected = hashlib.sha256()
-    for name in ("weight", "bias"):
-        expected.update(name.encode() + getattr(layer, name).detach().numpy().tobytes())
-    digest = weights_digest(layer)
-    assert digest == expected.hexdigest() == weights_digest(layer.to(memory_format=torch.channels_last))
-    assert weights_digest(torch.nn.Sequential(layer)) != digest
-    with torch.no_grad():
-        layer.weight[0, 0, 0, 0] += 1e-6
-    assert weights_digest(layer) != digest
-
-
 def test_a_run_in_which_all_fail_or_one_networks_call_fails(
     tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,78 +213,3 @@ def test_a_name_of_another_sequence_is_refused_or_warned_of(tmp_path: Path, weig
     volume = summary(tmp_path / "out")["sub-01_T1w"]
     assert volume["status"] == "ok" and volume["warnings"][0] == "The file is named as T1, the model takes FLAIR."
     assert volume["warnings"][0] in (tmp_path / "out" / "summary.csv").read_text()
-
-
-def test_outputs_carry_no_patient_data(tmp_path: Path, weights: dict[str, str]) -> None:
-    """As MRIcroGL, dcm2niix and scanners write it: in the text fields and in extensions of the header."""
-    item = write_head(tmp_path)
-    image = nib.load(item["image"])
-    for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
-        image.header[field] = b"DOE^JANE"
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE"))
-    image.header["cal_max"] = 200
-    image.set_qform(image.affine, 1)
-    image.set_sform(image.affine, 4)
-    image.header.set_xyzt_units("mm", "sec")
-    path = tmp_path / "FLAIR.NII.GZ"
-    nib.save(image, tmp_path / "x.nii.gz")
-    (tmp_path / "x.nii.gz").rename(path)
-    assert run(weights, input=datalist(tmp_path, [{**item, "image": str(path)}]), output_dir=str(tmp_path / "out")) == 0
-    outputs = sorted((tmp_path / "out" / "flair").glob("*.nii.gz"))
-    assert len(outputs) == 3
-    for output in outputs:
-        content = gzip.decompress(output.read_bytes())
-        assert b"DOE" not in content
-        result = nib.load(output)
-        assert len(result.header.extensions) == 0 and result.header["cal_max"] == 0
-        assert (int(result.header["qform_code"]), int(result.header["sform_code"])) == (1, 4)
-        assert result.header.get_xyzt_units() == ("mm", "sec")
-        np.testing.assert_array_equal(result.affine, image.affine)
-
-
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-@pytest.mark.parametrize("unit", [("mm", 1.0), ("micron", 0.001), ("meter", 1000.0)])
-def test_results_lie_on_the_grid_of_the_file_in_its_own_unit(
-    kind: Any, unit: tuple[str, float], tmp_path: Path
-) -> None:
-    name, mm = unit
-    shape, affine = GRIDS["oblique"]
-    own = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ affine
-    image = kind(np.zeros(shape, np.float32), own)
-    image.header.set_xyzt_units(name)
-    nib.save(image, tmp_path / "a.nii.gz")
-    own = nib.load(tmp_path / "a.nii.gz").affine
-    image = MetaTensor(torch.zeros(1, *shape), affine=np.diag([mm, mm, mm, 1]) @ own)
-    save_nifti(image, str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
-    result = nib.load(tmp_path / "b.nii.gz")
-    # of NIfTI-2's float64, NIfTI-1 keeps float32
-    np.testing.assert_allclose(result.affine, own, rtol=0 if kind is nib.Nifti1Image else 1e-6, atol=0)
-    assert result.header.get_xyzt_units()[0] == name
-    # a grid of its own, such as with another spacing
-    save_nifti(MetaTensor(torch.zeros(2, *shape), affine=affine * 3), str(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz")
-    result = nib.load(tmp_path / "b.nii.gz")
-    np.testing.assert_allclose(result.affine[:3] * mm, affine[:3] * 3, rtol=1e-6)
-    lengths = np.linalg.norm(affine[:3, :3] * 3, axis=0)
-    np.testing.assert_allclose(np.array(result.header.get_zooms()[:3]) * mm, lengths, rtol=1e-6)
-    assert result.header.get_xyzt_units()[0] == name and result.shape == (*shape, 2)
-
-
-def test_settings_tell_what_results_depend_on(weights: dict[str, str]) -> None:
-    def told(**overrides: Any) -> Any:
-        options = {**TINY, **weights, "student": "$None", **overrides}
-        parts = {name: declared(name, **options) for name in ("inferer", "preprocessing", "postprocessing")}
-        return json.loads(json.dumps(settings_of(parts)))
-
-    first = told()
-    assert told() == first
-    for id_, value in (
-        ("displayable_configs#guidance_scale", 3.0),
-        ("displayable_configs#threshold", 0.5),
-        ("pixel_size", 2.0),
-        ("median_size", 1),
-        ("scheduler#beta_end", 0.03),
-        ("min_area_fraction", 0.4),
-        ("target_class", 1),
-    ):
-        assert told(**{id_: value}) != first, id_
-    assert told(brain_cache="elsewhere") == told(brain_cache="here")

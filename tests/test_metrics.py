@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 from skimage.filters import threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from scripts.judging.baselines import baselines
-from scripts.judging.bootstrap import _resampled, bootstrap, paired_bootstrap
+from scripts.judging.baselines import Baseline, BrighterThanMedian, Brightness
+from scripts.judging.bootstrap import measured
 from scripts.judging.cases import Domain, SliceCase
-from scripts.judging.metrics import METRICS, best_threshold, metrics
-from scripts.judging.reporting import figure, table
+from scripts.judging.figure import figure
+from scripts.judging.metrics import METRICS, metrics
+from scripts.judging.ranking import NUM_KEYS, above, keys
+from scripts.judging.tables import left_out, said, table
+from scripts.judging.thresholds import best_threshold, chosen_threshold, label_threshold
 
 
 def by_hand() -> list[SliceCase]:
@@ -67,14 +70,15 @@ def pooled(cases: list[SliceCase], method: str, domain: Domain) -> tuple[np.ndar
 @pytest.mark.parametrize(("domain", "false", "healthy"), [("foreground", 4, 3), ("image", 6, 4)])
 def test_metrics_of_a_slice_done_by_hand(domain: Domain, false: int, healthy: int) -> None:
     result = metrics(by_hand(), "m", 0.4, domain)
-    assert list(result) == list(METRICS)
+    assert list(result) == [m for m in METRICS if not m.startswith(("pointing", "box", "volume", "dice_threshold_v"))]
     assert result["dice_threshold"] == pytest.approx(2 * 20 / (20 + false + healthy + 25))
     assert result["dice_threshold_slice"] == pytest.approx(2 * 20 / (20 + false + 25))
     assert result["dice_otsu_slice"] == pytest.approx(result["dice_threshold_slice"])  # Otsu falls below 0.5 too
     assert result["dice_oracle"] == pytest.approx(2 * 20 / (20 + 25))  # above 0.75 there is no false pixel
     assert result["healthy_area"] == healthy
-    assert result["image_auroc"] == 1.0
-    assert best_threshold(by_hand(), "m", domain) == 0.75
+    assert result["image_auroc"] == result["image_ap"] == 1.0
+    # just above 0.75, which the best segmentation leaves out
+    assert 0.75 <= best_threshold(by_hand(), "m", domain) < 0.7501
 
 
 def test_a_pixel_at_the_threshold_is_not_segmented() -> None:
@@ -86,7 +90,7 @@ def test_a_slice_counts_only_above_twenty_lesion_pixels() -> None:
     case.truth[:] = False
     case.truth[:4, :5] = True
     few = metrics([case], "m", 0.4, "image")
-    assert np.isnan(few["dice_threshold_slice"]) and np.isnan(few["dice_otsu_slice"])
+    assert "dice_threshold_slice" not in few and "dice_otsu_slice" not in few
     assert few["dice_threshold"] == pytest.approx(2 * 20 / (26 + 20))
     case.truth[4, 0] = True
     assert metrics([case], "m", 0.4, "image")["dice_threshold_slice"] == pytest.approx(2 * 20 / (26 + 21))
@@ -103,8 +107,8 @@ def test_metrics_agree_with_sklearn(domain: Domain) -> None:
     cases = random_cases()
     a, truth = pooled(cases, "good", domain)
     result = metrics(cases, "good", 0.9, domain)
-    assert result["pixel_auroc"] == pytest.approx(roc_auc_score(truth, a))
-    assert result["pixel_ap"] == pytest.approx(average_precision_score(truth, a))
+    assert result["pixel_auroc"] == pytest.approx(roc_auc_score(truth, a), abs=1e-4)
+    assert result["pixel_ap"] == pytest.approx(average_precision_score(truth, a), abs=1e-4)
     assert result["dice_threshold"] == pytest.approx(f1_score(truth, a > 0.9))
     slices = [pooled([c], "good", domain) for c in cases if c.diseased]
     assert result["dice_threshold_slice"] == pytest.approx(np.mean([f1_score(t, a > 0.9) for a, t in slices]))
@@ -119,8 +123,8 @@ def test_the_oracle_is_the_best_of_all_thresholds_and_its_threshold_gives_it() -
     a, truth = pooled(cases, "good", "foreground")
     every = max(f1_score(truth, a > t) for t in np.unique(a))
     result = metrics(cases, "good", best_threshold(cases, "good", "foreground"), "foreground")
-    assert result["dice_oracle"] == pytest.approx(every)
-    assert result["dice_threshold"] == pytest.approx(every)
+    assert result["dice_oracle"] == pytest.approx(every, abs=1e-3)
+    assert result["dice_threshold"] == pytest.approx(result["dice_oracle"])
 
 
 def test_the_best_threshold_where_everything_is_lesion() -> None:
@@ -130,14 +134,94 @@ def test_the_best_threshold_where_everything_is_lesion() -> None:
     assert metrics([case], "m", -np.inf, "image")["dice_threshold"] == 1.0
 
 
-def test_metrics_that_one_class_leaves_undefined_are_nan() -> None:
-    healthy = metrics(by_hand()[1:], "m", 0.4, "foreground")
-    assert {name for name, value in healthy.items() if not np.isnan(value)} == {"dice_threshold", "healthy_area"}
-    assert healthy["dice_threshold"] == 0
-    diseased = metrics(by_hand()[:1], "m", 0.4, "foreground")
-    assert {name for name, value in diseased.items() if np.isnan(value)} == {"image_auroc", "healthy_area"}
-    with pytest.raises(ValueError, match="no lesion pixel in the 1 cases"):
+def test_metrics_that_one_class_leaves_undefined_are_left_out() -> None:
+    assert set(metrics(by_hand()[1:], "m", 0.4, "foreground")) == {"healthy_area"}
+    of_maps = {m for m in METRICS if m.startswith(("dice", "pixel")) and m != "dice_threshold_volume"}
+    assert set(metrics(by_hand()[:1], "m", 0.4, "foreground")) == of_maps
+    assert set(metrics(by_hand()[:1], "m", None, "foreground")) == {m for m in of_maps if "threshold" not in m}
+    with pytest.raises(ValueError, match="no lesion pixel is known in these cases"):
         best_threshold(by_hand()[1:], "m", "foreground")
+    reasons = left_out(
+        {"a"}, {"a": ("A", "never"), "b": ("B", "no box"), "c": ("C", "no box"), "d": ("D", "one class")}
+    )
+    assert said(reasons) == "Left out: B, C (no box); D (one class)." and said({}) == ""
+
+
+def test_without_masks_labels_choose_the_threshold() -> None:
+    """As Otsu's method does on all pixels at once; a diseased slice without mask counts for its score alone."""
+    cases = random_cases()
+    a = np.concatenate([c.maps["good"][c.foreground] for c in cases if c.diseased])
+    assert label_threshold(cases, "good") == pytest.approx(threshold_otsu(a), rel=1e-6)
+    for case in cases:
+        case.truth = None if case.diseased else case.truth
+    assert chosen_threshold(cases, "good", "image") == (label_threshold(cases, "good"), "Otsu's, without masks")
+    found = metrics(cases, "good", 0.9, "foreground")
+    assert set(found) == {"healthy_area", "image_auroc", "image_ap"}  # every volume has a diseased slice
+    assert chosen_threshold([c for c in cases if not c.diseased], "good", "image") is None
+    with pytest.raises(ValueError, match="no slice is labelled diseased"):
+        label_threshold([c for c in cases if not c.diseased], "good")
+
+
+def test_some_masks_count_where_others_are_unknown() -> None:
+    cases = random_cases()
+    known = [c for c in cases if not (c.diseased and c.subject in ("p0", "p1"))]
+    expected = metrics(known, "good", 0.9, "foreground")
+    for case in cases:
+        case.truth = case.truth if case in known else None
+    found = metrics(cases, "good", 0.9, "foreground")
+    for name in ("dice_threshold", "pixel_ap", "pixel_auroc", "healthy_area"):
+        assert found[name] == expected[name]
+
+
+def test_boxes_by_hand() -> None:
+    """The map's highest pixel lies in the first of two boxes, a twelfth of the second is marked: half of them are found."""
+    a = np.zeros((8, 8), np.float32)
+    a[1, 1], a[5, 5], a[7, 0] = 3.0, 1.0, 9.0
+    boxes = np.array([[0, 0, 3, 3], [4, 4, 7, 8]])
+    inside = np.ones((8, 8), bool)
+    inside[7] = False  # the highest of all lies outside
+    case = SliceCase("a", 0, a, inside, None, 1, {"m": a}, {"m": 1.0}, boxes=boxes)
+    assert case.in_boxes().sum(axis=(1, 2)).tolist() == [9, 12]
+    found = metrics([case], "m", 0.5, "foreground")
+    assert found == {"pointing": 1.0, "box_recall": 0.5}
+    a[6, 7] = 4.0
+    assert metrics([case], "m", 3.5, "foreground") == {"pointing": 1.0, "box_recall": 0.0}
+    a[3, 3] = 5.0
+    assert metrics([case], "m", 0.5, "foreground") == {"pointing": 0.0, "box_recall": 1.0}
+    a[:] = 2.0  # a map that is the same everywhere points nowhere
+    assert metrics([case], "m", 0.5, "foreground") == {"pointing": 0.0, "box_recall": 1.0}
+    case.truth = case.in_boxes().any(axis=0)
+    assert metrics([case], "m", 0.5, "image")["dice_threshold"] == pytest.approx(2 * 21 / (21 + 64))
+
+
+def test_volumes_by_hand() -> None:
+    """Two of a patient's volumes: the highest score counts, and Dice is that of all of a volume's slices."""
+    found, other = by_hand()
+    more = replace(found, slice=4, maps={"m": np.zeros((8, 8), np.float32)}, scores={"m": 0.0})
+    second = replace(other, subject="a", volume="a2")
+    third = replace(other, subject="a", volume="a2", slice=6, scores={"m": 3.0})
+    result = metrics([found, more, second, third], "m", 0.4, "foreground")
+    assert result["dice_threshold_volume"] == pytest.approx(2 * 20 / (24 + 2 * 25))
+    assert result["volume_auroc"] == 0 and result["volume_ap"] == 0.5
+    assert result["image_auroc"] == pytest.approx(0.25)
+
+
+def test_keys_keep_the_order_of_values() -> None:
+    """A threshold above a key leaves out what has it and nothing else, to the last bit of float32."""
+    values = np.array([-1e9, -1, -1e-3, -1e-9, -0.0, 0.0, 1e-9, 1e-3, 0.349, 0.3491, 1, 2, 1e9], np.float32)
+    found = keys(values)
+    assert (np.diff(found) >= 0).all() and found[4] == found[5] == found[6] and found[3] == found[4] - 1
+    assert len(np.unique(found)) == len(values) - 2 and found.min() == 0 and found.max() == NUM_KEYS - 1
+    rng = np.random.default_rng(0)
+    many = (rng.normal(size=2000) * 10.0 ** rng.integers(-6, 2, 2000)).astype(np.float32)
+    many = np.unique(np.concatenate([many, np.nextafter(many, np.float32(np.inf)), np.zeros(1, np.float32)]))
+    of_many = keys(many)
+    assert (np.diff(of_many) >= 0).all()
+    for value in np.concatenate([many[::37], values[3:6]]):
+        key = int(keys(value[None])[0])
+        np.testing.assert_array_equal(many > above(key), of_many > key)
+        # nearly the same value counts as the same
+        assert abs(above(key) - value) <= max(abs(value) / 2**13, 2**-20 * 1.001)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.01])
@@ -148,50 +232,58 @@ def test_ranking_from_histograms_agrees_with_sklearn(share: float, gain: float) 
     values = np.clip(rng.normal(size=truth.size) + gain * truth, 0, None).astype(np.float32)
     case = SliceCase("a", 0, truth[None], truth[None] | True, truth[None], 1, {"m": values[None]}, {"m": 0.0})
     exact = metrics([case], "m", 1.0, "image")
-    intervals = bootstrap([case, replace(case, subject="b")], "m", 1.0, "image", num_resamples=2)
+    intervals = measured([case, replace(case, subject="b")], "m", 1.0, "image", num_resamples=2).intervals
     for name in ("pixel_auroc", "pixel_ap", "dice_oracle"):
         assert intervals[name][0] == pytest.approx(exact[name], abs=1e-3)
 
 
 def test_a_resample_is_what_metrics_gives_for_the_drawn_subjects() -> None:
-    cases = random_cases()
-    resampled = _resampled(cases, "good", 0.9, "foreground", num_resamples=3, seed=7)
+    cases = [replace(c, volume=f"{c.subject}-{c.slice // 2}") for c in random_cases()]
+    cases[0].boxes, cases[1].boxes, cases[9].boxes = None, np.array([[4, 5, 10, 11]]), np.array([[0, 0, 5, 5]])
+    resampled = measured(cases, "good", 0.9, "foreground", num_resamples=3, seed=7).resampled
+    assert set(resampled) == set(METRICS) - {"volume_auroc", "volume_ap"}  # every volume has a diseased slice
     draws = np.random.default_rng(7).multinomial(6, np.full(6, 1 / 6), 3)
     for i, draw in enumerate(draws):
-        exact = metrics([c for c in cases for _ in range(draw[int(c.subject[1:])])], "good", 0.9, "foreground")
-        for name in METRICS:
+        drawn = [replace(c, volume=f"{c.volume} {n}") for c in cases for n in range(draw[int(c.subject[1:])])]
+        exact = metrics(drawn, "good", 0.9, "foreground")
+        for name in exact:
             close = 1e-3 if name in ("pixel_auroc", "pixel_ap", "dice_oracle") else 1e-12
             assert resampled[name][i] == pytest.approx(exact[name], abs=close), name
 
 
 def test_identical_subjects_leave_no_uncertainty() -> None:
     cases = [replace(c, subject=s) for s in "abc" for c in random_cases(subjects=1)]
-    for low, high in bootstrap(cases, "good", 0.9, "foreground", num_resamples=50).values():
+    for low, high in measured(cases, "good", 0.9, "foreground", num_resamples=50).intervals.values():
         assert low == pytest.approx(high, abs=1e-12)
 
 
 def test_a_perfect_and_a_hopeless_subject_span_everything() -> None:
     found, missed = by_hand()[0], replace(by_hand()[0], subject="b")
     found.maps["m"], missed.maps["m"] = found.truth.astype(np.float32), 1 - missed.truth.astype(np.float32)
-    intervals = bootstrap([found, missed], "m", 0.5, "foreground")
+    intervals = measured([found, missed], "m", 0.5, "foreground").intervals
     for name in ("dice_threshold", "dice_threshold_slice", "dice_otsu_slice", "pixel_auroc"):
         assert intervals[name] == (0, 1), name
-    assert all(np.isnan(intervals["image_auroc"]))  # no healthy slice in any resample
+    assert "image_auroc" not in intervals  # no healthy slice in any resample
 
 
 def test_the_bootstrap_is_repeatable_and_undefined_for_one_subject() -> None:
     cases = random_cases()
-    first = bootstrap(cases, "good", 0.9, "image", num_resamples=50, seed=3)
-    assert first == bootstrap(cases, "good", 0.9, "image", num_resamples=50, seed=3)
-    assert first != bootstrap(cases, "good", 0.9, "image", num_resamples=50, seed=4)
-    assert np.isnan(list(bootstrap(cases[:4], "good", 0.9, "image", num_resamples=50).values())).all()
+    first, again, other = (
+        measured(cases, "good", 0.9, "image", num_resamples=50, seed=seed).intervals for seed in (3, 3, 4)
+    )
+    assert first == again != other
+    assert measured(cases[:4], "good", 0.9, "image", num_resamples=50).intervals == {}
 
 
 def test_the_paired_bootstrap_knows_which_method_is_better() -> None:
     cases = random_cases()
 
-    def paired(a: str, b: str, metric: str = "pixel_ap") -> tuple[float, float, float]:
-        return paired_bootstrap(cases, a, b, metric, 0.9, 0.9, "foreground", num_resamples=200)
+    found = {m: measured(cases, m, 0.9, "foreground", num_resamples=200) for m in ("good", "bad")}
+
+    def paired(a: str, b: str) -> tuple[float, float, float]:
+        difference = found[a].minus(found[b], "pixel_ap")
+        assert difference is not None
+        return difference
 
     point, low, high = paired("good", "bad")
     exact = [metrics(cases, m, 0.9, "foreground")["pixel_ap"] for m in ("good", "bad")]
@@ -199,8 +291,10 @@ def test_the_paired_bootstrap_knows_which_method_is_better() -> None:
     assert 0 < low <= point <= high
     assert paired("bad", "good") == pytest.approx((-point, -high, -low))
     assert paired("good", "good") == (0, 0, 0)
+    alone = measured(cases[:4], "good", 0.9, "foreground")  # one patient
+    assert alone.minus(alone, "pixel_ap") is None
     with pytest.raises(ValueError, match="unknown metric 'dice'; there are dice_otsu_slice"):
-        paired("good", "bad", "dice")
+        alone.minus(alone, "dice")
 
 
 def test_errors_say_what_is_wrong() -> None:
@@ -208,7 +302,7 @@ def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="no cases"):
         metrics([], "m", 0.5, "foreground")
     with pytest.raises(ValueError, match="a, slice 3: has no map of method 'n'; it has m"):
-        bootstrap(cases, "n", 0.5, "foreground")
+        measured(cases, "n", 0.5, "foreground")
     with pytest.raises(ValueError, match="domain must be 'foreground' or 'image', got 'head'"):
         metrics(cases, "m", 0.5, "head")  # type: ignore[arg-type]
     cases[1].maps["m"][0, 0] = np.nan
@@ -227,28 +321,36 @@ def test_errors_say_what_is_wrong() -> None:
         SliceCase("a", 3, image, yes, no, 2)
     with pytest.raises(ValueError, match="a, slice 3: is labelled healthy but has 64 lesion pixels"):
         SliceCase("a", 3, image, yes, yes, 0)
+    with pytest.raises(ValueError, match="a, slice 3: is labelled healthy but has 1 boxes"):
+        SliceCase("a", 3, image, yes, None, 0, boxes=np.array([[0, 0, 1, 1]]))
 
 
 def test_tables_hold_values_with_intervals(tmp_path: Path) -> None:
-    values = dict.fromkeys(METRICS, 0.8124) | {"healthy_area": 12.34, "image_auroc": np.nan}
-    intervals = dict.fromkeys(METRICS, (0.7412, 0.8688)) | {"healthy_area": (8.0, 15.2), "pixel_ap": (np.nan, np.nan)}
-    results = {"sum |x - y|": (values, intervals), "b, c": (values, {})}
-    paths = table(results, tmp_path / "test", "foreground", note="14 patients.")
+    columns = {name: heading for name, (heading, _) in METRICS.items() if name != "image_auroc"}
+    values = dict.fromkeys([m for m in columns if m != "pointing"], 0.8124) | {
+        "healthy_area": 12.34,
+        "image_auroc": 1.0,
+    }
+    intervals = dict.fromkeys(values, (0.7412, 0.8688)) | {"healthy_area": (8.0, 15.2)}
+    del intervals["pixel_ap"]
+    results = {"sum |x - y|": (values, intervals), "b, c": ({"dice_otsu_slice": 0.8124, "pixel_ap": -np.inf}, {})}
+    paths = table(results, tmp_path / "test", "method (pixels)", columns, note="14 patients.")
+    del columns["pointing"]  # nothing has it
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     heading, first, second = csv.reader(paths[0].read_text().splitlines())
-    assert heading == ["method (pixels inside the foreground)", *METRICS.values()]
-    cells = dict(zip(METRICS, first[1:], strict=True))
+    assert heading == ["method (pixels)", *columns.values()]
+    cells = dict(zip(columns, first[1:], strict=True))
     assert first[0] == "sum |x - y|" and cells["dice_oracle"] == "0.812 (0.74-0.87)"
-    assert cells["healthy_area"] == "12.3 (8.0-15.2)" and cells["image_auroc"] == "n/a"
-    assert cells["pixel_ap"] == "0.812 (n/a)"
-    assert second[:2] == ["b, c", "0.812"]
+    assert cells["healthy_area"] == "12.3 (8.0-15.2)"
+    assert cells["pixel_ap"] == "0.812"
+    assert second[:3] == ["b, c", "0.812", ""] and second[heading.index("pixel AP")] == "none"
     lines = paths[1].read_text().splitlines()
-    assert lines[0].startswith("| method (pixels inside the foreground) |") and "oracle" in lines[0]
+    assert lines[0].startswith("| method (pixels) |") and "oracle" in lines[0]
     assert lines[2].startswith(r"| sum \|x - y\| | 0.812 (0.74-0.87) |")
-    assert {line.replace(r"\|", "").count("|") for line in lines[:4]} == {len(METRICS) + 2}
+    assert {line.replace(r"\|", "").count("|") for line in lines[:4]} == {len(columns) + 2}
     assert lines[-1].endswith("14 patients.")
     with pytest.raises(ValueError, match="no results"):
-        table({}, tmp_path / "test", "foreground")
+        table({}, tmp_path / "test", "method", columns)
 
 
 @pytest.mark.parametrize("subjects", [1, 3])
@@ -262,7 +364,7 @@ def test_the_figure_shows_best_median_and_worst(tmp_path: Path, monkeypatch: pyt
             super().__init__(*args, **kwargs)
             drawn.append(self)
 
-    monkeypatch.setattr("scripts.judging.reporting.Figure", Kept)
+    monkeypatch.setattr("scripts.judging.figure.Figure", Kept)
     figure(cases, "good", 0.9, tmp_path / "cases.png")
     assert [p.name for p in tmp_path.iterdir()] == ["cases.png"]
     assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")
@@ -286,16 +388,18 @@ def test_baselines_by_hand() -> None:
     image[brain] = 0.25
     image[2:5, 2:5, 0] = 0.75  # nine bright pixels, of which the filter takes the corners
     image[6, 6, 0] = 1.0  # a speck, which it takes as a whole
-    maps, scores = baselines(image, brain)
-    intensity, above, filtered = maps
-    assert np.array_equal(maps[intensity], image)
-    assert maps[above].sum() == pytest.approx(9 * 0.5 + 0.75)
-    assert scores[above][0] == pytest.approx((9 * 0.5 + 0.75) / 49)
-    assert maps[filtered].sum() == pytest.approx(5 * 0.5)
-    assert scores[intensity][0] == pytest.approx((49 * 0.25 + 9 * 0.5 + 0.75) / 49)
-    assert all(maps[m].dtype == np.float32 and maps[m].shape == image.shape for m in maps)
-    assert all(np.isnan(scores[m][1]) for m in maps)
-    with pytest.raises(ValueError, match="the foreground is empty"):
-        baselines(image, brain & False)
-    with pytest.raises(ValueError, match=r"must both be \(H, W, D\)"):
-        baselines(image[..., 0], brain[..., 0])
+    both = np.stack([np.zeros_like(image), image])
+    names = ["T1", "FLAIR"]
+    made: list[Baseline] = [Brightness(names, 1), BrighterThanMedian(names, 1), BrighterThanMedian(names, 1, 3)]
+    assert [b.name for b in made] == [
+        "FLAIR intensity",
+        "FLAIR minus slice median",
+        "FLAIR minus slice median, 3x3 median",
+    ]
+    intensity, difference, filtered = (b(both, brain) for b in made)
+    assert np.array_equal(intensity, image)
+    assert difference.sum() == pytest.approx(9 * 0.5 + 0.75)
+    assert filtered.sum() == pytest.approx(5 * 0.5)
+    assert all(a.dtype == np.float32 and a.shape == image.shape for a in (intensity, difference, filtered))
+    with pytest.raises(ValueError, match=r"image must be \(C, H, W, D\)"):
+        made[1](image, brain)

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from scripts import files
 from scripts.errors import message_of
 from scripts.running.records import identify
 from scripts.running.results import MAX_NAME, Results
 from synthetic import write_head
-from test_inference import datalist, run, summary, visible, weights  # noqa: F401  # weights is a fixture
+from tiny_run import datalist, run, summary, visible
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -59,7 +60,7 @@ def run_on(out: Path, *items: dict[str, Any], **options: Any) -> list[str]:
     return [item["name"] for item in items]
 
 
-def test_the_patients_own_folder_is_not_replaced(tmp_path: Path, weights: dict[str, str]) -> None:  # noqa: F811
+def test_the_patients_own_folder_is_not_replaced(tmp_path: Path, weights: dict[str, str]) -> None:
     """The README's datalist with the data's own folder as output: refused before anything is computed."""
     (tmp_path / "a").mkdir()
     item = {**write_head(tmp_path / "a"), "name": "a"}
@@ -431,7 +432,7 @@ def test_an_input_is_told_by_its_content(tmp_path: Path) -> None:
 
 def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
     tmp_path: Path,
-    weights: dict[str, str],  # noqa: F811
+    weights: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The whole way, with networks."""
@@ -459,3 +460,16 @@ def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
         run(weights, input=datalist(tmp_path, items), output_dir=str(out), overwrite="true")
     assert "a: holds pred.nii.gz, which is not as it was written" in str(error.value.__cause__)
     assert tree(out) == corrected
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "map.nii.gz"
+    files.write(path, b"old")
+    with pytest.raises(OSError, match="full"), files.replacing(path) as partial:
+        partial.write_bytes(b"ne")
+        assert partial.parent == tmp_path and partial.name.endswith("map.nii.gz") and path.read_bytes() == b"old"
+        raise OSError("the disk is full")
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"] and path.read_bytes() == b"old"
+    with files.replacing(path) as partial:
+        partial.write_bytes(b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"] and path.read_bytes() == b"new"

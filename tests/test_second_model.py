@@ -22,7 +22,10 @@ OVERLAY: dict[str, Any] = {
     "num_channels": 2,
     "spatial_size": [32, 32],
     "polarity": ["hyperintense", "hypointense"],
-    "displayable_configs": {"noise_level": 100, "guidance_scale": 1.0, "num_inference_steps": 2, "threshold": 0.1},
+    "displayable_configs#noise_level": 100,
+    "displayable_configs#guidance_scale": 1.0,
+    "displayable_configs#num_inference_steps": 2,
+    "baselines": [],
     "foreground": {"_target_": "scripts.images.foregrounds.WholeImaged", "keys": "image"},
     "preprocessing": {
         "_target_": "Compose",
@@ -127,3 +130,17 @@ def test_it_runs_on_its_own_weights(trained: Path, datalist: str, tmp_path: Path
             assert (out / v["name"] / "counterfactual.nii.gz").is_file() == (not configs)
     # the first model's weights are as they were
     assert {p.name for p in (trained / "models").glob("*.pt")} == {"model.pt", "classifier.pt", "student.pt"}
+
+
+def test_it_is_evaluated_and_calibrated(trained: Path, datalist: str, tmp_path: Path) -> None:
+    """One healthy and one diseased picture with a mask, and a threshold of its own from the validation pictures."""
+    options = {"datalist": datalist, "cache_dir": str(tmp_path / "cache")}
+    parser(trained, "evaluate", output_dir=str(tmp_path / "out"), **options).get_parsed_content("run")
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert record["failed"] == {} and record["test"]["slices"] == 2 and record["validation"]["slices"] == 2
+    table = (tmp_path / "out" / "test_foreground.csv").read_text()
+    assert "FLAIR" not in table and "pixel AP" in table.splitlines()[0]
+    parser(trained, "calibrate", **options).get_parsed_content("run")
+    values = json.loads((trained / "models" / "knee" / "weights.json").read_text())["calibration"]["values"]
+    # two pictures are too few to choose a temperature
+    assert {"threshold", "preview_threshold"} <= set(values) and all(v > 0 for v in values.values())

@@ -44,8 +44,8 @@ from starlette.testclient import TestClient
 
 import serve
 from lib.demonstration.label_server import label_server
-from lib.demonstration.processes import ServeError, running, watch
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.mr_series import series_from_nifti
+from lib.demonstration.servers import ServeError, running, watch
 from lib.http.answers import without_paths
 from lib.http.guard import Guard
 from lib.http.processes import SERVER
@@ -851,7 +851,7 @@ def test_a_server_that_ends_by_itself_is_said(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(serve.__file__).parent)!r})
 from contextlib import contextmanager
 import serve
-from lib.demonstration.processes import running
+from lib.demonstration.servers import running
 serve.find_orthanc = lambda: None
 @contextmanager
 def fake(studies, folder, port, conf):

@@ -219,7 +219,7 @@ def test_a_build_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(WATCH, "log", tmp_path / "log")
     process = forked(lambda: built(tmp_path, items))
     limit = time.monotonic() + 60
-    while not list((tmp_path / "cache").glob("*/slices.bin")) and time.monotonic() < limit:
+    while not list((tmp_path / "cache").glob("*/index.jsonl")) and time.monotonic() < limit:
         time.sleep(0.01)
     process.kill()
     process.join(60)

@@ -23,7 +23,7 @@ import SimpleITK
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.grids import read_volume, reordered
-from lib.studies.folder import FolderStudies
+from lib.studies.folder_studies import FolderStudies
 from lib.studies.labels import checked_label
 from lib.studies.tags import FINAL, result_tag
 from lib.tasks import triage
@@ -568,7 +568,7 @@ def test_checked_label_takes_any_whole_value_where_none_is_named(tmp_path: Path)
     assert checked_label(write_mask(tmp_path / "m.nii.gz", 9), image).max() == 9
 
 
-def test_images_of_one_name_in_two_folders_are_both_in_the_archive(tmp_path: Path) -> None:
+def test_scores_of_one_name_in_two_folders_are_both_in_the_archive(tmp_path: Path) -> None:
     folder = tmp_path / "studies"
     for patient in ("p1", "p2", "p3"):
         (folder / patient).mkdir(parents=True)

@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 
 from scripts.bundle import bundle_root, declared
 from scripts.device import compilation_pays
-from test_inference import TINY
+from tiny_run import TINY
 from training_data import OVERLAYS, command, files, options, parsed, write_datalist
 
 
@@ -148,11 +148,11 @@ def test_tracking_by_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_override_of_inference_counts_in_training(tmp_path: Path) -> None:
     """Each network is the one that inference would load with the same options, whatever they are."""
     for config, name in (("train", "network"), ("train_classifier", "classifier"), ("train_student", "student")):
-        other = {f"{name}_def#channels": [4, 12], f"{name}_def#features": [6] * 6}
+        other = {f"{name}_def#channels": [8, 16], f"{name}_def#features": [6] * 6}
         other = {key: value for key, value in other.items() if ("features" in key) == (name == "student")}
         trained = parsed(config, tmp_path, **other).get_parsed_content("train#network")
-        assert trained.state_dict().keys() == declared(f"{name}_def", **TINY, **other).state_dict().keys()
-        assert any(6 in p.shape if name == "student" else 12 in p.shape for p in trained.parameters())
+        assert trained.state_dict().keys() == declared(f"{name}_def", **{**TINY, **other}).state_dict().keys()
+        assert any(6 in p.shape if name == "student" else 16 in p.shape for p in trained.parameters())
 
 
 def test_a_model_between_the_configs_moves_its_weights(tmp_path: Path) -> None:
@@ -173,24 +173,24 @@ def test_a_model_between_the_configs_moves_its_weights(tmp_path: Path) -> None:
 
 def test_a_dry_run_says_what_would_be_trained(tmp_path: Path) -> None:
     """The ids in use with their values, the data, the sizes; nothing is trained, and the run says the same."""
-    output = run("train_classifier", tmp_path, images=160, dry_run="true", **{"classifier_def#channels": [8, 12]})
+    output = run("train_classifier", tmp_path, images=160, dry_run="true", **{"classifier_def#channels": [8, 16]})
     plan = json.loads(output[output.index("\n{\n") : output.rindex("\n}\n") + 2])
     assert not (tmp_path / "run").exists()
     config = plan["config"]
-    assert config["classifier_def"]["channels"] == [8, 12] and config["budget"]["images"] == 160
+    assert config["classifier_def"]["channels"] == [8, 16] and config["budget"]["images"] == 160
     assert config["optimizer"]["lr"] == 0.0003 and config["train"]["network"]["network"] == "@classifier_def"
     # what only inference uses is not there
     assert not {"report", "postprocessing", "evaluator", "student", "publish"} & config.keys()
     training = plan["data"]["training"]
-    assert training["slices_by_class"] == {"0": 4, "1": 9}
-    assert training["slices_by_subject"] == {"plain": 4, "flipped": 4, "oblique": 5}
-    assert plan["data"]["validation"]["slices"] == training["slices"] == 13
+    assert training["slices_by_class"] == {"0": 4, "1": 7}
+    assert training["slices_by_subject"] == {"plain": 4, "flipped": 4, "oblique": 3}
+    assert plan["data"]["validation"]["slices"] == training["slices"] == 11
     sizes = plan["sizes"]
     assert (sizes["images_a_step"], sizes["steps"], sizes["epochs"]) == (16, 10, 1) and sizes["parameters"] > 1000
-    run("train_classifier", tmp_path, images=160, **{"classifier_def#channels": [8, 12]})
+    run("train_classifier", tmp_path, images=160, **{"classifier_def#channels": [8, 16]})
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     assert written["settings"] == plan["settings"] and written["sizes"] == sizes and written["data"] == plan["data"]
-    assert written["config"] == config | {"dry_run": False, "plan": written["config"]["plan"]}
+    assert written["config"].keys() == config.keys() and written["config"]["budget"] == config["budget"]
 
 
 @pytest.mark.skipif(not compilation_pays("cpu", 10**6), reason="there is no C++ compiler, or no Python.h")
@@ -204,7 +204,7 @@ def test_a_compiled_training_writes_the_same_kind_of_weights(tmp_path: Path) -> 
 
 
 def test_classifier_is_validated_at_several_noise_levels(tmp_path: Path) -> None:
-    """One that calls every slice diseased, and learns nothing: right in 9 of the 13 slices, and it ranks none above another."""
+    """One that calls every slice diseased, and learns nothing: right in 7 of the 11 slices, and it ranks none above another."""
     network = declared("classifier_def", **TINY)
     state = {name: torch.zeros_like(values) for name, values in network.state_dict().items()}
     state[[name for name in state if name.endswith("bias")][-1]][1] = 1.0
@@ -212,9 +212,9 @@ def test_classifier_is_validated_at_several_noise_levels(tmp_path: Path) -> None
     output = run("train_classifier", tmp_path, initial_weights=str(tmp_path / "given.pt"), learning_rate=0.0)
     for level in (0, 250, 500, 750):
         assert re.findall(rf"val_auroc_t{level}: ([\d.]+)", output) == ["0.5000"]
-        assert re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output) == ["0.6923"]
+        assert re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output) == ["0.6364"]
     assert float(re.findall(r"val_loss: ([\d.]+)", output)[0]) == pytest.approx(
-        (9 * math.log(1 + math.exp(-1)) + 4 * math.log(1 + math.e)) / 13, abs=1e-3
+        (7 * math.log(1 + math.exp(-1)) + 4 * math.log(1 + math.e)) / 11, abs=1e-3
     )
     assert re.search(r"images/s, [\d.]+ % of the time waiting for data", output)
     assert (tmp_path / "run" / "model.pt").exists()

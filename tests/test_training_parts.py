@@ -18,7 +18,6 @@ from monai.utils import set_determinism
 
 from scripts.bundle import declared
 from scripts.learning.budget import Budget
-from scripts.learning.datalists import brain_mr
 from scripts.learning.datasets import SliceDataset
 from scripts.learning.handlers import ClipGradients
 from scripts.learning.noising import AutocastDiffusionInferer, AutocastInferer, NoisedPrepareBatch
@@ -91,24 +90,6 @@ def test_every_draw_is_augmented_anew_and_alike_wherever_it_is_drawn(tmp_path: P
         assert float(dataset[0]["image"][0, 0, 0]) == -1.0
     finally:
         set_determinism(None)
-
-
-def test_foreground_mr_needs_its_table(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="slices.csv: not found; give the folder"):
-        brain_mr(str(tmp_path), "train")
-    (tmp_path / "slices.csv").write_text("patient,z,split,has_tumour,mid_slice\nA,0,train,1,1\nA,1,train,0,0\n")
-    [item] = brain_mr(str(tmp_path), "train")
-    assert item["label"] == [1, -1] and item["spacing"] == [1.8, 1.8, 72.5] and item["subject"] == "A"
-    with pytest.raises(ValueError, match="no patient is in split 'val'"):
-        brain_mr(str(tmp_path), "val")
-
-
-def test_foreground_mr_with_its_own_masks_leaves_out_those_not_trusted(tmp_path: Path) -> None:
-    header = "patient,z,split,has_tumour,mid_slice,brain_mask_trusted\n"
-    (tmp_path / "slices.csv").write_text(header + "A,0,train,1,1,1\nB,0,train,0,1,0\n")
-    assert [i["subject"] for i in brain_mr(str(tmp_path), "train")] == ["A", "B"]
-    [item] = brain_mr(str(tmp_path), "train", brain_masks=True)
-    assert (item["subject"], item["foreground"]) == ("A", str(tmp_path / "volumes" / "A" / "brain.nii.gz"))
 
 
 def test_prepare_batch_for_training_and_validation() -> None:

@@ -32,9 +32,9 @@ from playwright.sync_api import Page, sync_playwright
 
 import serve
 from lib.demonstration.label_server import label_server, ohif_url
+from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.orthanc import find_orthanc, orthanc, upload
-from lib.demonstration.processes import LOGIN, ServeError, answers, running
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.servers import LOGIN, ServeError, answers, running
 from scripts.dicom.parametric_map import NOT_ASSESSED
 from serve import SAMPLE, sample_study
 from test_app import free_port

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 
 from scripts.bundle import bundle_root
 from synthetic import write_head
-from test_inference import TINY
+from tiny_run import TINY
 
 OVERLAYS = {
     "train": ("inference", "train"),

@@ -16,7 +16,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-from lib.http.preparing import prepare
+from lib.http.installing import prepare
 from lib.http.processes import end_with_server, environment_on_path
 from lib.models.abandoning import turn
 from lib.models.declaration import FULL, Declaration
@@ -24,10 +24,10 @@ from lib.models.fetching import fetch_bundle
 from lib.models.finding import REPOSITORY_BUNDLE, find_models
 from lib.studies.connection import client_of
 from lib.studies.dicomweb import DICOMwebStudies
-from lib.studies.folder import FolderStudies
+from lib.studies.folder_studies import FolderStudies
 from lib.studies.tags import ORIGINAL, result_tag
 from lib.studies.uploads import is_upload
-from lib.tasks.inference import allow_any_image, infer_tasks
+from lib.tasks.infer_task import allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write, write_results
@@ -96,10 +96,10 @@ class AnomalyDetection(MONAILabelApp):
         return infer_tasks(self.models)
 
     def init_trainers(self) -> dict[str, Any]:
-        path = self.models[0].declared.path
+        path, configs = self.models[0].declared.path, ["inference.json", "train.json"]
         return {
-            "classifier": FineTune(path, "train_classifier.json", "Fine-tune the classifier"),
-            "diffusion": FineTune(path, "train.json", "Fine-tune the diffusion network"),
+            "classifier": FineTune(path, [*configs, "train_classifier.json"], "Fine-tune the classifier"),
+            "diffusion": FineTune(path, configs, "Fine-tune the diffusion network"),
         }
 
     def init_strategies(self) -> dict[str, Any]:

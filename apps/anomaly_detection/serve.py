@@ -12,9 +12,9 @@ import fire
 import pydicom
 
 from lib.demonstration.label_server import APP, label_server, ohif_url
+from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.orthanc import find_orthanc, orthanc, upload
-from lib.demonstration.processes import LOGIN, ServeError, watch
-from lib.demonstration.series import series_from_nifti
+from lib.demonstration.servers import LOGIN, ServeError, watch
 
 SAMPLE = APP.parents[1] / "bundle" / "sample" / "TCGA_FG_6692_flair.nii.gz"
 NOTICE = "Research software, not for clinical use."

@@ -90,7 +90,7 @@ def fingerprint(items: Any, preprocessing: Compose) -> str:
     Args:
         items: JSON, such as datalists; strings that are ``image``, ``foreground`` or ``mask`` are paths.
         preprocessing: its settings count, deeply, and so do the code in ``images``, the versions of bundle and MONAI, and
-            the precision that the brain extraction takes on this machine.
+            the precision that networks take on this machine.
     """
     made_by = [bundle_version(), monai.__version__, code_digest("images"), fastest_precision(default_device())]
     settings = settings_of(getattr(preprocessing, "transforms", preprocessing))

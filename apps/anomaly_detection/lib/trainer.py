@@ -37,6 +37,7 @@ HEALTHY, ANOMALOUS, UNKNOWN = 0, 1, -1
 CLASSES = {HEALTHY: "healthy", ANOMALOUS: "anomalous"}
 
 OPTIONS: dict[str, tuple[type[int] | type[float], float]] = {
+    "max_images": (int, 10**12),
     "max_minutes": (float, math.inf),
     "val_split": (float, 1.0),
     "learning_rate": (float, math.inf),
@@ -237,20 +238,22 @@ class FineTune(TrainTask):
 
     Args:
         bundle: folder of the bundle.
-        config_file: in its ``configs``, "train_classifier.json" or "train.json"; the weights are what it calls ``published``.
+        config_files: in its ``configs``, one over the other: "inference.json", the model's own if it has one, "train.json" and
+            what else the training needs. The weights are what they call ``published``.
         description: shown in the viewer.
         overrides: ids of the config with other values.
     """
 
-    def __init__(self, bundle: str | Path, config_file: str, description: str, **overrides: Any) -> None:
+    def __init__(self, bundle: str | Path, config_files: Sequence[str], description: str, **overrides: Any) -> None:
         super().__init__(description)
         self.bundle = Path(bundle).resolve()
-        self.config_file = config_file
+        self.config_files = config_files
         self.overrides = overrides
         parser = self._parser()
         self.weights = Path(parser.get_parsed_content("published"))
         self.report_path = self.weights.with_suffix(".finetune.json")
         self._options = {
+            "max_images": 8000,
             "max_minutes": 10,
             "val_split": 0.2,
             "learning_rate": float(f"{parser.get_parsed_content('learning_rate') / 10:.3g}"),
@@ -298,7 +301,7 @@ class FineTune(TrainTask):
 
     def _parser(self, **overrides: Any) -> ConfigParser:
         parser = ConfigParser()
-        parser.read_config(self.bundle / "configs" / self.config_file)
+        parser.read_config([str(self.bundle / "configs" / name) for name in self.config_files])
         parser.update({"bundle_root": str(self.bundle), **self.overrides, **overrides})
         return parser
 
@@ -351,7 +354,13 @@ class FineTune(TrainTask):
 
         val_split = options.pop("val_split")
         candidate = folder / "run" / "model.pt"
-        parser = self._parser(cache_dir=str(folder / "cache"), run_dir=str(candidate.parent), **options)
+        parser = self._parser(
+            cache_dir=str(folder / "cache"),
+            run_dir=str(candidate.parent),
+            initial_weights=str(self.weights),
+            epoch_images=options["max_images"],
+            **options,
+        )
         left = _labels_left(parser, studies)
         usable = [s for s in studies if s.image in left]
         classes = _classes((s.patient, left[s.image]) for s in usable)
@@ -360,12 +369,9 @@ class FineTune(TrainTask):
             "train": [s for s in usable if s.patient not in chosen],
             "validation": [s for s in usable if s.patient in chosen],
         }
-        parser["train#datalist"] = _datalist(sides["train"])
-        parser["validate#dataset#datalist"] = _datalist(sides["validation"])
+        parser["train#dataset#data"] = _datalist(sides["train"])
+        parser["validate#dataset#data"] = _datalist(sides["validation"])
         parser.get_parsed_content("initialize")
-        # before anything is built on the network: the EMA network is its copy
-        network = load_weights(parser.get_parsed_content("network"), str(self.weights), options["device"])
-        network.requires_grad_(True)
         datasets = {
             "train": parser.get_parsed_content("train#dataset"),
             "validation": parser.get_parsed_content("validate#dataset"),
@@ -417,7 +423,7 @@ def _classes(labels: Iterable[tuple[str, Iterable[int]]]) -> dict[str, set[int]]
 
 def _labels_left(parser: ConfigParser, studies: Sequence[Study]) -> dict[str, set[int]]:
     """The classes that the preprocessing leaves of each image: it drops slices outside of the trained range."""
-    parser["train#datalist"] = _datalist(studies)
+    parser["train#dataset#data"] = _datalist(studies)
     dataset = parser.get_parsed_content("train#dataset")
     left = _classes((image, [label]) for image, label in zip(dataset.subjects, dataset.labels, strict=True))
     for study in studies:

@@ -15,7 +15,7 @@ def explain(output: str = "explain.png") -> None:
     Args:
         output: path of the PNG; its folder is made.
     """
-    path = Path(output)
+    path = Path(str(output))  # fire takes 2024 for a number
     path.parent.mkdir(parents=True, exist_ok=True)
     draw(path)
     print(f"{path}: how guided diffusion finds a lesion, in five panels")

@@ -50,4 +50,4 @@ def draw(path: Path) -> None:
     panels.scales(figure.add_subplot(lower[0]), few, ends)
     x = toys.example_images()
     panels.images(images, x, {s: toys.counterpart_and_map(toys.small_images(), x, s) for s in toys.SCALES})
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")

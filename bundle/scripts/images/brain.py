@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import threading
 from collections.abc import Hashable, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from scipy import ndimage
 
 from ..bundle import bundle_version
 from ..device import autocast, default_device, fastest_precision
+from ..files import replacing
 from .air import stripped_foreground
 from .geometry import on_grid
 from .loading import InvalidImageError
@@ -75,7 +74,7 @@ class ExtractBraind(MapTransform):
 
     Raises:
         InvalidImageError: no brain was found, or voxels within it are missing.
-        ValueError: the brain mask given can't be used, see `geometry.load_mask`.
+        ValueError: the brain mask given can't be used, see `masks.load_mask`.
     """
 
     spacing = 1.5
@@ -150,16 +149,12 @@ class ExtractBraind(MapTransform):
         except (OSError, ValueError, EOFError, KeyError, BadZipFile):
             pass  # there is none, or it isn't whole
         mask = self._segment(image)
-        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.savez_compressed(file, mask=mask.numpy())
-            os.replace(partial, path)
+            with replacing(path) as partial:
+                np.savez_compressed(partial, mask=mask.numpy())
         except OSError as error:  # the mask is there all the same
             logger.warning("%s: brain masks can't be kept there (%s).", self.cache_dir, error.strerror or error)
-            with suppress(OSError):
-                partial.unlink()
         return mask
 
     def _segment(self, image: MetaTensor) -> torch.Tensor:

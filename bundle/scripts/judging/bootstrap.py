@@ -2,117 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from .cases import Array, Domain, SliceCase
-from .metrics import METRICS, _image_scores, _parts, _pooled, _quotient, metrics
+from .metrics import METRICS, of_sums
+from .ranking import quotient, ranks
+from .scored import Scores
+from .sums import Sums, sums
 
 NUM_BINS = 1024
-"""Quantile bins for each of lesion and other pixels in the bootstrap."""
+"""Quantile bins for each of lesion and other pixels."""
+AT_ONCE = 100
+"""Resamples whose images are ranked together, as that takes memory for each image."""
+NUM_RESAMPLES = 1000
 
 
-def bootstrap(
-    cases: Sequence[SliceCase],
+@dataclass
+class Measured:
+    """What a method reached, and in each resample of the patients."""
+
+    values: dict[str, float]
+    """See `metrics.metrics`."""
+    resampled: dict[str, Array]
+    """Each metric, ``(R,)``, NaN in resamples where it is undefined; empty for a single patient."""
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % percentile intervals (Efron and Tibshirani 1993)."""
+        return {name: _interval(values) for name, values in self.resampled.items() if np.isfinite(values).any()}
+
+    def minus(self, other: Measured, metric: str) -> tuple[float, float, float] | None:
+        """The difference to another method in a metric, and its 95 % interval (low, high), on the same resampled patients.
+
+        None where one of them has no such metric, or there is a single patient.
+
+        Raises:
+            ValueError: unknown metric.
+        """
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}.")
+        if not (metric in self.resampled and metric in other.resampled):
+            return None
+        difference = self.resampled[metric] - other.resampled[metric]
+        return (self.values[metric] - other.values[metric], *_interval(difference))
+
+
+def measured(
+    cases: Iterable[SliceCase],
     method: str,
-    threshold: float,
+    threshold: float | None,
     domain: Domain,
-    num_resamples: int = 1000,
+    num_resamples: int | None = None,
     seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals (Efron and Tibshirani 1993) of `metrics`, resampling subjects with replacement.
+) -> Measured:
+    """`metrics` of a method, and the same of resamples of its patients with replacement.
 
-    Resamples in which a metric is undefined are left out; with a single subject every interval is NaN. The oracle
-    chooses its threshold anew in each resample. The map values behind ``pixel_auroc``, ``pixel_ap`` and ``dice_oracle``
-    are rounded to 2 x `NUM_BINS` common bins, which changes these by about 0.001 at most; the others are exact.
+    The oracle chooses its threshold anew in each resample. The map values behind ``pixel_auroc``, ``pixel_ap`` and
+    ``dice_oracle`` are rounded to 2 x `NUM_BINS` common bins in resamples, which changes these by about 0.001 at most; the
+    others are exact. A patient takes 16 KiB.
+
+    Args:
+        cases: read twice.
+        method: see `metrics`.
+        threshold: likewise.
+        domain: likewise.
+        num_resamples: by default `NUM_RESAMPLES`.
+        seed: of the resamples; methods of the same patients are resampled alike.
 
     Raises:
         ValueError: as for `metrics`.
     """
-    resampled = _resampled(cases, method, threshold, domain, num_resamples, seed)
-    return {name: _interval(values) for name, values in resampled.items()}
-
-
-def paired_bootstrap(
-    cases: Sequence[SliceCase],
-    method_a: str,
-    method_b: str,
-    metric: str,
-    threshold_a: float,
-    threshold_b: float,
-    domain: Domain,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """`metric` of a minus that of b, and its 95 % interval (low, high), both methods on the same resampled subjects.
-
-    Raises:
-        ValueError: as for `metrics`, or unknown metric.
-    """
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}.")
-    pairs = ((method_a, threshold_a), (method_b, threshold_b))
-    point_a, point_b = (metrics(cases, m, t, domain)[metric] for m, t in pairs)
-    a, b = (_resampled(cases, m, t, domain, num_resamples, seed)[metric] for m, t in pairs)
-    return (point_a - point_b, *_interval(a - b))
-
-
-def _histograms(values: Array, truth: Array, subject: Array, edges: Array) -> Array:
-    """Counts ``(subjects, bins, 2)`` of values with truth 0 and 1; the bins fall, each begins at one of the edges."""
-    bins = len(edges) - np.searchsorted(edges, values, side="right")
-    shape = (int(subject.max()) + 1, len(edges), 2)
-    index = np.ravel_multi_index((subject, bins, truth.astype(int)), shape)
-    return np.bincount(index, minlength=np.prod(shape)).reshape(shape)
-
-
-def _ranking(histograms: Array, weights: Array) -> dict[str, Array]:
-    """AUROC, AP and best Dice of ``(R, subjects)`` weighted sums of the subjects' histograms, each ``(R,)``.
-
-    The definitions are scikit-learn's, values of one bin being ties.
-    """
-    negative, positive = np.moveaxis(np.tensordot(weights.astype(float), histograms, axes=1), -1, 0)
-    fp, tp = negative.cumsum(axis=1), positive.cumsum(axis=1)
-    num_negative, num_positive = fp[:, -1], tp[:, -1]
-    before = (negative * (tp - positive / 2)).sum(axis=1)
-    precision = tp / np.maximum(tp + fp, 1)
-    overlap = _quotient(2 * tp, tp + fp + num_positive[:, None])
-    return {
-        "auroc": _quotient(before, num_negative * num_positive),
-        "ap": _quotient((positive * precision).sum(axis=1), num_positive),
-        "dice": np.where(num_positive > 0, overlap.max(axis=1), np.nan),
-    }
-
-
-def _resampled(
-    cases: Sequence[SliceCase], method: str, threshold: float, domain: Domain, num_resamples: int, seed: int
-) -> dict[str, Array]:
-    """Every metric in each resample, ``(num_resamples,)``, from sums and histograms that are taken once a subject."""
-    values, truth = _pooled(cases, method, domain)
-    scores, diseased = _image_scores(cases, method)
-    names, subject = np.unique([c.subject for c in cases], return_inverse=True)
+    found = sums(cases, method, threshold, domain)
+    names = sorted(set(found.scored.slices.subject))
     if len(names) < 2:
-        return {name: np.full(num_resamples, np.nan) for name in METRICS}
-    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), num_resamples)
-
+        return Measured(of_sums(found), {})
+    index = {name: n for n, name in enumerate(names)}
+    weights = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), num_resamples or NUM_RESAMPLES
+    )
     result = {}
-    for name, parts in _parts(cases, method, threshold, domain).items():
-        sums = np.zeros((len(names), 2))
-        np.add.at(sums, subject, parts)
-        result[name] = _quotient(*(weights @ sums).T)
-    levels = np.linspace(0, 1, NUM_BINS)
-    quantiles = [np.quantile(v, levels, method="inverted_cdf") for v in (values[truth], values[~truth]) if v.size]
-    lowest = values.min()  # often that of most pixels, so it has a bin of its own
-    edges = np.unique(np.concatenate([*quantiles, [np.nextafter(lowest, np.float32(np.inf))]]))
-    of_pixel = np.repeat(subject, [int(c.inside(domain).sum()) for c in cases])
-    pixels = _ranking(_histograms(values, truth, of_pixel, edges), weights)
-    images = _ranking(_histograms(scores, diseased, subject, np.unique(scores)), weights)
-    result |= {"dice_oracle": pixels["dice"], "pixel_auroc": pixels["auroc"], "pixel_ap": pixels["ap"]}
-    result["image_auroc"] = images["auroc"]
-    return {name: result[name] for name in METRICS}
+    for name, parts in found.parts.items():
+        of_subject = np.zeros((len(names), 2))
+        for subject, *part in parts:
+            of_subject[index[subject]] += part
+        result[name] = quotient(*(weights @ of_subject).T)
+    if found.pixels.lesion:
+        histograms = _histograms(cases, method, domain, found, index)
+        pixels = ranks(*np.moveaxis(np.tensordot(weights.astype(float), histograms, 1), 2, 0))
+        result |= {"dice_oracle": pixels["dice"], "pixel_auroc": pixels["auroc"], "pixel_ap": pixels["ap"]}
+    for what, scores in (("image", found.scored.slices), ("volume", found.scored.volumes)):
+        if len(set(scores.diseased)) > 1:
+            result |= {f"{what}_{name}": values for name, values in _of_images(scores, index, weights).items()}
+    return Measured(of_sums(found), {name: result[name] for name in METRICS if name in result})
+
+
+def _histograms(cases: Iterable[SliceCase], method: str, domain: Domain, found: Sums, index: dict[str, int]) -> Array:
+    """Counts of each subject ``(subjects, bins, 2)`` of pixels without and with lesion; the bins fall."""
+    bins = found.pixels.bins(NUM_BINS)
+    histograms = np.zeros((len(index), int(bins.max() + 1), 2), np.float32)
+    for case in cases:
+        truth = case.lesion(domain)
+        if truth is not None:
+            binned = 2 * bins[found.pixels.keys(case.values(method, domain))] + truth
+            counts = np.bincount(binned, minlength=histograms[0].size)
+            histograms[index[case.subject]] += counts.reshape(histograms.shape[1:])
+    return histograms
+
+
+def _of_images(scores: Scores, index: dict[str, int], weights: Array) -> dict[str, Array]:
+    """AUROC and AP in each resample, exactly."""
+    order = np.argsort(-np.array(scores.score), kind="stable")
+    begins = np.flatnonzero(np.diff(np.array(scores.score)[order], prepend=np.inf))
+    diseased = np.array(scores.diseased)[order]
+    subject = np.array([index[s] for s in scores.subject])[order]
+    parts = []
+    for some in np.split(weights, range(AT_ONCE, len(weights), AT_ONCE)):
+        of_image = some[:, subject].astype(float)
+        found = ranks(*(np.add.reduceat(of_image * is_it, begins, axis=1) for is_it in (1 - diseased, diseased)))
+        parts.append(found)
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("auroc", "ap")}
 
 
 def _interval(values: Array) -> tuple[float, float]:
-    finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (np.nan, np.nan)
+    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
     return float(low), float(high)

@@ -1,209 +1,120 @@
-"""The bundle on labelled data: thresholds chosen on validation patients, test patients reported once."""
+"""A model on labelled data: thresholds chosen on validation patients, test patients reported once."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import platform
-import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import monai
-import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose
-from sklearn.metrics import roc_auc_score
-from tqdm import tqdm
 
-from ..errors import cause_of
 from ..files import write
-from ..fingerprints import fingerprint
-from ..images.geometry import slice_numbers
-from ..method.inferer import CounterfactualInferer
-from ..method.slices import each
-from ..weights import weights_digest
-from .bootstrap import bootstrap, paired_bootstrap
-from .cases import Domain, SliceCase
-from .metrics import best_threshold, metrics
-from .readings import BASELINE, COUNTERFACTUAL, OURS, cases_of, readings
-from .reporting import figure, table
-
-logger = logging.getLogger(__name__)
-
-
-def _packed(value: Any) -> Any:
-    """Arrays as tensors of their own, also within dictionaries, for `torch.save`."""
-    if isinstance(value, dict):
-        return {k: _packed(v) for k, v in value.items()}
-    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
-
-
-def _unpacked(value: Any) -> Any:
-    """The arrays again, on the same memory."""
-    if isinstance(value, dict):
-        return {k: _unpacked(v) for k, v in value.items()}
-    return value.numpy() if isinstance(value, torch.Tensor) else value
+from .cases import Domain
+from .figure import figure
+from .kept import KeptCases
+from .readings import shipped
+from .reporting import DOMAINS, OF_MAPS, write_rows, write_scores
+from .rows import best_baseline, counted, differences, results, thresholds
+from .volumes import LabelledVolumes
 
 
 class Evaluation:
     """Choose thresholds on `validation`, report `test` once: tables, intervals, a figure and a record of it all.
 
-    Writes to `output_dir`: ``test_foreground`` and ``test_image`` (.csv and .md), ``validation_foreground`` (.csv and .md),
-    ``cases.png`` and ``results.json``.
+    Lesions are known by masks, or where no diseased slice of a split has one, by the area of the boxes; a healthy slice has
+    none. A diseased slice without either counts for its score alone. What can't be computed is left out, and said.
 
-    One volume at a time is in the memory. What was found in it is written to `cache_dir`, from where the metrics read one
-    method's maps after the other, and where a run that was stopped finds it again, by the item, its files, the settings and
-    the weights. A volume that fails is named in the log and in the record, and the next one follows.
+    Writes to `output_dir`: ``test_scores``, ``test_foreground`` and ``test_image``, ``validation_scores`` and
+    ``validation_foreground`` (each .csv and .md), ``cases.png`` and ``results.json``.
 
     Args:
-        validation, test: datalists, see `cases_of`.
-        preprocessing, inferer, network: the bundle's.
-        device: of the networks.
-        polarity, median_size: the bundle's, see `method.maps.anomaly_map`.
+        validation, test: of a datalist; without validation, only the threshold that the bundle ships is reported.
+        volumes: see `LabelledVolumes`.
+        threshold: the one that the bundle ships.
         settings: for the record.
         output_dir: made if it is missing.
-        cache_dir: likewise; what lies in it as ``evaluated-*.pt`` may be deleted when all is done.
     """
 
     def __init__(
         self,
         validation: Sequence[Mapping[str, Any]],
         test: Sequence[Mapping[str, Any]],
-        preprocessing: Compose,
-        inferer: CounterfactualInferer,
-        network: torch.nn.Module,
-        device: torch.device,
-        polarity: str | Sequence[str],
-        median_size: int,
+        volumes: LabelledVolumes,
+        threshold: float,
         settings: Mapping[str, Any],
         output_dir: str,
-        cache_dir: str,
     ) -> None:
         self.datalists = {"validation": validation, "test": test}
-        self.preprocessing = preprocessing
-        self.inferer = inferer
-        self.network = network
-        self.device = device
-        self.polarity = polarity
-        self.median_size = median_size
+        self.volumes = volumes
+        self.threshold = threshold
         self.settings = dict(settings)
         self.output_dir = Path(output_dir)
-        self.cache_dir = Path(cache_dir)
-
-    @cached_property
-    def _made_with(self) -> list[Any]:
-        """All that the results depend on, beside a volume's files and the preprocessing."""
-        networks = (self.network, self.inferer.classifier, self.inferer.student)
-        weights = [weights_digest(network) for network in networks if network is not None]
-        alphas = float(self.inferer.alphas_cumprod.double().sum())
-        return [weights, self.inferer.settings, alphas, self.polarity, self.median_size]
-
-    def _path(self, item: Mapping[str, Any]) -> Path:
-        """Where the results of a volume are kept: another file for everything that they depend on."""
-        return self.cache_dir / f"evaluated-{fingerprint([item, self._made_with], self.preprocessing)}.pt"
-
-    def _kept(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], float]:
-        """A volume's cases, whose arrays are read from disk where they are used, and the seconds that the networks took."""
-        path = self._path(item)
-        if not path.is_file():
-            cases, seconds = self._evaluated(item)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-            try:
-                torch.save({"cases": [_packed(vars(case)) for case in cases], "seconds": seconds}, partial)
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-        kept = torch.load(path, mmap=True, weights_only=True)
-        return [SliceCase(**_unpacked(case)) for case in kept["cases"]], kept["seconds"]
-
-    def _evaluated(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], float]:
-        volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
-        image: MetaTensor = volume["image"]
-        depth = volume["input_foreground"].shape[-1]
-        if len(item["label"]) != depth:
-            raise ValueError(f"{item['image']}: has {depth} slices, but {len(item['label'])} labels.")
-        wanted = torch.tensor([[item["label"][n] >= 0 for n in slice_numbers(image)]])
-        start = time.perf_counter()
-        inputs = image.as_tensor()[None].to(self.device)
-        inside = volume["foreground"].as_tensor()[None].to(self.device)
-        pred = self.inferer(inputs, self.network, inside, assessed=wanted.to(self.device))
-        seconds = time.perf_counter() - start
-        found = each(pred, lambda values: values[0].cpu())
-        slices = each(found, lambda values: values.movedim(-1, 0).nan_to_num())
-        foreground = volume["foreground"].as_tensor().movedim(-1, 0) >= 0.5
-        maps, scores = readings(image.as_tensor().movedim(-1, 0), slices, foreground, self.polarity, self.median_size)
-        scores |= {"p(diseased)": found["probability"]}
-        return cases_of(item, volume, maps, scores, found["counterfactual"]), seconds
+        self._best: str | None = None
 
     def run(self) -> None:
         """Evaluate and write everything.
 
         Raises:
             SystemExit: with status 1 if a volume failed, after all else was written.
-            ValueError: of a split no volume is left.
+            ValueError: no slice of the test volumes could be evaluated.
         """
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        cases: dict[str, list[SliceCase]] = {split: [] for split in self.datalists}
-        failed: dict[str, str] = {}
-        seconds = 0.0
-        for split, items in self.datalists.items():
-            for item in tqdm(items, desc=split, unit="volume"):
-                try:
-                    found, spent = self._kept(item)
-                except Exception as error:
-                    cause = cause_of(error)
-                    failed[str(item["subject"])] = str(cause) or type(cause).__name__
-                    logger.error("FAILED %s: %s", item["subject"], failed[str(item["subject"])])
-                    continue
-                cases[split] += found
-                seconds += spent
-            if not cases[split]:
-                raise ValueError(f"no slice of the {split} patients could be evaluated; failed: {failed}.")
-        methods = list(cases["test"][0].maps)
-        ours = OURS if OURS in methods else COUNTERFACTUAL
+        cases: dict[str, KeptCases] = {}
         record: dict[str, Any] = {
             "settings": self.settings,
-            "machine": {"processor": platform.processor() or platform.machine(), "device": str(self.device)},
+            "temperature": self.volumes.inferer.temperature,
+            "machine": {"processor": platform.processor() or platform.machine(), "device": str(self.volumes.device)},
             "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            "seconds_per_slice_in_networks": seconds / sum(len(c) for c in cases.values()),
-            "failed": failed,
+            "failed": {},
         }
-        for split, chosen in cases.items():
-            diseased = [c.diseased for c in chosen]
-            record[split] = {
-                "patients": len({c.subject for c in chosen}),
-                "slices": len(chosen),
-                "diseased_slices": sum(diseased),
-                "image_auroc_of_p_diseased": float(roc_auc_score(diseased, [c.scores["p(diseased)"] for c in chosen])),
-            }
-        domains: tuple[Domain, ...] = ("foreground", "image")
-        for domain in domains:
-            thresholds = {m: best_threshold(cases["validation"], m, domain) for m in methods}
-            for split in ("validation", "test") if domain == "foreground" else ("test",):
-                results = {
-                    m: (metrics(cases[split], m, t, domain), bootstrap(cases[split], m, t, domain))
-                    for m, t in thresholds.items()
-                }
-                note = "Thresholds are those with the best pooled Dice on validation patients."
-                table(results, self.output_dir / f"{split}_{domain}", domain, note)
-                record[split][domain] = {m: {"threshold": thresholds[m], **r[0]} for m, r in results.items()}
-            record["test"][domain]["difference to the baseline"] = {
-                metric: paired_bootstrap(
-                    cases["test"], ours, BASELINE, metric, thresholds[ours], thresholds[BASELINE], domain
-                )
-                for metric in ("pixel_ap", "dice_threshold", "image_auroc")
-            }
-            if domain == "foreground":
-                figure(cases["test"], ours, thresholds[ours], self.output_dir / "cases.png", domain)
-        write(self.output_dir / "results.json", json.dumps(record, indent=2).encode())
-        print((self.output_dir / "test_foreground.md").read_text())
+        for split, items in self.datalists.items():
+            kept, failed = self.volumes.cases(items, split)
+            record["failed"] |= failed
+            if next(iter(kept), None) is not None:
+                cases[split] = kept
+        if "test" not in cases:
+            raise ValueError(f"no slice of the test volumes could be evaluated; failed: {record['failed'] or 'none'}.")
+        for split, kept in cases.items():
+            record[split] = counted(kept)
+            write_scores(kept, self.output_dir / f"{split}_scores", record[split])
+        for domain in DOMAINS:
+            self._write_maps(domain, cases, record)
+        slices = sum(record[split]["slices"] for split in cases)
+        record["seconds_per_slice_in_networks"] = sum(kept.seconds for kept in cases.values()) / slices
+        write(self.output_dir / "results.json", json.dumps(record, indent=2, allow_nan=False).encode())
+        for name in ("test_scores", "test_foreground"):
+            print((self.output_dir / f"{name}.md").read_text("utf-8"))
         print(f"Tables, figure and record: {self.output_dir}")
-        if failed:
-            print(f"{len(failed)} volumes failed and are left out: {', '.join(failed)}")
+        if record["failed"]:
+            print(f"{len(record['failed'])} volumes failed and are left out: {', '.join(record['failed'])}")
             raise SystemExit(1)
+
+    def _write_maps(self, domain: Domain, cases: Mapping[str, KeptCases], record: dict[str, Any]) -> None:
+        rows = thresholds(cases.get("validation"), list(next(iter(cases["test"])).maps), domain, self.threshold)
+        found = {
+            split: results(of_split, rows, domain)
+            for split, of_split in cases.items()
+            if split == "test" or domain == "foreground"
+        }
+        for split, of_split in found.items():
+            write_rows(rows, of_split, domain, self.output_dir / f"{split}_{domain}", record[split])
+        if domain == "foreground":
+            names = [baseline.name for baseline in self.volumes.baselines]
+            self._best = best_baseline(found.get("validation", found["test"]), names)
+        chosen = shipped([row.method for row in rows.values()])
+        ours = chosen if chosen in rows else next(reversed(rows))
+        left = record["test"]["left_out"]
+        if self._best is None:
+            left["difference to the best baseline"] = "there is no baseline, or none can be measured"
+        else:
+            record["test"][domain]["difference to the best baseline"] = differences(found["test"], ours, self._best)
+        threshold = rows[ours].value
+        if domain == "image" or threshold is None:
+            return
+        if "dice_threshold_slice" in found["test"][ours].values:
+            figure(cases["test"], chosen, threshold, self.output_dir / "cases.png", domain)
+        else:
+            left["figure"] = OF_MAPS["dice_threshold_slice"][1]

@@ -18,8 +18,8 @@ class Budget:
     """End a training after so many images, and anneal its learning rate over them.
 
     The rate falls from that of the optimizer along half a cosine (Loshchilov and Hutter 2017): before step k of K it is
-    rate (1 + cos(pi (k - 1) / K)) / 2. It depends on the step alone, so a training that goes on after a stop has the rate that it
-    would have had.
+    rate (1 + cos(pi (k - 1) / K)) / 2. It depends on the step alone, so a training that was stopped goes on
+    with the rate that it would have had.
 
     Args:
         images: that the training sees, a slice counted as often as it is drawn.

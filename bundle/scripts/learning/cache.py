@@ -48,6 +48,7 @@ class SliceCache:
 
     def entries(self) -> dict[str, Entry]:
         """The volumes that are there as a whole, by their hash."""
+        self._shape = None
         try:
             lines = self.index_path.read_bytes().split(b"\n")[:-1]  # a line that wasn't finished is the last
             size = self.rows_path.stat().st_size
@@ -84,8 +85,10 @@ class SliceCache:
         with exclusive(self.index_path.with_name("lock")):
             found = self.entries()
             self._next = max((e.first + len(e.numbers) for e in found.values()), default=0)
+            # without what a killed process has left
+            with self.rows_path.open("ab") as rows:
+                rows.truncate(self._next and self._next * self._row.itemsize)
             if self._shape is not None:
-                # without what a killed process has left
                 content = "".join(
                     f"{json.dumps(line)}\n" for line in ({"shape": self._shape}, *map(asdict, found.values()))
                 )
@@ -115,10 +118,7 @@ class SliceCache:
         rows = np.empty(len(numbers), self._row)
         rows["image"], rows["foreground"] = images, foregrounds
         content = rows.tobytes()
-        self.rows_path.touch()
-        with self.rows_path.open("r+b") as file:
-            file.truncate(self._next * self._row.itemsize)
-            file.seek(0, 2)
+        with self.rows_path.open("ab") as file:
             file.write(content)
         entry = Entry(volume, self._next, tuple(int(n) for n in numbers), hashlib.sha256(content).hexdigest())
         with self.index_path.open("ab") as file:

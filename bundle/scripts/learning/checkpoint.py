@@ -109,7 +109,7 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
         if getattr(engine, "scaler", None) is not None:
-            self.objects["scaler"] = engine.scaler  # type: ignore[attr-defined]  # MONAI's, of float16
+            self.objects["scaler"] = engine.scaler  # MONAI's, of float16
 
     def _start(self, engine: Engine) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

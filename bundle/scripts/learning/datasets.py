@@ -66,9 +66,9 @@ class SliceDataset(Dataset):
         targets: makes what takes the place of the labels.
         workers: processes that preprocess.
 
-    Items are ``{"image": float32 (C, H, W), "label": int or the target}``. An index alone gives a slice as it is, a `Draw` gives
-    it augmented. ``labels`` and ``subjects`` are the slices' own. A volume that can't be read is named in the log, left out, and
-    tried again the next time.
+    Items are ``{"image": float32 (C, H, W), "label": int or the target}``. An index alone gives a slice as it is, a `Draw` an
+    augmented one. ``labels`` and ``subjects`` are the slices' own. A volume that can't be read is named in the log, left out,
+    and tried again the next time.
 
     Raises:
         ValueError: no slice is left, a label has too few values, or the cache can't be written.

@@ -17,7 +17,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     """Bring the weights of a training into the bundle; what is there is kept beside them under a name with the time.
 
     Student and threshold belong to networks: ``weights.json`` beside the weights says which, and a student brings what it
-    learned from. For other networks inference warns (`bundle.not_together`), as this does.
+    learned from. For other networks inference warns (`weights.not_together`), as this does.
 
     Args:
         run_dir: of the training.
@@ -26,7 +26,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
 
     Raises:
         SystemExit: there are no weights in `run_dir`, or the bundle can't be written.
-        ValueError: see `bundle.load_weights`.
+        ValueError: see `weights.load_weights`.
     """
     source, target = Path(run_dir) / "model.pt", Path(path)
     if not source.is_file():
@@ -51,7 +51,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     if teacher is None and digest not in belonging.get("student", {}).values():
         print(
             "The student and the threshold belong to other networks: run with --student '$None' until there is a student for "
-            "these, and choose a threshold anew."
+            "these, and choose a threshold anew with calibrate.json."
         )
     elif teacher is not None and digest not in belonging.get("calibration", {}).values():
-        print("The threshold was chosen for another student: choose one anew.")
+        print("The threshold was chosen for another student: choose one anew with calibrate.json.")

@@ -1,4 +1,4 @@
-"""Every step of a training draws from the seed and its own number, so that one that was stopped goes on as if it had not been."""
+"""Every step of a training draws from the seed and its own number: one that was stopped goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -71,6 +71,10 @@ class SeedSteps:
         torch.manual_seed(seed_of(self.seed, STEP, engine.state.iteration))
 
 
+_RANDOM = np.random.RandomState()
+"""Of every augmentation of this process; to make one for each draw takes as long as the augmentation."""
+
+
 def augmented(
     item: dict[str, Any], augmentation: Callable[[dict[str, Any]], dict[str, Any]], seed: int, number: int
 ) -> dict[str, Any]:
@@ -80,8 +84,10 @@ def augmented(
     takes as long as doing it. `augmentation` must not be asked whether it is true: a MONAI `Compose` seeds its transforms anew
     then.
     """
-    if isinstance(augmentation, Randomizable):
-        augmentation.set_random_state(seed_of(seed, AUGMENTATION, number))
+    _RANDOM.seed(seed_of(seed, AUGMENTATION, number))
+    for transform in getattr(augmentation, "transforms", (augmentation,)):
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(state=_RANDOM)
     tracked = get_track_meta()
     set_track_meta(False)
     try:

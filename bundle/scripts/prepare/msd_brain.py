@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import check_number
+from ..files import replacing
 from ..images.geometry import load_nifti
 from .options import choice, folder_of, texts
 from .preparation import Preparation
@@ -111,6 +112,5 @@ def _written(image: Path, sequences: Sequence[str], folder: Path) -> list[Path]:
 def save(image: nib.Nifti1Image, path: Path) -> None:
     """Write a NIfTI file (.nii.gz) whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(".part-" + path.name)
-    nib.save(image, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        nib.save(image, partial)

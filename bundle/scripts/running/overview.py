@@ -33,7 +33,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
 
     Args:
         result: of one volume, after `RestoreGridd`; its ``warnings`` stand at the top.
-        truth: path of a lesion mask on the input's grid, see `geometry.load_mask`, if there is one.
+        truth: path of a lesion mask on the input's grid, see `images.masks.load_mask`, if there is one.
         name: for the title.
         path: of the PNG.
         num_slices: at most.
@@ -53,10 +53,10 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     titles = ["Input", *(["Healthy counterpart"] if healthy is not None else []), "Anomaly map", "Marked lesion"]
     titles += ["Radiologist's mask"] if truth else []
     at = {title: column for column, title in enumerate(titles)}
-    # a spike or a padding value must not hide the head
+    # a spike or a padding value must not hide what is seen
     levels = np.clip(image, *np.percentile(image, [0.5, 99.5])) - np.percentile(image, 0.5)
-    head = levels > levels.mean() * 0.5
-    x, y = (np.flatnonzero(head.any(axis=other)) for other in ((1, 2), (0, 2)))
+    bright = levels > levels.mean() * 0.5
+    x, y = (np.flatnonzero(bright.any(axis=other)) for other in ((1, 2), (0, 2)))
     box = (slice(x[0], x[-1] + 1), slice(y[0], y[-1] + 1))
     width, height = (float(n) * s for n, s in zip((x[-1] - x[0] + 1, y[-1] - y[0] + 1), spacing[:2], strict=True))
     # one line has room for 13 letters an inch
@@ -72,7 +72,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     FigureCanvasAgg(figure)
     figure.text(0.01, 1 - 0.3 / size[1], "\n".join(warned), color=AMBER, fontsize=9, va="top", linespacing=1.3)
     axes = figure.subplots(max(len(rows), 1), len(titles), squeeze=False)
-    low, high = np.percentile(image[head], [1, 97])
+    low, high = np.percentile(image[bright], [1, 97])
     limit = max(float(np.nanmax(a, initial=0)), 1e-3)
     drawn, unseen = None, False
     for panels, (z, scores) in zip(axes, rows, strict=False):

@@ -47,7 +47,7 @@ class Report:
         settings, networks: what the results depend on, for the record; a network that is None has no part in them.
         pipeline: all else that they depend on: transforms and inferer.
         overwrite: compute again what was computed before from the same input in the same way.
-        manifest: says which weights belong together, see `bundle.not_together`; where they don't, every volume has a warning.
+        manifest: says which weights belong together, see `weights.not_together`; where they don't, every volume has a warning.
         write_dicom: also write ``segmentation.dcm`` and ``anomaly_map.dcm``; an item that is no DICOM series is a failed one.
     """
 

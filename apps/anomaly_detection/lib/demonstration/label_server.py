@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lib.demonstration.processes import HOST, running
+from lib.demonstration.servers import HOST, running
 
 APP = Path(__file__).resolve().parents[2]
 

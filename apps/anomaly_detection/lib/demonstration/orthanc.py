@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lib.demonstration.processes import HOST, LOGIN, ServeError, open_url, running, with_login
+from lib.demonstration.servers import HOST, LOGIN, ServeError, open_url, running, with_login
 
 PLUGIN = "libOrthancDicomWeb.so"
 PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/local/share/orthanc/plugins", "/usr/lib/orthanc")

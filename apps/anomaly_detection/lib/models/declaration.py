@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+logger = logging.getLogger(__name__)
 
 FULL, PREVIEW = "inference", "preview"
 """How a study is run, by the config that says it: with a counterfactual, or by the student alone, one call a slice."""
@@ -48,6 +51,12 @@ class Declaration:
         self.modalities: list[str] = config["modalities"]
         self.channels: list[str] = config["sequences"]
         self.models_dir = Path(self.parsed("models_dir"))
+        if PREVIEW in self._configs:
+            try:
+                self.options(PREVIEW)
+            except (RuntimeError, ValueError) as error:
+                logger.warning("%s has no preview: %s", self.name, error.__cause__ or error)
+                del self._configs[PREVIEW]
 
     @property
     def modes(self) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from pathlib import Path
 
 from lib.studies.dicom_server import DicomServer
@@ -23,6 +21,8 @@ class Reviews:
 
     def reviewed(self) -> set[str]:
         """Series with a segmentation that a reader drew or corrected; those of an algorithm don't count."""
+        from scripts.files import write
+
         try:
             known = dict(json.loads(self._path.read_text()))
         except (OSError, ValueError):
@@ -35,7 +35,5 @@ class Reviews:
                 now[key] = known[key] if key in known else self._server.read_by(str(seg.StudyInstanceUID), uid)
         finally:
             if now.keys() - known.keys():
-                part = self._path.with_name(f"{self._path.name}.{os.getpid()}.{threading.get_ident()}.part")
-                part.write_text(json.dumps({**known, **now}))
-                os.replace(part, self._path)
+                write(self._path, json.dumps({**known, **now}).encode())
         return {series for uids in now.values() for series in uids}

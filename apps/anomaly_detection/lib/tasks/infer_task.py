@@ -169,7 +169,7 @@ def infer_tasks(models: Sequence[Model]) -> dict[str, AnomalyInferTask]:
 
 
 def allow_any_image(request: Mapping[str, Any]) -> bool:
-    """Whether a request wants to run what is no MR image of a head.
+    """Whether a request wants to run what the model was not made for.
 
     Raises:
         MONAILabelException: INVALID_INPUT, the field is neither true nor false.

@@ -37,7 +37,7 @@ from starlette.middleware.cors import CORSMiddleware
 from lib.http.answers import answer, hidden_folders
 from lib.http.fields import CHOICES
 from lib.http.guard import Guard
-from lib.http.inference import infer
+from lib.http.infer_route import infer
 from lib.http.processes import SERVER, end_tasks
 from lib.http.proxy import dicom_proxy
 from lib.http.threads import in_thread

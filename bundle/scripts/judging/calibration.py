@@ -1,0 +1,101 @@
+"""Thresholds and temperature for one's own weights, chosen on validation patients."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..weights import calibrate, weights_digest
+from .cases import Domain
+from .probabilities import calibration_error, fitted_temperature, of_cases
+from .readings import COUNTERFACTUAL, OURS, STUDENT
+from .thresholds import chosen_threshold
+from .volumes import KeptCases, LabelledVolumes
+
+DOMAIN: Domain = "foreground"
+
+
+class Calibration:
+    """Choose the temperature of p(diseased), then the thresholds of the maps that it gates, and write them to the manifest.
+
+    With masks, a threshold is that of the best pooled Dice in the foreground; without, Otsu's of the foreground of slices
+    labelled diseased. Boxes are not looked at. Of a full model the preview's threshold, that of the student alone, is chosen
+    too.
+
+    Args:
+        validation: of a datalist.
+        volumes: see `LabelledVolumes`.
+        networks: those that the numbers are chosen for, by the names of the config; None for one that isn't there.
+        manifest: see `weights.read_manifest`.
+    """
+
+    def __init__(
+        self,
+        validation: Sequence[Mapping[str, Any]],
+        volumes: LabelledVolumes,
+        networks: Mapping[str, torch.nn.Module | None],
+        manifest: str,
+    ) -> None:
+        self.validation = validation
+        self.volumes = volumes
+        self.networks = networks
+        self.manifest = Path(manifest)
+
+    def run(self) -> None:
+        """Choose, write, and say what was chosen.
+
+        Raises:
+            SystemExit: with status 1 if a volume failed, after the numbers were written.
+            ValueError: no slice could be evaluated, none is diseased, or a map is the same everywhere.
+        """
+        cases, failed = self.volumes.cases(self.validation, "validation")
+        first = next(iter(cases), None)
+        if first is None:
+            raise ValueError(f"no slice of the validation volumes could be evaluated; failed: {failed or 'none'}.")
+        values = self._temperature(cases)
+        full = OURS if OURS in first.maps else COUNTERFACTUAL
+        for name, method in (("threshold", full), ("preview_threshold", STUDENT)):
+            if method in first.maps:
+                values[name] = self._threshold(cases, name, method)
+        digests = {name: weights_digest(net) for name, net in self.networks.items() if net is not None}
+        kept = calibrate(self.manifest, values, digests)
+        print(f"{self.manifest}: written." + (f" What it was is kept as {kept}." if kept else ""))
+        if failed:
+            print(f"{len(failed)} volumes failed and are left out: {', '.join(failed)}")
+            raise SystemExit(1)
+
+    def _temperature(self, cases: KeptCases) -> dict[str, float]:
+        """Chosen, and from here on that of the cases."""
+        before = calibration_error(*of_cases(cases))
+        temperature = fitted_temperature(cases, cases.logits)
+        if temperature is None:
+            print(
+                f"temperature: {cases.temperature:g} stays, as it takes more validation patients of both classes to choose one."
+            )
+            return {}
+        cases.temperature = rounded(temperature)
+        probability, diseased = of_cases(cases)
+        print(
+            f"temperature: {cases.temperature:.3g}; expected calibration error {before:.3f} before, "
+            f"{calibration_error(probability, diseased):.3f} now, on {len(diseased)} slices, {sum(diseased)} of them diseased."
+        )
+        return {"temperature": cases.temperature}
+
+    def _threshold(self, cases: KeptCases, name: str, method: str) -> float:
+        chosen = chosen_threshold(cases, method, DOMAIN)
+        if chosen is None:
+            raise ValueError(f"{name}: no validation slice is labelled diseased, so none can be chosen.")
+        threshold = rounded(chosen[0])
+        if not sys.float_info.min <= threshold < float("inf"):
+            raise ValueError(f"{name}: {method} is the same everywhere or marks nothing, so none can be chosen.")
+        print(f"{name}: {threshold:.4g} ({chosen[1]}) of {method}.")
+        return threshold
+
+
+def rounded(value: float) -> float:
+    """To six digits."""
+    return float(f"{value:.6g}")

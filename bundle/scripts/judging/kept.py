@@ -1,0 +1,85 @@
+"""Cases on disk: written once a volume, read one volume after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files import replacing
+from .cases import SliceCase
+from .readings import gated, probabilities
+
+
+class KeptCases:
+    """The cases of several volumes, read from disk one volume after another as often as they are asked for.
+
+    Args:
+        paths: of the volumes' files.
+        temperature: of p(diseased), which gates maps and weighs scores.
+        boxes_are_lesions: take the boxes' area for the lesion of diseased slices that have boxes and no mask.
+    """
+
+    def __init__(self, paths: Sequence[Path], temperature: float = 1.0, boxes_are_lesions: bool = False) -> None:
+        self.paths = list(paths)
+        self.temperature = temperature
+        self.boxes_are_lesions = boxes_are_lesions
+
+    def __iter__(self) -> Iterator[SliceCase]:
+        for path in self.paths:
+            kept = _opened(path)
+            probability = probabilities(kept["logits"], self.temperature)
+            for packed in kept["cases"]:
+                case = SliceCase(**_unpacked(packed))
+                if self.boxes_are_lesions and case.truth is None and case.boxes is not None:
+                    case.truth = case.in_boxes().any(axis=0)
+                yield gated(case, float(probability[case.slice]))
+
+    @property
+    def logits(self) -> list[torch.Tensor]:
+        """Of each volume, see `readings.probabilities`."""
+        return [_opened(path)["logits"].clone() for path in self.paths]
+
+    @property
+    def seconds(self) -> float:
+        """That the networks took for all."""
+        return sum(_opened(path)["seconds"] for path in self.paths)
+
+
+@lru_cache(maxsize=128)
+def _opened(path: Path) -> dict[str, Any]:
+    # each is an open file, so that not all of a large set can be
+    kept: dict[str, Any] = torch.load(path, mmap=True, weights_only=True)
+    return kept
+
+
+def keep(path: Path, cases: list[SliceCase], logits: torch.Tensor, seconds: float) -> None:
+    """Write a volume's file, whole or not at all.
+
+    Args:
+        path: of the file.
+        cases: with maps and scores as if p(diseased) were 1.
+        logits: of all slices of the input's file, see `readings.probabilities`.
+        seconds: that the networks took.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        torch.save({"cases": [_packed(vars(case)) for case in cases], "logits": logits, "seconds": seconds}, partial)
+
+
+def _packed(value: Any) -> Any:
+    """Arrays as tensors of their own, also within dictionaries, for `torch.save`."""
+    if isinstance(value, dict):
+        return {k: _packed(v) for k, v in value.items()}
+    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+
+
+def _unpacked(value: Any) -> Any:
+    """The arrays again, on the same memory."""
+    if isinstance(value, dict):
+        return {k: _unpacked(v) for k, v in value.items()}
+    return value.numpy() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,100 @@
+"""Maps and truth of a volume's slices on the input's own grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from .. import HEALTHY
+from ..images.geometry import axial, axial_index, slice_numbers, to_grid
+from ..images.normalization import BACKGROUND
+from ..method.slices import assessed_slices
+from .baselines import Baseline
+from .cases import Array, SliceCase
+from .ranking import quotient
+from .readings import Maps
+from .truth import slice_labels, truth_of
+
+logger = logging.getLogger(__name__)
+
+
+def cases_of(
+    item: Mapping[str, Any],
+    volume: Mapping[Any, Any],
+    maps: Maps,
+    scores: Maps,
+    baselines: Sequence[Baseline] = (),
+    healthy: torch.Tensor | None = None,
+    assessed: torch.Tensor | None = None,
+) -> list[SliceCase]:
+    """Every labelled slice of a volume, with its maps and scores and those of the baselines.
+
+    Maps are compared on the input's own grid, in the order left, posterior, superior.
+
+    Args:
+        item: of a datalist; without a subject, its file is one.
+        volume: what the preprocessing gave for it.
+        maps: for each method ``(D, 1, H, W)`` on the grid of the preprocessed image.
+        scores: for each method or classifier ``(D,)``.
+        baselines: their score of a slice is the map's mean over its foreground.
+        healthy: the counterfactual ``(C, H, W, D)``, for display.
+        assessed: bool ``(D,)``, the slices that count where an item has one label; by default all with foreground.
+    """
+    image: MetaTensor = volume["image"]
+    parts = [volume["foreground"].as_tensor(), *(m.movedim(0, -1) for m in maps.values())]
+    if healthy is not None:
+        parts.append((image.as_tensor() - healthy)[:1])
+    original: MetaTensor = volume["input_image"]
+    affine = torch.as_tensor(original.affine)
+    grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
+    on_input = axial(MetaTensor(grid, affine=affine)).as_tensor().numpy()
+    inside = on_input[0] >= 0.5
+    x = _normalised(image, original, inside)
+
+    row = {n: i for i, n in enumerate(slice_numbers(image))}
+    if assessed is None:
+        assessed = assessed_slices(volume["foreground"].as_tensor(), 0)
+    truth = truth_of(item, original)
+    labels = slice_labels(item, original, truth, [n for n, i in row.items() if bool(assessed[i])])
+    on_grid = {name: on_input[1 + i] for i, name in enumerate(maps)}
+    above: dict[str, Array] = {baseline.name: baseline(x, inside) for baseline in baselines}
+    area = inside.sum(axis=(0, 1))
+    means = {name: quotient((a * inside).sum(axis=(0, 1), dtype=float), area) for name, a in above.items()}
+    name = str(item["image"] if isinstance(item["image"], str) else item["image"][0])
+    subject = str(item.get("subject", Path(name).name.split(".")[0]))
+    cases = []
+    for n, label in enumerate(labels):
+        z = axial_index(n, affine, len(labels))
+        if label < 0 or not inside[..., z].any() or n not in row:
+            if label >= 0:
+                logger.warning("%s, slice %d: no foreground was found in it, left out.", subject, n)
+            continue
+        lesion = np.zeros_like(inside[..., z]) if label == HEALTHY else None
+        if truth.lesion is not None:
+            lesion = truth.lesion[..., z]
+        case = SliceCase(subject, n, x[0][..., z], inside[..., z], lesion, label, volume=name)
+        case.maps = {name: m[..., z].astype(np.float32) for name, m in (on_grid | above).items()}
+        case.scores = {name: float(s[row[n]]) for name, s in scores.items()}
+        case.scores |= {name: float(s[z]) for name, s in means.items()}
+        if healthy is not None:
+            case.counterfactual = case.image - on_input[-1][..., z]
+        case.boxes = truth.boxes
+        cases.append(case)
+    return cases
+
+
+def _normalised(image: MetaTensor, original: MetaTensor, inside: Array) -> Array:
+    """The input ``(C, H, W, D)`` at its own resolution on the networks' intensity scale; the lowest value outside."""
+    scale = torch.as_tensor(image.meta["intensity_scale"])
+    # without an offset, no signal is -1
+    offset = torch.as_tensor(image.meta.get("intensity_offset", scale))
+    shape = (-1, 1, 1, 1)
+    x: Array = ((axial(original).as_tensor() - offset.view(shape)) / scale.view(shape)).clamp(-1, 1).numpy()
+    x[:, ~inside] = BACKGROUND
+    return x

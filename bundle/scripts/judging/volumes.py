@@ -1,0 +1,142 @@
+"""Labelled volumes through the networks, each once; what was found lies on disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from tqdm import tqdm
+
+from ..device import autocast
+from ..digests import code_digest
+from ..errors import cause_of, out_of_resources
+from ..fingerprints import fingerprint, settings_of
+from ..images.geometry import axial, slice_numbers
+from ..method.slices import CPU_BATCH, SliceInferer, each
+from ..weights import weights_digest
+from .baselines import Baseline
+from .cases import SliceCase
+from .kept import KeptCases, keep
+from .on_input import cases_of
+from .readings import readings
+from .truth import Truth, slice_labels
+
+logger = logging.getLogger(__name__)
+
+CHANGES_NOTHING = ("temperature", "batch_size", "progress")
+"""Settings of an inferer that change nothing of what is kept."""
+
+
+class LabelledVolumes:
+    """What the networks find in labelled volumes, found once.
+
+    One volume at a time is in the memory. What was found in it is written to `cache_dir`, where a run that was stopped finds
+    it again, by the item, its files, the settings and the weights. Temperature and thresholds are not among them: others
+    need no network. A volume that fails is named in the log, and the next one follows.
+
+    Args:
+        preprocessing, inferer, network: the bundle's.
+        device: of the networks.
+        polarity, median_size: the bundle's, see `method.maps.anomaly_map`.
+        baselines: see `baselines.Baseline`.
+        cache_dir: made if it is missing; what lies in it as ``evaluated-*.pt`` may be deleted when all is done.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Compose,
+        inferer: SliceInferer,
+        network: torch.nn.Module,
+        device: torch.device,
+        polarity: str | Sequence[str],
+        median_size: int,
+        cache_dir: str,
+        baselines: Sequence[Baseline] = (),
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.inferer = inferer
+        self.network = network
+        self.device = device
+        self.polarity = polarity
+        self.median_size = median_size
+        self.cache_dir = Path(cache_dir)
+        self.baselines = list(baselines)
+
+    @cached_property
+    def _made_with(self) -> list[Any]:
+        """All that the results depend on, beside a volume's files and the preprocessing."""
+        networks = (self.network, self.inferer.classifier, getattr(self.inferer, "student", None))
+        weights = [weights_digest(network) for network in networks if network is not None]
+        settings = {k: v for k, v in vars(self.inferer).items() if k not in CHANGES_NOTHING}
+        code = [code_digest(folder) for folder in ("method", "judging")]
+        return [weights, settings_of([settings, self.baselines]), self.polarity, self.median_size, code]
+
+    def path(self, item: Mapping[str, Any]) -> Path:
+        """Where what was found in a volume is kept: another file for everything that it depends on."""
+        return self.cache_dir / f"evaluated-{fingerprint([item, self._made_with], self.preprocessing)}.pt"
+
+    def cases(self, items: Sequence[Mapping[str, Any]], name: str) -> tuple[KeptCases, dict[str, str]]:
+        """The cases of a datalist's volumes, and what went wrong with those that failed, by their image.
+
+        Raises:
+            RuntimeError: memory, disk or files ran out; what was found before is kept.
+        """
+        paths, failed = [], {}
+        for item in tqdm([item for item in items if item.get("label") != -1], desc=name, unit="volume"):
+            image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+            path = self.path(item)
+            try:
+                if not path.is_file():
+                    keep(path, *self.found(item))
+                paths.append(path)
+            except Exception as error:
+                exhausted = out_of_resources(error)
+                if exhausted is not None:
+                    raise RuntimeError(
+                        f"{image}: stopped here, as memory, disk or open files ran out ({exhausted}). The volumes before it "
+                        "are kept; free some and start again."
+                    ) from error
+                cause = cause_of(error)
+                failed[str(image)] = str(cause) or type(cause).__name__
+                logger.error("FAILED %s: %s", image, failed[str(image)])
+        return KeptCases(paths, self.inferer.temperature), failed
+
+    def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, float]:
+        """What `keep` keeps of a volume, with the seconds that the networks took."""
+        volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
+        image: MetaTensor = volume["image"]
+        numbers = slice_numbers(image)
+        depth = axial(volume["input_image"]).shape[3]
+        wanted = None
+        if isinstance(item.get("label"), list):
+            labels = slice_labels(item, volume["input_image"], Truth(None, None), ())
+            wanted = torch.tensor([[labels[n] >= 0 for n in numbers]], device=self.device)
+        inputs, inside = (volume[key].as_tensor()[None].to(self.device) for key in ("image", "foreground"))
+        start = time.perf_counter()
+        pred = self.inferer(inputs, self.network, inside, assessed=wanted)
+        seconds = time.perf_counter() - start
+        found = each(pred, lambda values: values[0].cpu())
+        assessed = found["assessed"]
+        logits = torch.full((depth,), torch.nan)
+        if bool(assessed.any()):
+            logits[torch.tensor(numbers)[assessed]] = self._logits(inputs[0].movedim(-1, 0)[assessed.to(self.device)])
+        slices = each(found, lambda values: values.movedim(-1, 0).nan_to_num())
+        slices["probability"] = torch.ones(len(numbers))
+        foreground = volume["foreground"].as_tensor().movedim(-1, 0) >= 0.5
+        maps, scores = readings(image.as_tensor().movedim(-1, 0), slices, foreground, self.polarity, self.median_size)
+        healthy = found.get("counterfactual")
+        return cases_of(item, volume, maps, scores, self.baselines, healthy, assessed), logits, seconds
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Of diseased minus that of healthy, ``(N,)``."""
+        target = self.inferer.target_class
+        with torch.no_grad(), autocast(x.device, self.inferer.precision):
+            both = torch.cat([self.inferer.logits(batch) for batch in x.split(CPU_BATCH)]).cpu()
+        return both[:, 1 - target] - both[:, target]

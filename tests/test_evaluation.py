@@ -1,0 +1,323 @@
+"""Evaluation by its config: masks, boxes or labels alone; what fails, what is left out, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+
+from scripts.bundle import bundle_root
+from scripts.images.brain import ExtractBraind
+from scripts.judging.readings import COUNTERFACTUAL, OURS, P_DISEASED, PAPER, STUDENT
+from scripts.judging.splits import items_of
+from scripts.judging.truth import Truth, slice_labels, truth_of
+from scripts.method.inferer import CounterfactualInferer
+from scripts.weights import read_manifest
+from synthetic import GRIDS, head, write_head
+from tiny_run import TINY
+
+CONFIGS = Path(bundle_root()) / "configs"
+MEDIAN = "FLAIR minus slice median"
+SHIPPED = f"{OURS}, at the bundle's threshold"
+
+
+def write_patients(folder: Path) -> None:
+    """A datalist with two patients a split, the lesion outlined in the lower of its slices, 2 and 3."""
+    datalist: dict[str, list[dict[str, Any]]] = {"validation": [], "test": []}
+    for split, items in datalist.items():
+        for patient in ("A", "B"):
+            volume = folder / f"{split}{patient}"
+            volume.mkdir(parents=True)
+            image = nib.load(write_head(volume)["image"])
+            truth = np.asarray(image.dataobj) == 170
+            truth[:, :, 3:] = False
+            # stored in another order of the axes than the image
+            seg = nib.Nifti1Image(truth.astype(np.uint8), image.affine).as_reoriented(
+                np.array([[1, -1], [2, 1], [0, -1]])
+            )
+            nib.save(seg, volume / "seg.nii.gz")
+            labels = [int(truth[:, :, z].any()) if 1 <= z <= 4 else -1 for z in range(6)]
+            paths = {"image": f"{volume.name}/flair.nii.gz", "mask": f"{volume.name}/seg.nii.gz"}
+            items.append({**paths, "label": labels, "subject": volume.name})
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+
+
+def changed(folder: Path, change: Any) -> None:
+    """Rewrite the datalist with a function of each item and its split."""
+    path = folder / "datalist.json"
+    content = json.loads(path.read_text())
+    content = {split: [change(split, item) for item in items] for split, items in content.items()}
+    path.write_text(json.dumps({split: [i for i in items if i] for split, items in content.items() if any(items)}))
+
+
+def parsed(folder: Path, *configs: str, **overrides: Any) -> ConfigParser:
+    """Configs over one another with tiny networks, the same in every call."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.json") for name in ("inference", *configs)])
+    parser.update({**TINY, "datalist": str(folder / "datalist.json"), "cache_dir": str(folder / "cache")})
+    torch.manual_seed(0)
+    for name in ("network", "classifier", "student"):
+        if parser[name] != "@student":
+            parser[name] = f"@{name}_def"
+    parser.update(overrides)
+    return parser
+
+
+def evaluate(folder: Path, out: Path, *configs: str, **overrides: Any) -> dict[str, Any]:
+    """Run evaluate.json; the record."""
+    small = {} if configs else {"displayable_configs#noise_level": 100}
+    parser = parsed(folder, *configs, "evaluate", **{**small, "output_dir": str(out), **overrides})
+    parser.get_parsed_content("run")
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture
+def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
+    monkeypatch.setattr("scripts.judging.bootstrap.NUM_RESAMPLES", 20)
+    write_patients(tmp_path)
+    return tmp_path
+
+
+def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a small data set, with tiny networks and the ellipsoid as brain."""
+    out = patients / "out"
+    record = evaluate(patients, out)
+    tables = ("test_foreground", "test_image", "test_scores", "validation_foreground", "validation_scores")
+    files = ["cases.png", "results.json", *(f"{t}.{end}" for t in tables for end in ("csv", "md"))]
+    assert sorted(p.name for p in out.iterdir()) == sorted(files)
+    test = record["test"]
+    numbers = {"patients": 2, "volumes": 2, "slices": 8, "diseased_slices": 2, "diseased_slices_with_mask": 2}
+    assert {name: test[name] for name in numbers} == numbers and record["failed"] == {}
+    assert set(test["scores"]) == {P_DISEASED, OURS, COUNTERFACTUAL, STUDENT, PAPER, *map(str, baselines())}
+    assert test["left_out"] == {
+        "boxes found": "there are no boxes",
+        "pointing game": "there are no boxes",
+        "volume AP": "all are of one class, or have one slice",
+        "volume AUROC": "all are of one class, or have one slice",
+    }
+    # the lesion lies in slices 2 and 3, as large in both, and alone is brighter than its slice's median: all of it is found,
+    # and the half in slice 3, which the mask leaves out, is false
+    image, brain = head(GRIDS["plain"][0])
+    lesion, others = int((image[..., 2] == 170).sum()), int(brain[..., 1:5].sum() - (image[..., 2] == 170).sum())
+    for domain, pixels in (("foreground", others), ("image", 64 * 80 * 4 - lesion)):
+        baseline = test[domain][MEDIAN]
+        assert baseline["threshold_by"] == "best pooled Dice"
+        assert baseline["dice_threshold"] == baseline["dice_oracle"] == pytest.approx(2 / 3)
+        assert baseline["dice_threshold_volume"] == pytest.approx(2 / 3)
+        assert baseline["pixel_ap"] == pytest.approx(1 / 2)
+        assert baseline["pixel_auroc"] == pytest.approx(1 - lesion / pixels / 2, abs=1e-3)
+        assert baseline["healthy_area"] == lesion / 3
+        shipped = test[domain][SHIPPED]
+        assert (shipped["threshold"], shipped["threshold_by"]) == (0.349, "the bundle's")
+        assert shipped["pixel_ap"] == test[domain][OURS]["pixel_ap"]
+        difference = test[domain]["difference to the best baseline"]
+        assert difference.pop("of") == OURS and difference.pop("to") in baselines()
+        assert {name: len(values) for name, values in difference.items()} == {
+            "pixel_ap": 3,
+            "dice_threshold": 3,
+            "image_auroc": 3,
+        }
+    said = capsys.readouterr().out
+    assert "Left out: pointing game, boxes found (there are no boxes)." in said and "2 patients, 2 volumes" in said
+
+
+def baselines() -> list[str]:
+    return ["FLAIR intensity", MEDIAN, f"{MEDIAN}, 3x3 median"]
+
+
+def test_an_evaluation_goes_on_after_a_bad_volume_and_where_it_was_stopped(
+    patients: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bad one is named and the status is 1; once it is mended, it alone is computed; other settings compute all anew."""
+    seen: list[int] = []
+    run = CounterfactualInferer.__call__
+    monkeypatch.setattr(CounterfactualInferer, "__call__", lambda *a, **k: seen.append(1) or run(*a, **k))
+    bad = patients / "testA" / "flair.nii.gz"
+    good = bad.read_bytes()
+    bad.write_bytes(b"no image")
+    with pytest.raises(SystemExit) as stop:
+        evaluate(patients, patients / "out")
+    assert stop.value.code == 1 and f"FAILED {bad}: " in caplog.text
+    first = json.loads((patients / "out" / "results.json").read_text())
+    assert list(first["failed"]) == [str(bad)] and "flair.nii.gz: can't be read" in first["failed"][str(bad)]
+    assert first["test"]["patients"] == 1 and len(seen) == 3
+    # of one patient there is no interval
+    assert list(first["test"]["foreground"]["difference to the best baseline"]) == ["of", "to"]
+    bad.write_bytes(good)
+    second = evaluate(patients, patients / "out")
+    assert len(seen) == 4 and second["test"]["patients"] == 2 and second["failed"] == {}
+    third = evaluate(patients, patients / "out")
+    assert len(seen) == 4 and third == second
+    # neither another threshold nor another temperature needs a network
+    fourth = evaluate(patients, patients / "warm", temperature=3.0, **{"displayable_configs#threshold": 0.2})
+    assert len(seen) == 4 and fourth["test"]["foreground"][SHIPPED]["threshold"] == 0.2
+    assert evaluate(patients, patients / "new", **{"displayable_configs#guidance_scale": 5.0})["failed"] == {}
+    assert len(seen) == 8
+    assert sorted(p.suffix for p in (patients / "cache").glob("evaluated-*")) == [".pt"] * 8
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_what_is_read_from_disk_is_what_the_inferer_gives(patients: Path, temperature: float) -> None:
+    """Maps and scores of kept cases, gated anew, are those of the bundle's own postprocessing; the files are mapped."""
+    parser = parsed(patients, "evaluate", temperature=temperature)
+    volumes = parser.get_parsed_content("volumes")
+    item = items_of(str(patients / "datalist.json"), "test")[0] | {"label": 1, "mask": None}
+    kept, failed = volumes.cases([item], "test")
+    assert not failed
+    volume = parser.get_parsed_content("preprocessing")({"image": item["image"]})
+    inside = volume["foreground"].as_tensor()[None]
+    pred = volumes.inferer(volume["image"].as_tensor()[None], volumes.network, inside)
+    volume["pred"] = {name: values[0] for name, values in pred.items()}
+    done = parser.get_parsed_content("postprocessing")(volume)
+    slices = {s["slice"]: s for s in done["slices"] if s["assessed"]}
+    a = done["anomaly_map"].as_tensor().numpy()[0]
+    cases = list(kept)
+    assert [c.slice for c in cases] == sorted(slices) and not any(c.truth is not None for c in cases)
+    for case in cases:
+        assert case.scores[P_DISEASED] == pytest.approx(slices[case.slice]["p_diseased"], abs=1e-6)
+        assert case.scores[OURS] == pytest.approx(slices[case.slice]["score"], rel=1e-4)
+        on_input = np.flip(a[..., case.slice], (0, 1))  # to the left and to posterior
+        np.testing.assert_allclose(case.maps[OURS], on_input, atol=1e-5)
+
+
+def test_labels_alone(patients: Path) -> None:
+    """Without a mask the threshold is chosen by labels, and pixels are judged in healthy slices only."""
+    changed(patients, lambda split, item: {k: v for k, v in item.items() if k != "mask"})
+    record = evaluate(patients, patients / "out")
+    test = record["test"]
+    assert test["lesions_known_by"] is None and test["left_out"]["pixel AP"] == "no lesion is known by mask or boxes"
+    assert test["left_out"]["figure"] and not (patients / "out" / "cases.png").exists()
+    assert test["foreground"][OURS]["threshold_by"] == "Otsu's, without masks"
+    assert set(test["foreground"][OURS]) == {"threshold_by", "threshold", "healthy_area", "image_auroc", "image_ap"}
+    assert {"image_auroc", "image_ap", "calibration_error"} == set(test["scores"][P_DISEASED])
+    assert (
+        (patients / "out" / "test_foreground.csv")
+        .read_text()
+        .splitlines()[0]
+        .endswith("false pixels per healthy slice")
+    )
+    assert set(test["foreground"]["difference to the best baseline"]) == {"of", "to", "image_auroc"}
+
+
+def test_without_validation_the_bundles_threshold_is_reported(patients: Path) -> None:
+    changed(patients, lambda split, item: item if split == "test" else None)
+    record = evaluate(patients, patients / "out")
+    assert "validation" not in record
+    found = record["test"]["foreground"]
+    assert "dice_threshold" in found[SHIPPED] and OURS not in found and "dice_threshold" not in found[MEDIAN]
+    assert set(found["difference to the best baseline"]) == {"of", "to", "pixel_ap", "image_auroc"}
+    with pytest.raises(ValueError, match="has no 'training'"):
+        items_of(str(patients / "datalist.json"), "training", needed=True)
+    with pytest.raises(ValueError, match="no datalist is given"):
+        items_of(None, "test")
+
+
+def test_the_preview_is_evaluated_too(patients: Path) -> None:
+    record = evaluate(patients, patients / "out", "preview", baselines=[])
+    shipped = f"{STUDENT}, at the bundle's threshold"
+    assert set(record["test"]["foreground"]) == {STUDENT, shipped}
+    assert record["test"]["foreground"][shipped]["threshold"] == 0.436
+    assert (
+        record["test"]["left_out"]["difference to the best baseline"] == "there is no baseline, or none can be measured"
+    )
+
+
+def picture(folder: Path, name: str, spot: tuple[slice, slice] | None) -> str:
+    """A slice of 80 x 96 pixels as a NIfTI whose first axis goes to the right, and the second to the front."""
+    image = np.zeros((80, 96, 1), np.float32)
+    image[10:70, 10:86] = 100 + np.linspace(-1, 1, 76)[:, None]
+    if spot:
+        image[spot] = 190
+    path = folder / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(image, np.diag([2.0, 2.0, 5.0, 1.0])), path)
+    return path.name
+
+
+def test_boxes_of_pictures(patients: Path) -> None:
+    """Brightness points into the box of one image, and into none of the other's; lesions are the boxes' area."""
+    spot = (slice(20, 30), slice(40, 60))
+    items = []
+    for n, boxes in enumerate(([[20, 40, 30, 60]], [[50, 20, 60, 30], [20.5, 40, 30, 60]], None, [[50, 20, 60, 30]])):
+        lesion = spot if boxes else None
+        items.append({"image": picture(patients, f"x{n}", lesion), "label": int(boxes is not None), "subject": f"x{n}"})
+        items[-1] |= {"boxes": boxes} if boxes else {}
+    (patients / "datalist.json").write_text(json.dumps({"test": items}))
+    record = evaluate(patients, patients / "out", "preview")
+    test = record["test"]
+    assert (test["lesions_known_by"], test["slices_with_boxes"], test["diseased_slices"]) == ("boxes", 3, 3)
+    found = test["foreground"][MEDIAN]
+    assert found["pointing"] == pytest.approx(2 / 3)
+    assert found["image_auroc"] == 1 and "volume_auroc" not in found
+    # 200 pixels in the first; 100 and 200 in the second; 100 in the last: of these 600 brightness marks 400, and 200 beside
+    tp, fp, fn, pixels = 400, 200, 200, 4 * 60 * 76
+    ap = tp / (tp + fn) * tp / (tp + fp) + fn / (tp + fn) * (tp + fn) / pixels
+    assert found["pixel_ap"] == pytest.approx(ap, abs=0.01)
+    shipped = test["foreground"][f"{STUDENT}, at the bundle's threshold"]
+    assert "box_recall" in shipped and "box_recall" not in found
+
+
+def test_truth_and_labels() -> None:
+    """Boxes lie where the file's pixels do, whatever way its axes go; labels of volumes are refined by masks."""
+    original = MetaTensor(torch.zeros(1, 80, 96, 1), affine=torch.diag(torch.tensor([2.0, 2, 5, 1]).double()))
+    # both axes are turned round: x from 20 to 30 of 80 is from 50 to 60
+    boxes = truth_of({"image": "a", "boxes": [[20, 40, 30, 60]]}, original).boxes
+    assert boxes is not None and boxes.tolist() == [[50, 36, 60, 56]]
+    for wrong in ([20, 40, 30], [20, 40, 20, 60], [20, 40, 30, 97], "box"):
+        with pytest.raises(ValueError, match="a: a box must be"):
+            truth_of({"image": "a", "boxes": [wrong]}, original)
+    volume = MetaTensor(torch.zeros(1, 4, 4, 3), affine=torch.eye(4).double())
+    with pytest.raises(ValueError, match="boxes are for images of one slice, it has 3"):
+        truth_of({"image": "a", "boxes": [[0, 0, 1, 1]]}, volume)
+    lesion = np.zeros((4, 4, 3), bool)
+    lesion[0, 0, 2] = True
+    for label, mask, expected in (
+        (1, None, [-1, 1, 1]),
+        (0, None, [-1, 0, 0]),
+        (1, lesion, [-1, 0, 1]),
+        (None, lesion, [-1, 0, 1]),
+        ([1, -1, 0], lesion, [1, -1, 0]),
+    ):
+        item = {"image": "a", "label": label}
+        assert slice_labels(item, volume, Truth(mask, None), [1, 2]) == expected
+    with pytest.raises(ValueError, match="a: has 3 slices, but 2 labels"):
+        slice_labels({"image": "a", "label": [0, 1]}, volume, Truth(None, None), [])
+    with pytest.raises(ValueError, match="a: has neither label nor mask"):
+        slice_labels({"image": "a"}, volume, Truth(None, None), [])
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_calibration_by_its_config(patients: Path, masks: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is written is what inference reads; the test section is not looked at."""
+    changed(patients, lambda split, item: item if split == "validation" else {**item, "image": item["subject"]})
+    if not masks:
+        changed(patients, lambda split, item: {k: v for k, v in item.items() if k != "mask"})
+    manifest = patients / "weights.json"
+    parser = parsed(patients, "calibrate", manifest=str(manifest), **{"displayable_configs#noise_level": 100})
+    parser.get_parsed_content("run")
+    said = capsys.readouterr().out
+    content = read_manifest(manifest)["calibration"]
+    # a classifier that knows nothing has no temperature
+    assert set(content["values"]) == {"threshold", "preview_threshold"} and "temperature: 1 stays" in said
+    assert set(content) == {"values", "network", "classifier", "student"}
+    assert str(manifest) in said
+    assert said.count("best pooled Dice" if masks else "Otsu's, without masks") == 2
+    # evaluated with these numbers, the bundle's threshold is the one that validation chooses
+    changed(patients, lambda split, item: item if split == "validation" else None)
+    path = patients / "datalist.json"
+    path.write_text(path.read_text().replace('"validation"', '"test"'))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"test": content["test"]}))
+    record = evaluate(patients, patients / "out", manifest=str(manifest))
+    shipped = record["test"]["foreground"][SHIPPED]
+    values = read_manifest(manifest)["calibration"]["values"]
+    assert (shipped["threshold"], record["temperature"]) == (values["threshold"], 1.0)
+    if masks:
+        assert shipped["dice_threshold"] == pytest.approx(shipped["dice_oracle"], abs=2e-3)
