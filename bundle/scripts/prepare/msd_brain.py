@@ -90,7 +90,7 @@ def _entries(table: Path) -> list[dict[str, str]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{table}: can't be read as the Decathlon's dataset.json ({error!r}).") from error
     if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and {"image", "label"} <= e.keys() for e in entries
+        isinstance(e, dict) and all(isinstance(e.get(key), str) for key in ("image", "label")) for e in entries
     ):
         raise ValueError(f"{table}: 'training' must be a list of images with their labels.")
     return entries
