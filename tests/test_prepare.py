@@ -647,3 +647,20 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command = [sys.executable, "-m", "scripts.prepare", *arguments]
     refused = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("ERROR: ")
+
+
+def test_lgg_writes_over_no_other_volume(tmp_path: Path) -> None:
+    """Neither another file of that name nor what it made with another pixel size; the reason names the file."""
+    write_lgg(tmp_path / "kaggle_3m" / "TCGA_CS_4941_19960909")
+    theirs = tmp_path / "nifti" / "TCGA_CS_4941_19960909" / "flair.nii.gz"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"a reader's")
+    common: dict[str, Any] = {"root": str(tmp_path), "images": str(tmp_path / "nifti")}
+    with pytest.raises(ValueError, match="flair.nii.gz: is there already and is another volume"):
+        lgg(output=str(tmp_path / "d.json"), **common)
+    assert theirs.read_bytes() == b"a reader's"
+    lgg(output=str(tmp_path / "d.json"), overwrite=True, **common)
+    before = theirs.read_bytes()
+    with pytest.raises(ValueError, match="is another volume"):
+        lgg(output=str(tmp_path / "e.json"), pixel=1.0, **common)
+    assert theirs.read_bytes() == before
