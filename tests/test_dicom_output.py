@@ -91,6 +91,11 @@ def test_what_is_no_dicom_is_a_failed_volume_and_the_others_run(
         "flair.nii.gz: is no folder with a series of DICOM images; --write_dicom true needs one."
     )
     assert found["dicom"]["status"] == "ok" and "segmentation.dcm" in found["dicom"]["outputs"]
+    # alone it is a mistake in the command, which costs no older result
+    with pytest.raises(Exception) as error:
+        run(weights, input=item["image"], output_dir=str(tmp_path / "alone"), write_dicom=True)
+    assert "is no folder with a series of DICOM images" in str(error.value.__cause__)
+    assert not (tmp_path / "alone").exists()
     # without it, the same volume has NIfTI files alone
     assert run(weights, input=path, output_dir=str(tmp_path / "out")) == 0
     assert "segmentation.dcm" not in visible(tmp_path / "out" / "dicom")

@@ -118,6 +118,8 @@ def test_masks_that_can_not_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing.nii.gz: no such file"):
         load_mask(tmp_path / "nothing.nii.gz", image)
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"is a folder; a mask is one file \(.nii.gz"):
+        load_mask(tmp_path, image)
     with pytest.raises(ValueError, match="broken.nii.gz: can't be read as a mask"):
         load_mask(tmp_path / "broken.nii.gz", image)
 

@@ -172,6 +172,12 @@ def test_a_datalist_with_splits_gives_the_images_of_all(tmp_path: Path) -> None:
         find_inputs(path, split="validation")
     with pytest.raises(ValueError, match="give --input or --datalist, not both"):
         find_inputs(path, datalist=path)
+    with pytest.raises(
+        ValueError, match="--datalist must be a .json file, got .*; images and folders are given as --input"
+    ):
+        find_inputs(None, datalist=str(tmp_path))
+    with pytest.raises(ValueError, match="--split test is a part of a datalist, and .* is none"):
+        find_inputs(str(tmp_path), split="test")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -85,7 +85,9 @@ def test_an_unknown_orientation_is_refused(ending: str, tmp_path: Path) -> None:
 
 def test_a_broken_nrrd_file_and_a_mask_in_one(tmp_path: Path) -> None:
     (tmp_path / "x.nrrd").write_text("NRRD0004\n")
-    with pytest.raises(InvalidImageError, match="x.nrrd: can't be read as an image"):
+    with pytest.raises(
+        InvalidImageError, match=r"x.nrrd: can't be read as an image \(is it complete, and is the file of its"
+    ):
         loaded(str(tmp_path / "x.nrrd"))
     nib.save(nib.Nifti1Image(VOLUME, AFFINE), tmp_path / "a.nii")
     marked = (VOLUME > 2000).astype(np.uint8)

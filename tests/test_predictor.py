@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -53,5 +54,38 @@ def test_what_cannot_be_used_is_refused(predict: Predictor, tmp_path: Path) -> N
         predict(np.zeros((40, 40, 3)))
     with pytest.raises(FileNotFoundError, match="nothing.json"):
         Predictor("nothing")
-    with pytest.raises(InvalidImageError, match="is constant"):
+    for options, said in (
+        ({"threshold": 0.3}, "there is no such option; did you mean --displayable_configs#threshold"),
+        ({"displayable_configs#threshold": 9}, "threshold must be above 0 and at most 2, got 9"),
+        ({"allow_any_image": "maybe"}, "must be true or false"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Predictor("preview", **NON_ZERO, device="cpu", **options)
+    with pytest.raises(TypeError, match="got Nifti1Image"):
+        predict(nib.Nifti1Image(np.zeros((40, 40, 3)), np.eye(4)))  # type: ignore[arg-type]
+    with pytest.raises(InvalidImageError, match="^the array: is constant"):
         predict(np.zeros((40, 40, 3)), np.eye(4))
+
+
+SINGULAR, PERSPECTIVE = np.diag([1.0, 0, 1, 1]), np.eye(4)
+PERSPECTIVE[3, 2] = 1
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "said"),
+    [
+        (np.zeros(40 * 40 * 40), np.eye(4), r"the array has the shape \(64000,\)"),
+        (np.zeros((40, 40)), np.eye(4), r"of a picture \(X, Y, 1\)"),
+        (np.zeros((40, 40, 3), complex), np.eye(4), "holds complex128; allowed are real numbers"),
+        (np.zeros((40, 40, 3)), SINGULAR, "the affine is singular"),
+        (np.zeros((40, 40, 3)), np.eye(4) * np.nan, "the affine must be 4 x 4 numbers"),
+        (np.zeros((40, 40, 3)), np.eye(3), "the affine must be 4 x 4 numbers"),
+        (np.zeros((40, 40, 3)), PERSPECTIVE, "the last row 0 0 0 1"),
+        (np.zeros((40, 40, 3)), "RAS", "the affine must be 4 x 4 numbers, got 'RAS'"),
+    ],
+)
+def test_an_array_or_affine_that_says_too_little_is_refused(
+    array: np.ndarray, affine: Any, said: str, predict: Predictor
+) -> None:
+    with pytest.raises(InvalidImageError, match=said):
+        predict(array, affine)

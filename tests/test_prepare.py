@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dicom
+from scripts.errors import message_of
 from scripts.learning.datalists import read_datalist
 from scripts.prepare.__main__ import COMMANDS, check_options
 from scripts.prepare.arrays import arrays
@@ -63,8 +65,8 @@ def items_of(path: Path) -> list[dict[str, Any]]:
     items = read_datalist(path)
     for item in items:
         for file in [item["image"]] if isinstance(item["image"], str) else item["image"]:
-            assert Path(file).is_file()
-        assert Path(item.get("mask", file)).is_file() and Path(item.get("foreground", file)).is_file()
+            assert Path(file).exists()
+        assert Path(item.get("mask", file)).exists() and Path(item.get("foreground", file)).exists()
     return items
 
 
@@ -489,6 +491,11 @@ def test_arrays_become_pictures(tmp_path: Path) -> None:
     assert written(tmp_path / "a.json")["left_out"] == {"x-00009": "there are 4 images."}
     arrays(output=str(tmp_path / "b.json"), **common)
     assert [item["label"] for item in items_of(tmp_path / "b.json")] == [1, 0, 0]
+    (tmp_path / "png" / "x-00000.png").write_bytes(b"another's")
+    with pytest.raises(ValueError, match=r"x-00000.png: is there already and is another picture"):
+        arrays(output=str(tmp_path / "b.json"), **common)
+    arrays(output=str(tmp_path / "b.json"), overwrite=True, **common)
+    assert np.array_equal(Image.open(tmp_path / "png" / "x-00000.png"), pictures[0])
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:
@@ -513,6 +520,75 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
         "diseased/p2/c.png": "is named as p2/c.dcm.",
         "diseased/p2/empty.jpg": "is empty.",
     }
+
+
+def test_a_dicom_series_in_a_folder_is_one_image_and_a_radiograph_without_a_suffix_one_too(tmp_path: Path) -> None:
+    volume, grey = np.arange(32, dtype=np.uint8).reshape(4, 4, 2), np.zeros((4, 4), np.uint8)
+    dicom.save_series(dicom.series(volume, np.eye(4)), tmp_path / "healthy" / "p1" / "flair")
+    dicom.save(dicom.image(grey), tmp_path / "diseased" / "p2" / "IM0001")
+    dicom.save(dicom.image(grey), tmp_path / "diseased" / "p2" / "b.DICOM")
+    folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
+    items: dict[str, list[str]] = {item["subject"]: [] for item in items_of(tmp_path / "d.json")}
+    for item in items_of(tmp_path / "d.json"):
+        items[item["subject"]].append(Path(item["image"]).relative_to(tmp_path).as_posix())
+    assert items == {"p1": ["healthy/p1/flair"], "p2": ["diseased/p2/IM0001", "diseased/p2/b.DICOM"]}
+    dicom.save_series(dicom.series(volume, np.eye(4)), tmp_path / "healthy")
+    with pytest.raises(ValueError, match="healthy: holds slices of DICOM series; give each series a folder in it"):
+        folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
+
+
+def test_a_mask_belongs_to_one_image_or_is_named(tmp_path: Path) -> None:
+    for name in ("healthy/1.png", "diseased/1.png", "diseased/2.png", "masks/1.png", "masks/2_mask.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
+    items = items_of(tmp_path / "d.json")
+    assert [Path(item["image"]).parent.name for item in items if "mask" in item] == ["diseased"]
+    assert written(tmp_path / "d.json")["left_out"] == {"masks/2_mask.png": "there is no image of this name."}
+    (tmp_path / "foregrounds").mkdir()
+    (tmp_path / "foregrounds" / "1.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="foregrounds/1.png: an image of this name is healthy and one is diseased"):
+        folder(root=str(tmp_path), output=str(tmp_path / "e.json"))
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "data" / "BraTS2021_00001")
+    (tmp_path / "file").touch()
+    (tmp_path / "d.json").mkdir()
+    reads: list[Path] = []
+    monkeypatch.setattr("scripts.prepare.brats.lesion_voxels", lambda mask, images: reads.append(mask))
+    for output, message in (("file/d.json", "d.json: can't be written"), ("d.json", "d.json: is a folder")):
+        with pytest.raises(ValueError, match=message):
+            brats(root=str(tmp_path / "data"), output=str(tmp_path / output), overwrite=True)
+    assert not reads
+
+
+def test_a_full_disk_is_not_the_fault_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_case(tmp_path / "data" / "BraTS2021_00001")
+
+    def full(path: Path, *args: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(RuntimeError, match=r"d.json.read: can't be written") as caught:
+        brats(root=str(tmp_path / "data"), output=str(tmp_path / "d.json"))
+    assert "No space left on device" in str(message_of(caught.value))
+
+
+def test_a_table_that_breaks_off_is_refused(tmp_path: Path) -> None:
+    header = "Image Index,Finding Labels,Patient ID,View Position\n"
+    (tmp_path / "Data_Entry_2017.csv").write_text(header + "1.png,Effusion,1,PA\n2.png,Eff")
+    with pytest.raises(ValueError, match="Data_Entry_2017.csv: row 3 ends too early; is the file complete"):
+        nih(root=str(tmp_path), output=str(tmp_path / "d.json"))
+
+
+def test_a_split_has_no_name_of_what_a_datalist_holds_beside(tmp_path: Path) -> None:
+    write_case(tmp_path / "data" / "BraTS2021_00001")
+    (tmp_path / "s.csv").write_text("subject,split\nBraTS2021_00001,left_out\n")
+    with pytest.raises(ValueError, match="a split can't be called left_out"):
+        brats(root=str(tmp_path / "data"), output=str(tmp_path / "d.json"), split=str(tmp_path / "s.csv"))
 
 
 # splits and the command line
@@ -571,3 +647,20 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command = [sys.executable, "-m", "scripts.prepare", *arguments]
     refused = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("ERROR: ")
+
+
+def test_lgg_writes_over_no_other_volume(tmp_path: Path) -> None:
+    """Neither another file of that name nor what it made with another pixel size; the reason names the file."""
+    write_lgg(tmp_path / "kaggle_3m" / "TCGA_CS_4941_19960909")
+    theirs = tmp_path / "nifti" / "TCGA_CS_4941_19960909" / "flair.nii.gz"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"a reader's")
+    common: dict[str, Any] = {"root": str(tmp_path), "images": str(tmp_path / "nifti")}
+    with pytest.raises(ValueError, match="flair.nii.gz: is there already and is another volume"):
+        lgg(output=str(tmp_path / "d.json"), **common)
+    assert theirs.read_bytes() == b"a reader's"
+    lgg(output=str(tmp_path / "d.json"), overwrite=True, **common)
+    before = theirs.read_bytes()
+    with pytest.raises(ValueError, match="is another volume"):
+        lgg(output=str(tmp_path / "e.json"), pixel=1.0, **common)
+    assert theirs.read_bytes() == before

@@ -21,6 +21,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 import dicom
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.masks import load_mask
+from scripts.running.predictor import measured
 from scripts.running.saving import is_of_picture, save_labels_png, save_nifti
 
 ROWS, COLUMNS = 40, 48
@@ -136,6 +137,9 @@ def test_a_mask_that_is_a_picture_lies_on_its_radiograph(tmp_path: Path) -> None
         dicom.save(dicom.image(GREY, PixelSpacing=[0.3, 0.2], PatientOrientation=["R", "F"]), tmp_path / "x.dcm")
     )
     np.testing.assert_array_equal(load_mask(mask, image["image"])[0, :, :, 0].numpy().T, GREY > 100)
+    Image.open(mask).save(tmp_path / "mask.jpeg")
+    with pytest.raises(ValueError, match=r"mask.jpeg: can't be read as a mask \(JPEG doesn't keep a mask's pixels"):
+        load_mask(tmp_path / "mask.jpeg", image["image"])
     turned = Orientation("LPS", labels=None)(image["image"])
     np.testing.assert_array_equal(load_mask(mask, turned)[0, :, :, 0].numpy().T, (GREY > 100)[:, ::-1])
 
@@ -251,6 +255,8 @@ def test_the_patients_left_comes_to_the_right(
     about = {} if orientation is None else {"PatientOrientation": orientation}
     image = load(dx(tmp_path, GREY, PixelSpacing=[0.3, 0.2], **about))["image"]
     np.testing.assert_array_equal(image[0, :, :, 0].numpy().T, GREY)
+    warned = [w for w in load(dx(tmp_path, GREY, **about))["warnings"] if "turned or mirrored" in w]
+    assert bool(warned) == (orientation not in (["L", "F"], None, []))
     upright = Orientation("LPS", labels=None)(image)
     np.testing.assert_array_equal(upright[0, :, :, 0].numpy().T, turned)
 
@@ -295,10 +301,28 @@ def test_a_picture_named_as_lateral_is_refused(tmp_path: Path) -> None:
     load(picture(tmp_path, GREY, "plate_bilateral.png"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "marked"),
+    [("unknown.png", {"lesion_pixels": 4.0}), ("known.dcm", {"lesion_cm2": 0.24}), ("one.nii", {"lesion_cm2": 0.24})],
+)
+def test_what_is_marked_in_a_picture_is_an_area(kind: str, marked: dict[str, float], tmp_path: Path) -> None:
+    """A picture has no thickness, whatever the header of a file of one slice says."""
+    path = str(tmp_path / kind)
+    if kind == "one.nii":
+        nib.save(nib.Nifti1Image(GREY.T[..., None], np.diag([-2, -3, 7, 1])), path)
+    else:
+        path = dx(tmp_path, GREY, PixelSpacing=[3, 2]) if kind == "known.dcm" else picture(tmp_path, GREY, kind)
+    image = load(path)["image"]
+    labels = MetaTensor(torch.zeros(image.shape, dtype=torch.uint8), affine=image.affine)
+    labels[0, 3:5, 7:9] = 1
+    found = measured({"input_image": image, "pred": labels, "slices": []})
+    assert {k: v for k, v in found.items() if k.startswith("lesion")} == pytest.approx(marked)
+
+
 def test_what_a_file_leaves_out_is_said(tmp_path: Path) -> None:
     about = {"PixelSpacing": [1, 1], "PatientOrientation": ["R", "F"], "BurnedInAnnotation": "YES"}
     warnings = load(dx(tmp_path, GREY, ViewPosition=None, BodyPartExamined=None, **about))["warnings"]
-    for said, words in zip(warnings, ("AP or PA was not checked", "is mirrored", "burned into"), strict=True):
+    for said, words in zip(warnings, ("AP or PA was not checked", "turned or mirrored", "burned into"), strict=True):
         assert words in said
     assert load(dx(tmp_path, GREY, ViewPosition="AP PORTABLE", BodyPartExamined="PORT CHEST"))["warnings"][1:] == []
 

@@ -9,10 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from perfect import perfect_result
 from scripts.bundle import declared
 from scripts.images.mapping import AnomalyMapd
+from scripts.images.pictures import picture_affine
+from scripts.images.resizing import ResizeInPlaned
 from scripts.images.restoring import LESION, NOT_ASSESSED, RestoreGridd
 from scripts.method.slices import assessed_slices
 from synthetic import GRIDS, head, write_head
@@ -131,3 +134,17 @@ def test_difference_is_in_the_inputs_units(tmp_path: Path) -> None:
     assert core.any()
     np.testing.assert_allclose(d["counterfactual"][0][core], 100, atol=1.5)
     np.testing.assert_allclose(d["counterfactual"][1][core], 200, atol=3)
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (213, 160), (20, 31)])
+def test_of_a_whole_image_every_pixel_is_assessed(shape: tuple[int, int]) -> None:
+    """Up to its corners, where the network's outermost pixels end."""
+    image = MetaTensor(torch.rand(1, *shape, 1), affine=picture_affine())
+    image.meta |= {"filename_or_obj": "x.png", "input_affine": image.affine.double(), "intensity_scale": [1.0]}
+    d: dict[Any, Any] = {"image": image, "input_image": image, "foreground": torch.ones_like(image)}
+    d["input_foreground"] = d["foreground"]
+    d = ResizeInPlaned(("image", "foreground"), (32, 32))(d)
+    d["anomaly_map"], d["pred"] = torch.zeros_like(d["image"]), {"assessed": torch.ones(1, dtype=torch.bool)}
+    assert not RestoreGridd("image", threshold=0.3)(d)["pred"].any()
+    d["pred"] = {"assessed": torch.zeros(1, dtype=torch.bool)}
+    assert (RestoreGridd("image", threshold=0.3)(d)["pred"] == NOT_ASSESSED).all()

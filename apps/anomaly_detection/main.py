@@ -16,6 +16,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
+from lib.fine_tuning.fine_tune import FineTune
 from lib.http.installing import prepare
 from lib.http.processes import end_with_server, environment_on_path
 from lib.models.abandoning import turn
@@ -31,7 +32,6 @@ from lib.tasks.infer_task import allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write, write_results
-from lib.trainer import FineTune
 
 
 class AnomalyDetection(MONAILabelApp):

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def check_command(argv: Sequence[str] | None = None) -> None:
         config = {**(settings or ConfigParser.load_config_files(tracking))["configs"], **config}
     for name, value in options.items():
         if name not in own - {"override"} and name != "workflow_name":
-            _check(name, value, str(texts.get(name, value)), config, own)
+            check_option(name, value, config, own, str(texts.get(name, value)))
 
 
 def command_config(argv: Sequence[str] | None = None, run_id: str = "run") -> dict[str, Any] | None:
@@ -117,7 +117,22 @@ def _filled_in(value: Any, parser: ConfigParser) -> Any:
     return value
 
 
-def _check(name: str, value: Any, text: str, config: Mapping[str, Any], own: set[str]) -> None:
+def check_option(
+    name: str, value: Any, config: Mapping[str, Any], own: Collection[str] = (), text: str | None = None
+) -> None:
+    """Check an option against the config whose id it replaces.
+
+    Args:
+        name: an id.
+        value: what it is to be.
+        config: of all files, one over the other.
+        own: options that are there beside.
+        text: the value as it was typed.
+
+    Raises:
+        ValueError: there is no such id, with the nearest that is there; or the value is of another type than the config's.
+    """
+    text = str(value) if text is None else text
     node: Any = config
     for part in ReferenceResolver.split_id(name.removeprefix("+")):
         if isinstance(node, dict) and part in node:
@@ -155,7 +170,7 @@ def _why_not(default: Any, value: Any, text: str) -> str | None:
     return None
 
 
-def _nearest(name: str, config: Mapping[str, Any], own: set[str]) -> str:
+def _nearest(name: str, config: Mapping[str, Any], own: Collection[str]) -> str:
     known = [*_ids(config), *own]
     # a group may have been left out: threshold for displayable_configs#threshold
     keys = {key.lower(): id_ for id_ in reversed(known) for key in (id_.rpartition("#")[2], id_)}

@@ -67,9 +67,13 @@ def assemble(
     if spacing is not None:
         if isinstance(spacing, (list, tuple)) and len(spacing) == 2 and volume.shape[3] == 1:
             spacing = [*spacing, float(lengths[2])]
+        try:
+            sizes = checked_spacing(spacing)
+        except ValueError as error:
+            raise InvalidImageError(f"{name}: {error}") from error
         header["header_affine"] = affine.clone()
-        affine[:3, :3] *= checked_spacing(spacing) / lengths
-        lengths = checked_spacing(spacing)
+        affine[:3, :3] *= sizes / lengths
+        lengths = sizes
     if sorted(volume.shape[1:])[1] < min_size:
         raise InvalidImageError(f"{name}: is only {tuple(volume.shape[1:])} voxels, at least two axes need {min_size}.")
     extent = [float(n * s) for n, s in zip(volume.shape[1:], lengths, strict=True)]

@@ -10,6 +10,8 @@ VOLUMES = (*NIFTI, ".nrrd", ".mha", ".mhd", ".mgz")
 """Files of a volume with its orientation."""
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Files of a picture, which says nothing of the patient."""
+LOSSY = (".jpg", ".jpeg")
+"""Those whose pixels are not exactly what was saved."""
 DICOM = (".dcm", ".dicom", ".ima")
 """DICOM files are also those without an ending, or with a number as one, that begin as the standard says."""
 OTHERS = (".mgh", ".nhdr", ".img", ".hdr", ".mnc", ".npy", ".npz", ".bmp", ".gif", ".webp")

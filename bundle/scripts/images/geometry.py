@@ -75,19 +75,22 @@ def checked_spacing(spacing: Any) -> torch.Tensor:
     return torch.tensor([float(size) for size in spacing], dtype=torch.float64)
 
 
-def to_grid(tensor: torch.Tensor, affine: torch.Tensor, target: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resample ``(C, H, W, D)`` from the grid of one affine to that of another, trilinear, 0 outside.
+def to_grid(
+    tensor: torch.Tensor, affine: torch.Tensor, target: torch.Tensor, size: Sequence[int], mode: str = "bilinear"
+) -> torch.Tensor:
+    """Resample ``(C, H, W, D)`` from the grid of one affine to that of another, 0 outside.
 
     Args:
         tensor: values.
         affine: of its grid, ``(4, 4)``.
         target: of the new grid.
         size: of the new grid, ``(X, Y, Z)``.
+        mode: "bilinear" (in three dimensions, trilinear), which fades to 0 from half a voxel within the edges on, or "nearest".
 
     Returns:
         float32 ``(C, X, Y, Z)`` on the CPU.
     """
-    resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False, dtype=torch.float32)
+    resample = SpatialResample(mode=mode, padding_mode="zeros", align_corners=False, dtype=torch.float32)
     source = MetaTensor(convert_to_tensor(tensor).float().cpu(), affine=affine)
     return resample(source, dst_affine=target, spatial_size=tuple(size)).as_tensor()
 

@@ -25,8 +25,9 @@ class LoadVolumed(MapTransform):
     The value of a key is a path, or a list of paths with one file a channel. A 4D file holds its channels last. A model of
     volumes takes files of volumes, and a folder with one series of DICOM images. A model of pictures takes radiographs in
     DICOM, pictures, and files of a volume of one slice; a picture is ``(C, X, Y, 1)``, see `pictures.picture_affine`. NaN and
-    infinity stay as they are. Adds ``warnings``, a list of sentences for the reader of the result, to which the transforms
-    that follow add theirs, and ``allow_any_image`` unless an item has it.
+    infinity stay as they are. Its meta says in which ``unit`` what is marked in it is measured: "ml", of a picture "cm2", or
+    "pixels" where their size is not known. Adds ``warnings``, a list of sentences for the reader of the result, to which the
+    transforms that follow add theirs, and ``allow_any_image`` unless an item has it.
 
     Args:
         keys: the keys to load.
@@ -70,12 +71,16 @@ class LoadVolumed(MapTransform):
             images = [self._load(path, any_image) for path in paths]
             d[key] = assemble(images, paths, self.channels, self.min_size, d.get("spacing"))
             warnings += [warning for image in images for warning in image.warnings]
-            if not images[0].has_size and d.get("spacing") is None:
-                warnings.append(
-                    "The file doesn't say how large a pixel is. It was taken as 1 mm: lengths and volumes are wrong."
-                )
+            has_size = images[0].has_size or d.get("spacing") is not None
+            d[key].meta["unit"] = "ml" if self._is_volume(paths[0]) else "cm2" if has_size else "pixels"
+            if not has_size:
+                warnings.append("The file doesn't say how large a pixel is. It was taken as 1 mm: lengths are wrong.")
         d["warnings"] = list(dict.fromkeys(warnings))
         return d
+
+    def _is_volume(self, path: str) -> bool:
+        """Whether a file has a thickness; of what a model of pictures takes, none does."""
+        return takes_volumes(self.modalities) and (path.lower().endswith(VOLUMES) or Path(path).is_dir())
 
     def _load(self, path: str, any_image: bool) -> Loaded:
         if not Path(path).exists():

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 
-from .formats import is_picture
+from .formats import LOSSY, PICTURES, VOLUMES, is_picture
 from .geometry import on_grid
 from .pictures import read_picture
 from .volume_files import read_volume
+
+FORMATS = tuple(suffix for suffix in VOLUMES + PICTURES if suffix not in LOSSY)
 
 SAME_GRID = 0.1
 """Two grids are one if no corner of theirs lies further apart than this, in voxels: headers are rounded."""
@@ -56,6 +58,8 @@ def reordered(
 
 def _read(path: str, like: MetaTensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where a file's voxels are above 0, and its affine in mm; a picture lies as the file of the image does."""
+    if path.lower().endswith(LOSSY):
+        raise ValueError("JPEG doesn't keep a mask's pixels; save it as PNG")
     if is_picture(path):
         return read_picture(path).voxels > 0, torch.as_tensor(like.meta.get("input_affine", like.affine))
     loaded = read_volume(path)
@@ -83,6 +87,8 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
         raise ValueError(f"{path!r}: a mask is one file.")
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file.")
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder; a mask is one file ({', '.join(FORMATS)}).")
     try:
         voxels, own = _read(str(path), like)
     except Exception as error:

@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from ..errors import InvalidImageError
-from .volume_files import Loaded
+from .volume_files import Loaded, read_by_itk
 
 COLOURED = 16
 """Levels of 255 that red, green and blue of a grey pixel may differ by, as JPEG rounds."""
@@ -93,7 +93,7 @@ def _array(path: str, image: Image.Image) -> np.ndarray:
         # 16 bits of colours or alpha, of which Pillow keeps 8
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             raise InvalidImageError(f"{path}: is to be turned by its EXIF data; save it upright.")
-        array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path, imageIO="PNGImageIO"))
+        array = SimpleITK.GetArrayFromImage(read_by_itk(path, imageIO="PNGImageIO"))
         return array[..., 0] if array.shape[-1] == 2 else array[..., :3]
     # Pillow turns the grey of 8 bits only
     negative = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO

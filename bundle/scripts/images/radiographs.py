@@ -61,9 +61,9 @@ def read_radiograph(
         warnings.append(f"The {what} is {value}, the model takes {' or '.join(allowed)}.")
     if views and not view:
         warnings.append(f"The file doesn't name its view; whether it is {' or '.join(views)} was not checked.")
-    if "R" in (row, column):
+    if (row, column) != ("L", "F"):
         warnings.append(
-            "The file says that it is mirrored: the patient's right is on the right. The networks saw it turned."
+            "The file says that it lies turned or mirrored. The networks saw it upright, the patient's left on the right."
         )
     if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
         warnings.append("Text is burned into the pixels; the networks see it too.")

@@ -22,7 +22,8 @@ LESION, NOT_ASSESSED = 1, 2
 class RestoreGridd(MapTransform):
     """Bring the results back to the grid, affine and orientation of the input file.
 
-    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in foreground that was not assessed and 0 outside; adds
+    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in foreground that was not assessed and, within a pixel of the
+    networks, fading to 0 outside; adds
     ``counterfactual`` where the inferer gave one, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what
     changed, so that what did not change keeps the input's full resolution; and replaces the inferer's dictionary by the
     mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED` in foreground that was
@@ -74,12 +75,13 @@ class RestoreGridd(MapTransform):
         changed = torch.zeros(0, *image.shape[1:])
         if "counterfactual" in pred:
             changed = (image.as_tensor() - torch.as_tensor(pred["counterfactual"])).cpu() * scale
-        looked_at = assessed.float().expand(1, *image.shape[1:])
-        parts = [looked_at, d["anomaly_map"].as_tensor().cpu(), changed]
-        restored = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
-        in_assessed, a, difference = restored.split([1, 1, len(changed)])
+        size = original.shape[1:]
+        restored = to_grid(torch.cat([d["anomaly_map"].as_tensor().cpu(), changed]), image.affine, affine, size)
+        a, difference = restored.split([1, len(changed)])
+        # a voxel was looked at if the network's pixel that its middle lies in was, up to the edges of the outermost
+        looked_at = to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest")
 
-        unseen = (whole > 0) & (in_assessed < 0.5)
+        unseen = (whole > 0) & (looked_at == 0)
         mask = (a > self.threshold).to(torch.uint8) * LESION
         mask[unseen] = NOT_ASSESSED
         a[unseen] = torch.nan

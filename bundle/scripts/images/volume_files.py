@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -71,8 +71,20 @@ def _mgz(path: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj).astype(np.float32), np.array(image.affine, dtype=np.float64)
 
 
+def read_by_itk(path: str, **options: Any) -> SimpleITK.Image:
+    """A file as ITK reads it.
+
+    Raises:
+        ValueError: it can't; ITK's own words are of its source code.
+    """
+    try:
+        return SimpleITK.ReadImage(path, **options)
+    except RuntimeError as error:
+        raise ValueError("is it complete, and is the file of its voxels beside it?") from error
+
+
 def _itk(path: str) -> tuple[np.ndarray, np.ndarray]:
-    image = SimpleITK.ReadImage(path)
+    image = read_by_itk(path)
     if "complex" in image.GetPixelIDTypeAsString():
         raise InvalidImageError(
             f"{path}: holds complex numbers, of which the phase would be lost; give their magnitude."

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
+from ..checks import is_true
 from ..files import write
 from .options import rows_of
 from .preparation import Preparation
@@ -49,7 +50,7 @@ def arrays(
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where the table gives no split.
         seed: of the draw.
-        overwrite: write over a datalist that was made in another way.
+        overwrite: write over a datalist that was made in another way, and over other pictures of the same names.
     """
     options = dict(locals())
     for name in ("root", "images"):
@@ -76,7 +77,7 @@ def arrays(
         elif not 0 <= number < len(pictures):
             made.damaged(name, f"there are {len(pictures)} images.")
         else:
-            _save(pictures[number], target / f"{name}.png")
+            _save(pictures[number], target / f"{name}.png", is_true(overwrite, "overwrite"))
             group = f"group-{row['group']}" if row.get("group") else name
             item = {"image": f"{name}.png", "label": label, "subject": row.get("patient") or group}
             if number in boxes:
@@ -85,11 +86,16 @@ def arrays(
     made.write(f"Expected is {table.name} with lines.")
 
 
-def _save(picture: np.ndarray, path: Path) -> None:
+def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG")
-    if not path.exists() or path.read_bytes() != content.getvalue():  # the same file keeps its time of change
-        write(path, content.getvalue())
+    if path.exists() and path.read_bytes() == content.getvalue():  # the same file keeps its time of change
+        return
+    if path.exists() and not overwrite:
+        raise ValueError(
+            f"{path}: is there already and is another picture; give another --images, or --overwrite true."
+        )
+    write(path, content.getvalue())
 
 
 def _boxes(path: str, finding: str, size: tuple[int, ...]) -> dict[int, list[list[float]]]:

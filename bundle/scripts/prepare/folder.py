@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import DISEASED, HEALTHY
+from ..images.dicom_series import describe
+from ..images.formats import DICOM, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
 from .options import folder_of
 from .preparation import Preparation
 
-SUFFIXES = tuple(".nii.gz .nii .nrrd .mha .mhd .mgz .png .jpg .jpeg .tif .tiff .dcm".split())
+SUFFIXES = VOLUMES + PICTURES + DICOM
+
+CLASSES = {"healthy": HEALTHY, "diseased": DISEASED}
 
 
 def folder(
@@ -27,8 +31,9 @@ def folder(
     """A folder with healthy/ and diseased/, and optionally masks/ of the lesions and foregrounds/ of what to look at.
 
     Images are NIfTI, NRRD, MetaImage, MGZ, PNG, JPEG, TIFF or DICOM files, a file an image. Those in a folder of their own,
-    such as healthy/patient1/a.png, are of one patient; a file that lies in none is a patient of its own. A mask has the path
-    of its image, but for the ending: masks/patient1/a.png.
+    such as healthy/patient1/a.png, are of one patient; a file that lies in none is a patient of its own. The DICOM series of
+    a volume is one image, in a folder of its own such as healthy/patient1. A mask has the path of its image, but for the
+    ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter.
 
     Args:
         root: the folder.
@@ -40,18 +45,26 @@ def folder(
     """
     made = Preparation("folder", folder_of(root), dict(locals()))
     others = {"mask": dict(_files(Path(root) / "masks")), "foreground": dict(_files(Path(root) / "foregrounds"))}
-    for name, label in (("healthy", HEALTHY), ("diseased", DISEASED)):
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for stem, path in _files(Path(root) / name):
-            found[stem].append(path)
-        for stem, paths in found.items():
+    found = {name: defaultdict[str, list[str]](list) for name in CLASSES}
+    for name, paths_of in found.items():
+        for bare, path in _files(Path(root) / name):
+            paths_of[bare].append(path)
+    for field, files in others.items():
+        for bare, path in files.items():
+            fitting = [name for name in CLASSES if bare in found[name]]
+            if not fitting:
+                made.damaged(f"{field}s/{path}", "there is no image of this name.")
+            elif field == "foreground" and len(fitting) > 1:
+                raise ValueError(f"{root}/foregrounds/{path}: an image of this name is healthy and one is diseased.")
+    for name, label in CLASSES.items():
+        for bare, paths in found[name].items():
             # the mask of a.png and of a.jpg would be the same
             for path in paths[1:]:
                 made.damaged(f"{name}/{path}", f"is named as {paths[0]}.")
-            item: dict[str, Any] = {"image": f"{name}/{paths[0]}", "label": label, "subject": stem.split("/")[0]}
+            item: dict[str, Any] = {"image": f"{name}/{paths[0]}", "label": label, "subject": bare.split("/")[0]}
             for field, files in others.items():
-                if stem in files:
-                    item[field] = f"{field}s/{files[stem]}"
+                if bare in files and not (field == "mask" and label == HEALTHY and bare in found["diseased"]):
+                    item[field] = f"{field}s/{files[bare]}"
             if not os.path.getsize(Path(root) / str(item["image"])):
                 made.damaged(str(item["image"]), "is empty.")
             else:
@@ -60,11 +73,25 @@ def folder(
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every image in a folder at any depth, in order: its path without the ending, and its path."""
+    """Every image in a folder at any depth, in order: its path without the ending, and its path.
+
+    Raises:
+        ValueError: slices of a DICOM series lie in the folder itself, so that none tells patients apart.
+    """
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if f[0] != ".")
+        is_series: bool | None = None
         for name in sorted(names):
-            suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
-            if suffix and name[0] != ".":
-                path = (Path(place) / name).relative_to(folder).as_posix()
-                yield path[: -len(suffix)], path
+            file = Path(place, name)
+            path = file.relative_to(folder).as_posix()
+            if name[0] == "." or not (name.lower().endswith(SUFFIXES) or is_dicom(file)):
+                continue
+            if is_dicom(file):
+                if is_series is None and (is_series := describe(place)[0] in VOLUMETRIC):
+                    series = Path(place).relative_to(folder).as_posix()
+                    if series == ".":
+                        raise ValueError(f"{folder}: holds slices of DICOM series; give each series a folder in it.")
+                    yield series, series
+                if is_series:
+                    continue
+            yield stem(path), path

@@ -14,10 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
-from ..checks import check_number
-from .msd_brain import save
+from ..checks import check_number, is_true
 from .options import choice, folder_of, texts
 from .preparation import Preparation
+from .saving_volumes import save
 
 CHANNELS = ("pre", "flair", "post")
 FILES = [f"{name}.nii.gz" for name in (*CHANNELS, "seg")]
@@ -57,13 +57,14 @@ def lgg(
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where no split is given.
         seed: of the draw.
-        overwrite: write over a datalist that was made in another way.
+        overwrite: write over a datalist that was made in another way, and over other volumes of the same names.
     """
     options = dict(locals())
     source = folder_of(root)
     source = source / "kaggle_3m" if (source / "kaggle_3m").is_dir() else source
     if not isinstance(images, str):
         raise ValueError(f"--images must be a folder, got {images!r}.")
+    may_replace = is_true(overwrite, "overwrite")
     check_number("pixel", pixel, 0.1, 10)
     check_number("stack_height", stack_height, 10, 1000)
     wanted = [choice(s, CHANNELS, "sequences") for s in texts(sequences, "sequences")]
@@ -77,7 +78,7 @@ def lgg(
             read = made.reads.once(
                 [file for pair in files for file in pair],
                 ["lgg", os.path.abspath(target), pixel, stack_height],
-                partial(_convert, files, target, pixel, stack_height),
+                partial(_convert, files, target, pixel, stack_height, may_replace),
                 again=not set(FILES) <= made.names(target),
             )
         except (OSError, ValueError) as error:
@@ -107,7 +108,9 @@ def _slices(folder: Path) -> list[tuple[Path, Path]]:
     return [(folder / name, folder / f"{name[:-4]}_mask{name[-4:]}") for _, name in found]
 
 
-def _convert(files: list[tuple[Path, Path]], target: Path, pixel: float, stack_height: float) -> dict[str, Any]:
+def _convert(
+    files: list[tuple[Path, Path]], target: Path, pixel: float, stack_height: float, may_replace: bool
+) -> dict[str, Any]:
     """Write a patient's volumes; return the voxels marked in each slice, and the sequences that are copies of FLAIR."""
     stacks: list[np.ndarray] = []
     masks: list[np.ndarray] = []
@@ -130,7 +133,7 @@ def _convert(files: list[tuple[Path, Path]], target: Path, pixel: float, stack_h
     marked = np.stack([m if m.ndim == 2 else m[..., 0] for m in masks], axis=-1).transpose(1, 0, 2) > 0
     affine = np.diag([-pixel, -pixel, stack_height / len(files), 1.0])
     for n, name in enumerate(CHANNELS):
-        save(nib.Nifti1Image(volume[..., n], affine), target / f"{name}.nii.gz")
-    save(nib.Nifti1Image(marked.astype(np.uint8), affine), target / "seg.nii.gz")
+        save(nib.Nifti1Image(volume[..., n], affine), target / f"{name}.nii.gz", may_replace)
+    save(nib.Nifti1Image(marked.astype(np.uint8), affine), target / "seg.nii.gz", may_replace)
     copied = [n for i, n in enumerate(CHANNELS) if n != "flair" and np.array_equal(volume[..., i], volume[..., 1])]
     return {"voxels": [int(n) for n in np.count_nonzero(marked, axis=(0, 1))], "copied": copied}

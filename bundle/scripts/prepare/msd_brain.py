@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from ..checks import check_number
-from ..files import replacing
+from ..checks import check_number, is_true
 from ..images.geometry import load_nifti
 from .options import choice, folder_of, texts
 from .preparation import Preparation
+from .saving_volumes import save
 from .slice_labels import checked_slices, labels_of, lesion_voxels
 
 CHANNELS = ("flair", "t1", "t1ce", "t2")
@@ -52,7 +52,7 @@ def msd_brain(
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where no split is given.
         seed: of the draw.
-        overwrite: write over a datalist that was made in another way.
+        overwrite: write over a datalist that was made in another way, and over other volumes of the same names.
     """
     options = dict(locals())
     source = folder_of(root)
@@ -61,6 +61,7 @@ def msd_brain(
     whole = tuple(wanted) == CHANNELS
     if not whole and not isinstance(images, str):
         raise ValueError(f"--images DIR is needed to write {', '.join(wanted)} of the 4D files to.")
+    may_replace = is_true(overwrite, "overwrite")
     between = checked_slices(slices)
     check_number("least_voxels", least_voxels, 1, 10**9, whole=True)
     for entry in tqdm(_entries(source / "dataset.json"), desc="msd_brain", unit="case"):
@@ -68,7 +69,7 @@ def msd_brain(
         name = image.name.split(".nii")[0]
         try:
             lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
-            paths = [image] if whole else _written(image, wanted, Path(str(images)) / name)
+            paths = [image] if whole else _written(image, wanted, Path(str(images)) / name, may_replace)
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))
             continue
@@ -90,13 +91,13 @@ def _entries(table: Path) -> list[dict[str, str]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{table}: can't be read as the Decathlon's dataset.json ({error!r}).") from error
     if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and {"image", "label"} <= e.keys() for e in entries
+        isinstance(e, dict) and all(isinstance(e.get(key), str) for key in ("image", "label")) for e in entries
     ):
         raise ValueError(f"{table}: 'training' must be a list of images with their labels.")
     return entries
 
 
-def _written(image: Path, sequences: Sequence[str], folder: Path) -> list[Path]:
+def _written(image: Path, sequences: Sequence[str], folder: Path, may_replace: bool) -> list[Path]:
     """A file a sequence, written unless it is there."""
     paths = [folder / f"{name}.nii.gz" for name in sequences]
     if not all(path.exists() and path.stat().st_mtime_ns >= image.stat().st_mtime_ns for path in paths):
@@ -105,12 +106,5 @@ def _written(image: Path, sequences: Sequence[str], folder: Path) -> list[Path]:
             raise ValueError(f"{image.name}: has {volume.shape} voxels; four channels are expected.")
         array = np.asarray(volume.dataobj)
         for name, path in zip(sequences, paths, strict=True):
-            save(nib.Nifti1Image(array[..., CHANNELS.index(name)], volume.affine), path)
+            save(nib.Nifti1Image(array[..., CHANNELS.index(name)], volume.affine), path, may_replace)
     return paths
-
-
-def save(image: nib.Nifti1Image, path: Path) -> None:
-    """Write a NIfTI file (.nii.gz) whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        nib.save(image, partial)

@@ -99,7 +99,7 @@ def _boxes(table: Path, finding: str) -> dict[str, list[list[float]]]:
         return boxes
     with table.open(newline="", encoding="utf-8-sig") as file:
         for n, row in enumerate(csv.reader(file), start=1):
-            if n == 1 or not row or BOXED.get(row[1], row[1]) != finding:
+            if n == 1 or not row or len(row) > 1 and BOXED.get(row[1], row[1]) != finding:
                 continue
             try:
                 x, y, width, height = map(float, row[2:6])

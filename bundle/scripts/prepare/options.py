@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,11 @@ def choice(value: Any, allowed: Sequence[str], name: str) -> str:
     return str(value)
 
 
-def rows_of(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+def rows_of(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
     """The lines of a CSV that has these columns.
 
     Raises:
-        ValueError: it can't be read, or a column is missing.
+        ValueError: it can't be read, or a column or a value is missing.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -57,6 +57,13 @@ def rows_of(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
             if missing:
                 got = ", ".join(reader.fieldnames or ())
                 raise ValueError(f"{table}: has no column {' and no '.join(map(repr, missing))}; it has {got}.")
-            return list(reader)
+            rows = list(reader)
+            # such as the last one of a download that broke off
+            short = next(
+                (n for n, row in enumerate(rows, start=2) if any(row[column] is None for column in columns)), None
+            )
+            if short is not None:
+                raise ValueError(f"{table}: row {short} ends too early; is the file complete?")
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: can't be read as a CSV ({error}).") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from .counting import Item, described, label_counts, some
 from .reads import Reads
 from .splitting import SECTIONS, checked_fractions, read_split, split_subjects
 
+OWN = ("prepared_by", "left_out", "passed_over")
+"""What a file that was prepared holds beside its sections."""
+
 
 class Preparation:
     """Collects a datalist's items and writes it, whole or not at all.
@@ -26,8 +30,8 @@ class Preparation:
         options: of the command, by which the file is known again.
 
     Raises:
-        ValueError: there is such a file, of another command or with other options, and `overwrite` is not true; or an option
-            that can't be.
+        ValueError: there is such a file, of another command or with other options, and `overwrite` is not true; it can't be
+            written; or an option that can't be.
     """
 
     def __init__(self, command: str, folder: Path, options: Mapping[str, Any]) -> None:
@@ -35,6 +39,7 @@ class Preparation:
         if not isinstance(output, str) or not output.lower().endswith(".json"):
             raise ValueError(f"--output must be the name of a .json file, got {output!r}.")
         self.output, self.root = Path(output), str(options["root"])
+        _check_writable(self.output)
         self.base = Path(os.path.relpath(os.path.realpath(folder), os.path.realpath(self.output.parent))).as_posix()
         root = os.path.relpath(os.path.realpath(options["root"]), os.path.realpath(self.output.parent))
         kept = {k: v for k, v in options.items() if k not in ("output", "overwrite")} | {"root": root}
@@ -45,6 +50,8 @@ class Preparation:
         check_number("seed", options.get("seed", 0), 0, 2**63, whole=True)
         self.seed = int(options.get("seed", 0))
         self.split = read_split(str(options["split"])) if options.get("split") is not None else None
+        if taken := {*(self.split or {}).values()} & {*OWN}:
+            raise ValueError(f"{options['split']}: a split can't be called {' or '.join(sorted(taken))}.")
         self.items: list[tuple[Item, str | None]] = []
         self.left_out: dict[str, str] = {}
         self.passed_over: Counter[str] = Counter()
@@ -117,7 +124,8 @@ class Preparation:
             chosen[sections[item["subject"]]].append(item)
         if not self.items:
             raise ValueError(f"{self.root}: nothing to list was found. {expected}{self._reasons()}")
-        content = {"prepared_by": self.made_by, **chosen, "left_out": self.left_out, "passed_over": self.passed_over}
+        made_by, left_out, passed_over = OWN
+        content = {made_by: self.made_by, **chosen, left_out: self.left_out, passed_over: self.passed_over}
         self.output.parent.mkdir(parents=True, exist_ok=True)
         # an item a line, so that a person can read it
         parts = []
@@ -158,3 +166,15 @@ class Preparation:
         if len(self.left_out) > 10:
             lines.append(f"  left out: {len(self.left_out) - 10} more; all are in the file under 'left_out'.")
         return "".join("\n" + line for line in lines)
+
+
+def _check_writable(path: Path) -> None:
+    """Before a data set is read for an hour."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give the name of a file as --output.")
+    folder = next(parent for parent in path.parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: can't be written ({error.strerror} in {folder}).") from error

@@ -40,12 +40,19 @@ class Reads:
 
         Raises:
             OSError: a file is missing.
+            RuntimeError: the disk is full or the like, which is not the files' fault.
         """
         states = [(os.path.abspath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         key = json_digest([states, settings])
         if again or key not in self._known:
             self._known[key] = read()
+            self._keep(json.dumps([key, self._known[key]]))
+        return self._known[key]
+
+    def _keep(self, line: str) -> None:
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps([key, self._known[key]]))
-        return self._known[key]
+                file.write("\n" + line)
+        except OSError as error:
+            raise RuntimeError(f"{self.path}: can't be written.") from error

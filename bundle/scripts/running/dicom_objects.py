@@ -23,17 +23,17 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
         items: see `find_inputs`.
 
     Raises:
-        ValueError: highdicom is not installed.
+        ValueError: highdicom is not installed, or no item is such a folder: nothing is touched then, older results neither.
     """
     if importlib.util.find_spec("highdicom") is None:
         raise ValueError(
             "--write_dicom true needs highdicom: install the extra `dicom` of this project's pyproject.toml."
         )
-    for item in items:
-        if "error" not in item and not Path(_source(item)).is_dir():
-            item["error"] = (
-                f"{_source(item)}: is no folder with a series of DICOM images; --write_dicom true needs one."
-            )
+    sound = [item for item in items if "error" not in item]
+    for item in (others := [item for item in sound if not Path(_source(item)).is_dir()]):
+        item["error"] = f"{_source(item)}: is no folder with a series of DICOM images; --write_dicom true needs one."
+    if others and len(others) == len(sound):
+        raise ValueError(str(others[0]["error"]))
 
 
 def write_dicom_objects(

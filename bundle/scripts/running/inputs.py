@@ -59,6 +59,10 @@ def find_inputs(
     if datalist is not None:
         if path is not None:
             raise ValueError(f"give --input or --datalist, not both; got {path!r} and {datalist!r}.")
+        if isinstance(datalist, str) and not datalist.lower().endswith(".json"):
+            raise ValueError(
+                f"--datalist must be a .json file, got {datalist!r}; images and folders are given as --input."
+            )
         path = datalist
     if path is None:
         return []  # MONAI's tools build what a config declares without an input; `Report.run` asks for one
@@ -66,6 +70,8 @@ def find_inputs(
         got = "no value" if path is True else f"{path!r}; of a path, write ./{path}"
         raise ValueError(f"--input PATH is needed: {INPUTS}, got {got}.")
     source = Path(path)
+    if split is not None and source.suffix.lower() != ".json":
+        raise ValueError(f"--split {split} is a part of a datalist, and {path} is none.")
     pictures = takes_pictures(modalities) and not takes_volumes(modalities)
     if source.is_dir() and not (takes_volumes(modalities) and _is_series(source)):
         return _of_folder(source, sequences, modalities)

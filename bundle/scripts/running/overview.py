@@ -94,8 +94,9 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         for ax, mask, color in outlines:
             if mask.any():
                 ax.contour(mask, levels=[0.5], colors=color, linewidths=1)
-        text = f"slice {scores['slice']}   p(diseased) {scores['p_diseased']:.2f}   score {scores['score']:.3f}"
-        panels[0].text(0.02, 0.01, text, transform=panels[0].transAxes, color="white", fontsize=6)
+        text = f"p(diseased) {scores['p_diseased']:.2f}   score {scores['score']:.3f}"
+        text = text if image.shape[2] == 1 else f"slice {scores['slice']}   {text}"
+        panels[0].text(0.02, -0.01, text, transform=panels[0].transAxes, color="white", fontsize=6, va="top")
     for ax in axes.ravel():
         ax.axis("off")
     for ax, title in zip(axes[0], titles, strict=True):
@@ -104,7 +105,9 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.015, pad=0.005)
         bar.ax.tick_params(colors="white", labelsize=6)
         bar.set_label("anomaly", color="white", fontsize=6)
-    title = f"{name}   (the patient's right is on the left)"
+    # where a picture has the patient's right is not for us to say
+    is_picture = result["input_image"].meta.get("unit", "ml") != "ml"
+    title = name if is_picture else f"{name}   (the patient's right is on the left)"
     figure.text(0.5, 1 - 0.05 / size[1], title, color="white", fontsize=9, ha="center", va="top")
     legend = "Blue outline: not assessed.  " if unseen else ""
     figure.supxlabel(f"{legend}Research software, not for clinical use", color="#aaaaaa", fontsize=7)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..bundle import parsed
-from ..errors import cause_of
+from ..command import check_option
+from ..errors import InvalidImageError, cause_of
 from ..images.restoring import LESION, NOT_ASSESSED
 from ..method.slices import each
+from .array_input import save_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +40,28 @@ class Prediction:
     """The highest of the slices; None if none was assessed."""
     p_diseased: float | None
     """Likewise the classifier's probability."""
-    lesion_ml: float
-    not_assessed_ml: float
+    lesion_ml: float | None
+    """None of a picture, which has no thickness."""
+    not_assessed_ml: float | None
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """``score``, ``p_diseased``, ``lesion_ml`` and ``not_assessed_ml`` of a volume after the postprocessing."""
+    """``score``, ``p_diseased``, and how much is marked as lesion and as not assessed, after the postprocessing.
+
+    That is ``lesion_ml`` and ``not_assessed_ml``; of a picture ``lesion_cm2``, or ``lesion_pixels`` where their size is not
+    known, and likewise.
+    """
     assessed = [s for s in result["slices"] if s["assessed"]]
     pred = result["pred"]
-    voxel_ml = float(abs(torch.linalg.det(pred.affine[:3, :3]))) / 1000
+    unit = result["input_image"].meta.get("unit", "ml")
+    edges = torch.linalg.norm(pred.affine[:3, :3], dim=0)
+    volume = float(abs(torch.linalg.det(pred.affine[:3, :3])))
+    voxel = {"ml": volume / 1000, "cm2": float(edges[0] * edges[1]) / 100, "pixels": 1.0}[unit]
     return {
         "score": max((s["score"] for s in assessed), default=None),
         "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
-        "lesion_ml": float((pred == LESION).sum()) * voxel_ml,
-        "not_assessed_ml": float((pred == NOT_ASSESSED).sum()) * voxel_ml,
+        f"lesion_{unit}": float((pred == LESION).sum()) * voxel,
+        f"not_assessed_{unit}": float((pred == NOT_ASSESSED).sum()) * voxel,
     }
 
 
@@ -66,15 +75,21 @@ class Predictor:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: an option is out of its range.
+        ValueError: there is no such option, or its value is out of its range.
     """
 
     def __init__(self, *overlays: str, **overrides: Any) -> None:
-        config = parsed(*overlays, **{"inferer#progress": False, **overrides})
+        config = parsed(*overlays)
+        for name, value in overrides.items():
+            check_option(name, value, config.get())
+        config.update({"inferer#progress": False, **overrides})
         names = ("device", "network", "preprocessing", "inferer", "postprocessing")
-        self.device, self.network, self.preprocessing, self.inferer, self.postprocessing = (
-            config.get_parsed_content(name) for name in names
-        )
+        try:
+            self.device, self.network, self.preprocessing, self.inferer, self.postprocessing = (
+                config.get_parsed_content(name) for name in names
+            )
+        except RuntimeError as error:  # MONAI's, around what a component raises
+            raise cause_of(error) from error
 
     def __call__(
         self, image: str | Path | Sequence[str | Path] | NDArray[Any], affine: NDArray[Any] | None = None
@@ -86,18 +101,26 @@ class Predictor:
             affine: of an array, ``(4, 4)`` in mm as in NIfTI.
 
         Raises:
-            InvalidImageError: the image can't be used; the message says why.
-            TypeError: an array without an affine, or a path with one.
+            InvalidImageError: the image, or the affine of an array, can't be used; the message says why.
+            TypeError: neither a path nor an array; an array without an affine, or a path with one.
         """
+        if not isinstance(image, np.ndarray):
+            paths = list(image) if isinstance(image, (list, tuple)) else [image]
+            if not paths or not all(isinstance(path, (str, Path)) for path in paths):
+                kinds = ", ".join(type(path).__name__ for path in paths) or "nothing"
+                raise TypeError(f"image must be a path, a list of paths or a NumPy array, got {kinds}.")
         if isinstance(image, np.ndarray) != (affine is not None):
             raise TypeError("an array needs its affine, and a file has its own.")
         if not isinstance(image, np.ndarray):
-            several = isinstance(image, Sequence) and not isinstance(image, str)
-            return self._predict([str(path) for path in image] if several else str(image))  # type: ignore[union-attr]
+            names = [str(path) for path in paths]
+            return self._predict(names if isinstance(image, (list, tuple)) else names[0])
         with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder, "array.nii"))
-            nib.save(nib.Nifti1Image(image.astype(np.float32), affine), path)
-            return self._predict(path)
+            path = Path(folder, "array.nii")
+            save_array(image, affine, path)
+            try:
+                return self._predict(str(path))
+            except InvalidImageError as error:
+                raise InvalidImageError(str(error).replace(str(path), "the array")) from error
 
     def _predict(self, image: str | list[str]) -> Prediction:
         try:
@@ -107,6 +130,7 @@ class Predictor:
         inputs, foreground = (data[key].as_tensor()[None].to(self.device) for key in ("image", "foreground"))
         data["pred"] = each(self.inferer(inputs, self.network, foreground), lambda values: values[0].cpu())
         result = self.postprocessing(data)
+        found = measured(result)
 
         def array(key: str) -> NDArray[Any]:
             values: NDArray[Any] = result[key].as_tensor().numpy()
@@ -119,5 +143,5 @@ class Predictor:
             counterfactual=array("counterfactual") if "counterfactual" in result else None,
             slices=result["slices"],
             warnings=list(data["warnings"]),
-            **measured(result),  # type: ignore[arg-type]  # the two volumes are never None
+            **{key: found.get(key) for key in ("score", "p_diseased", "lesion_ml", "not_assessed_ml")},
         )

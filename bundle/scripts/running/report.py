@@ -190,7 +190,7 @@ class Report:
             if item.get("mask") is None:
                 raise
             # the mask is there to look at: without it the result is the same
-            tqdm.write(f"{item['mask']}: {cause_of(error)}")
+            tqdm.write(f"{item['name']}: {cause_of(error)}")
             result["warnings"].append("The known lesion mask could not be drawn beside the result.")
             draw_overview(result, None, item["name"], picture)
         if self.write_dicom:  # last, with all warnings
@@ -208,9 +208,12 @@ class Report:
             if v["score"] is None:
                 print(f"{v['name']}: not assessed: no slice lies within the trained range.")
             else:
+                unit = next(key for key in v if key.startswith("lesion_")).removeprefix("lesion_")
+                digits = 0 if unit == "pixels" else 1
                 print(
                     f"{v['name']}: p(diseased) {v['p_diseased']:.2f}, score {v['score']:.3f}, "
-                    f"marked {v['lesion_ml']:.1f} ml, not assessed {v['not_assessed_ml']:.1f} ml"
+                    f"marked {v[f'lesion_{unit}']:.{digits}f} {unit}, "
+                    f"not assessed {v[f'not_assessed_{unit}']:.{digits}f} {unit}"
                 )
             for warning in v["warnings"]:
                 print(f"  WARNING: {warning}")

@@ -20,7 +20,10 @@ import torch
 from ignite.engine import Engine
 from monailabel.datastore.local import LocalDatastore
 
-from lib.trainer import FineTune, TrainingLog, mask_labels, split_patients, tag_labels
+from lib.fine_tuning.fine_tune import FineTune
+from lib.fine_tuning.patients import split_patients
+from lib.fine_tuning.slice_classes import mask_labels, tag_labels
+from lib.fine_tuning.training_log import TrainingLog
 from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
 from scripts.learning.datasets import SliceDataset
@@ -174,7 +177,7 @@ def test_loss_and_minutes_left_are_logged(caplog: pytest.LogCaptureFixture) -> N
     engine = Engine(lambda e, b: {"loss": torch.tensor(float(b))})
     TrainingLog(10, every_seconds=0).attach(engine)
     engine.run([1, 3])
-    lines = [r.getMessage() for r in caplog.records if r.name == "lib.trainer"]
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("lib.fine_tuning")]
     assert lines == [
         "iteration 1: loss 1.0000, at most 10.0 minutes left",
         "iteration 2: loss 3.0000, at most 10.0 minutes left",
@@ -287,7 +290,7 @@ def test_better_weights_are_published_and_the_old_ones_kept(
     torch.load(bundle / "models" / "classifier.pt", weights_only=True)
     assert task.stats() == FineTune(bundle, configs("train_classifier"), "").stats() == report
     assert FineTune(bundle, configs("train"), "").stats() == {}
-    log = [r.getMessage() for r in caplog.records if r.name == "lib.trainer"]
+    log = [r.getMessage() for r in caplog.records if r.name.startswith("lib.fine_tuning")]
     for name, why in {
         "diseased": "doesn't say which slices",
         "shifted": "lies on another grid",
@@ -351,8 +354,8 @@ def test_a_crash_leaves_nothing_behind(bundle: Path, studies: LocalDatastore, mo
 
     for what, how in {
         "torch.optim.AdamW.step": fails,
-        "lib.trainer.shutil.copy2": fails,
-        "lib.trainer.os.replace": fails_on_weights,
+        "lib.fine_tuning.fine_tune.shutil.copy2": fails,
+        "lib.fine_tuning.fine_tune.os.replace": fails_on_weights,
     }.items():
         with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
             patch.setattr(what, how)

@@ -1,0 +1,61 @@
+"""Patients to train on and patients to validate on."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from lib.fine_tuning.slice_classes import ANOMALOUS, CLASSES, HEALTHY, UNKNOWN
+
+
+def classes_of(labels: Iterable[tuple[str, Iterable[int]]]) -> dict[str, set[int]]:
+    """The classes of each patient's slices, from pairs of patient and labels."""
+    classes: dict[str, set[int]] = defaultdict(set)
+    for patient, values in labels:
+        classes[patient] |= set(values) - {UNKNOWN}
+    return dict(classes)
+
+
+def require_both_classes(classes: Mapping[str, set[int]]) -> None:
+    """Check that each class has two patients, one to train and one to validate.
+
+    Args:
+        classes: of each patient's slices, 0 (healthy) and 1 (anomalous).
+
+    Raises:
+        ValueError: it has not; the message says how many more are needed.
+    """
+    counts = {label: sum(label in c for c in classes.values()) for label in CLASSES}
+    if min(counts.values()) < 2:
+        missing = [f"{2 - n} more with {CLASSES[label]} slices" for label, n in counts.items() if n < 2]
+        raise ValueError(
+            "too few labelled patients: training and validation each need one with healthy and one with anomalous slices. "
+            f"There are {counts[HEALTHY]} with healthy and {counts[ANOMALOUS]} with anomalous slices that can be used; "
+            f"label {' and '.join(missing)}."
+        )
+
+
+def split_patients(classes: Mapping[str, set[int]], val_split: float, seed: int) -> set[str]:
+    """Choose the patients for validation, by chance but so that both classes are on both sides.
+
+    Args:
+        classes: of each patient's slices, 0 (healthy) and 1 (anomalous).
+        val_split: share of the patients; more or fewer where both classes could not be on both sides otherwise.
+        seed: of the shuffle; the same patients and seed give the same choice.
+
+    Raises:
+        ValueError: see `require_both_classes`.
+    """
+    require_both_classes(classes)
+    order = sorted(classes)
+    random.Random(seed).shuffle(order)
+    number = max(1, round(val_split * len(order)))
+    chosen: set[str] = set()
+    # a class that is still missing takes the next patient who has it; one always follows, as each class has two
+    for patient in order:
+        held = set[int]().union(*(classes[p] for p in chosen))
+        left = set[int]().union(*(classes[p] for p in order if p != patient and p not in chosen))
+        if left >= CLASSES.keys() and (len(chosen) < number or not classes[patient] <= held):
+            chosen.add(patient)
+    return chosen

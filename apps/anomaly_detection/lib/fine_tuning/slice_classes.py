@@ -1,0 +1,97 @@
+"""The label of each slice of a study, from what its readers submitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, Orientation
+
+HEALTHY, ANOMALOUS, UNKNOWN = 0, 1, -1
+"""A slice's label, as `scripts.learning.datasets.SliceDataset` takes it."""
+
+CLASSES = {HEALTHY: "healthy", ANOMALOUS: "anomalous"}
+
+
+def axial_volume(path: str) -> MetaTensor:
+    """A NIfTI or NRRD file as ``(C, X, Y, Z)`` in the order left, posterior, superior, with ``input_affine`` in its meta.
+
+    Args:
+        path: of a 3D file, or of a 4D file that holds its channels last.
+
+    Raises:
+        ValueError: the file can't be read as such.
+    """
+    try:
+        volume = LoadImage(image_only=True, ensure_channel_first=False, dtype=np.float32)(path)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"{path}: can't be read as an image ({reason[0] if reason else type(error).__name__})."
+        ) from error
+    if volume.ndim not in (3, 4):
+        raise ValueError(
+            f"{path}: has {volume.ndim} dimensions {tuple(volume.shape)}; allowed are 3, or 4 with channels."
+        )
+    affine = torch.as_tensor(volume.affine, dtype=torch.float64)
+    array = volume.as_tensor().reshape(*volume.shape[:3], -1).moveaxis(-1, 0)
+    # the reader's other meta stays behind: a "space" in it would change what Orientation means by its letters
+    return Orientation("LPS", labels=None)(MetaTensor(array, affine=affine, meta={"input_affine": affine.clone()}))
+
+
+def mask_labels(image: str, mask: str) -> list[int]:
+    """The label of each slice of an image from a mask on its grid.
+
+    A slice is anomalous (1) if the mask marks a voxel in it as lesion; unknown (-1) if it marks none but has voxels that
+    were not assessed; else healthy (0). Slices count from 0 along the image file's axis nearest to superior-inferior.
+
+    Args:
+        image: path of the image.
+        mask: path of the mask; its file may hold the same voxels in another order.
+
+    Raises:
+        ValueError: a file can't be read, the mask lies on another grid, or holds other values than 0, 1 and 2.
+    """
+    from scripts.images.geometry import slice_numbers
+    from scripts.images.restoring import LESION, NOT_ASSESSED
+
+    volume, marks = axial_volume(image), axial_volume(mask)
+    if marks.shape != (1, *volume.shape[1:]) or not np.allclose(marks.affine, volume.affine, atol=1e-3):
+        raise ValueError(
+            f"{mask}: lies on another grid than {image} (in the order left, posterior, superior {tuple(marks.shape)} "
+            f"against {(1, *volume.shape[1:])}, or another affine); save the mask on the image's grid."
+        )
+    values = marks.as_tensor()
+    others = sorted(set(values.unique().tolist()) - {0, LESION, NOT_ASSESSED})
+    if others:
+        raise ValueError(
+            f"{mask}: holds the value {others[0]:g}; allowed are 0, {LESION} (anomaly) and {NOT_ASSESSED} (not assessed)."
+        )
+    labels = torch.full(values.shape[-1:], HEALTHY)
+    labels[(values == NOT_ASSESSED).any(dim=(0, 1, 2))] = UNKNOWN
+    labels[(values == LESION).any(dim=(0, 1, 2))] = ANOMALOUS
+    return [label for _, label in sorted(zip(slice_numbers(volume), labels.tolist(), strict=True))]
+
+
+def tag_labels(image: str, tag: Any) -> list[int]:
+    """The label of each slice of an image from its ``image_label``: "healthy", or a list with 0, 1 or -1 for each slice.
+
+    Args:
+        image: path of the image.
+        tag: its ``image_label``.
+
+    Raises:
+        ValueError: the image can't be read, or the tag doesn't give a label for each slice.
+    """
+    depth = axial_volume(image).shape[-1]
+    if tag == CLASSES[HEALTHY]:
+        return [HEALTHY] * depth
+    if isinstance(tag, list) and len(tag) == depth and all(label in (HEALTHY, ANOMALOUS, UNKNOWN) for label in tag):
+        return [int(label) for label in tag]
+    if tag == "diseased":
+        raise ValueError(f'{image}: "diseased" doesn\'t say which slices are; submit a mask, or give 0 or 1 a slice.')
+    raise ValueError(
+        f'{image}: image_label must be "healthy" or a list with 0, 1 or -1 for each of its {depth} slices, got {tag!r:.60}.'
+    )

@@ -1,0 +1,57 @@
+"""What a fine-tuning says while it runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+from ignite.engine import Engine, Events
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingLog:
+    """Log the loss and the minutes left, every few seconds and at the end; stop a training that diverges.
+
+    Raises ValueError where the loss is not finite.
+
+    Args:
+        minutes: that the training may take.
+        every_seconds: between two lines.
+    """
+
+    def __init__(self, minutes: float, every_seconds: float = 15.0) -> None:
+        self.minutes, self.every_seconds = minutes, every_seconds
+        self._losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """To the trainer."""
+        from scripts.learning.noising import loss_of
+
+        self._loss_of = loss_of
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._log)
+
+    def _start(self, engine: Engine) -> None:
+        self._began = self._logged = time.monotonic()
+
+    def _collect(self, engine: Engine) -> None:
+        loss = self._loss_of(engine.state.output)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the training diverged: the loss is {loss} at iteration {engine.state.iteration}. Nothing was published; "
+                "set a lower learning_rate."
+            )
+        self._losses.append(loss)
+        if time.monotonic() - self._logged >= self.every_seconds:
+            self._log(engine)
+
+    def _log(self, engine: Engine) -> None:
+        self._logged = time.monotonic()
+        if self._losses:
+            loss = sum(self._losses) / len(self._losses)
+            left = max(0.0, self.minutes - (self._logged - self._began) / 60)
+            logger.info("iteration %d: loss %.4f, at most %.1f minutes left", engine.state.iteration, loss, left)
+            self._losses.clear()
