@@ -19,7 +19,7 @@ import pytest
 from fire.inspectutils import GetFullArgSpec
 from monai.bundle import ConfigParser
 
-from scripts.command import _check, _options, _own_options, check_command
+from scripts.command import _options, _own_options, check_command, check_option
 from scripts.judging.evaluation import Evaluation
 from scripts.prepare.__main__ import COMMANDS, check_options
 from scripts.running.predictor import Prediction, Predictor
@@ -138,7 +138,7 @@ def is_option(name: str) -> bool:
     for overlays in ("", "preview", "evaluate", "calibrate", "train", "train train_classifier", "train train_student"):
         files = [str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", *overlays.split())]
         try:
-            _check(name, "@", "@", ConfigParser.load_config_files(files), set())
+            check_option(name, "@", ConfigParser.load_config_files(files))
         except ValueError:
             continue
         return True
