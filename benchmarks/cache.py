@@ -51,7 +51,11 @@ class Noise:
         image = torch.rand(1, *SIZE, self.depth, generator=torch.Generator().manual_seed(source["seed"]))
         affine = torch.eye(4, dtype=torch.float64)
         volume = MetaTensor(image, affine=affine, meta={"input_affine": affine})
-        return {"image": volume, "foreground": MetaTensor(torch.ones_like(image), meta=volume.meta)}
+        return {
+            "image": volume,
+            "input_image": volume,
+            "foreground": MetaTensor(torch.ones_like(image), meta=volume.meta),
+        }
 
 
 def make(folder: Path, volumes: int, depth: int) -> None:

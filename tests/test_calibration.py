@@ -60,6 +60,12 @@ def test_numbers_of_the_same_weights_stay_and_others_go(tmp_path: Path) -> None:
     warm = "The temperature was chosen for another classifier than the one in use."
     assert not_together(manifest, other, 0.2) == [chosen, warm]
     assert not_together(manifest, other, 2.0) == [warm]  # of a temperature's value, but a threshold
+    # of the map without the student; its threshold is another's
+    without = {k: v for k, v in weights.items() if k != "student"}
+    assert not_together(manifest, without, 0.2) == [chosen]
+    calibrate(manifest, {"threshold": 0.15}, without)
+    assert read_manifest(manifest)["calibration"] == {"values": {"threshold": 0.15}, **without}
+    assert not_together(manifest, without, 0.15) == [] and not_together(manifest, weights, 0.15) == [chosen]
     calibrate(manifest, {"threshold": 0.1}, other)
     assert read_manifest(manifest)["calibration"] == {"values": {"threshold": 0.1}, **other}
 

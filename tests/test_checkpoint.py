@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 
 from scripts.learning.checkpoint import ResumableCheckpoint
+from scripts.learning.handlers import NeedsFiniteLoss
 
 
 def test_the_ema_weights_are_the_ones_written(tmp_path: Path) -> None:
@@ -132,3 +133,18 @@ def test_one_training_at_a_time_has_a_folder(tmp_path: Path) -> None:
     engine.run(range(3), max_epochs=1)
     assert (tmp_path / "model.pt").exists()
     tiny_run(tmp_path, {})
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """At step 4; what was saved at step 3 stays."""
+    network = torch.nn.Linear(2, 1)
+    checkpoint = ResumableCheckpoint(
+        str(tmp_path), network, deepcopy(network), torch.optim.SGD(network.parameters(), lr=0.1), {}, every_minutes=0
+    )
+    engine = Engine(lambda e, b: {"loss": float("nan") if e.state.iteration == 4 else 1.0})
+    for handler in (NeedsFiniteLoss(), checkpoint):
+        handler.attach(engine)
+    with pytest.raises(ValueError, match="the loss is nan at step 4, so nothing more was saved"):
+        engine.run(range(3), max_epochs=2)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 3
+    assert not (tmp_path / "model.pt").exists()

@@ -135,6 +135,8 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
 
     assert message_of(raised(KeyError("x"), "Failed to evaluate 'x'")) is None
     assert message_of(raised(ValueError("x"), "Failed to evaluate 'x'")) is None  # not one of ours
+    undefined = ValueError("the referring item `@volumes` is not defined in the config content.")
+    assert "`@volumes` is not defined in the config content. Name the config files" in str(message_of(undefined))
     assert message_of(raised(OSError(28, "No space left on device"))) == "[Errno 28] No space left on device"
     wrapped = raised(
         TypeError("'>' not supported"), "Failed to instantiate component 'scripts.x' with keywords: a\nmore"

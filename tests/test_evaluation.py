@@ -300,12 +300,16 @@ def test_calibration_by_its_config(patients: Path, masks: bool, capsys: pytest.C
     if not masks:
         changed(patients, lambda split, item: {k: v for k, v in item.items() if k != "mask"})
     manifest = patients / "weights.json"
-    parser = parsed(patients, "calibrate", manifest=str(manifest), **{"displayable_configs#noise_level": 100})
+    parser = parsed(
+        patients, "evaluate", "calibrate", manifest=str(manifest), **{"displayable_configs#noise_level": 100}
+    )
     parser.get_parsed_content("run")
     said = capsys.readouterr().out
     content = read_manifest(manifest)["calibration"]
-    # a classifier that knows nothing has no temperature
-    assert set(content["values"]) == {"threshold", "preview_threshold"} and "temperature: 1 stays" in said
+    # a classifier that knows nothing has no temperature to choose
+    assert (
+        set(content["values"]) == {"threshold", "preview_threshold", "temperature"} and "temperature: 1 stays" in said
+    )
     assert set(content) == {"values", "network", "classifier", "student"}
     assert str(manifest) in said
     assert said.count("best pooled Dice" if masks else "Otsu's, without masks") == 2

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from scripts.bundle import bundle_root, declared
+from scripts.errors import message_of
 from scripts.running.report import Report
 from scripts.weights import MANIFEST, not_together, weights_digest
-from training_data import parsed
+from training_data import OVERLAYS, parsed
 
 
 def publishing(bundle: Path, config: str, run_dir: Path) -> None:
@@ -59,6 +60,23 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     assert "choose one anew" in capsys.readouterr().out
     assert not_together(manifest, new, 0.3) == [chosen] and not_together(manifest, new, 0.31) == []
     assert {p.stem for p in models.glob("*.pt") if "-2" not in p.stem} == set(old) and not list(models.glob("*.part"))
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> None:
+    """The folder of a classifier with the config of the diffusion network; nothing is written."""
+    (tmp_path / "run").mkdir()
+    classifier = parsed("train_classifier", tmp_path).get_parsed_content("classifier_def")
+    torch.save(classifier.state_dict(), tmp_path / "run" / "model.pt")
+    with pytest.raises(RuntimeError) as error:
+        publishing(tmp_path, "train", tmp_path / "run")
+    assert (message_of(error.value) or "").startswith(f"{tmp_path}/run/model.pt: its weights don't fit the Diffusion")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("config", sorted(OVERLAYS))
+def test_whatever_a_command_runs_checks_its_options_first(config: str, tmp_path: Path) -> None:
+    """And with that, says in one line what is wrong."""
+    assert [parsed(config, tmp_path)[name][0] for name in ("run", "publish")] == ["@command"] * 2
 
 
 def test_the_weights_of_the_bundle_belong_together() -> None:

@@ -140,7 +140,7 @@ def test_it_is_evaluated_and_calibrated(trained: Path, datalist: str, tmp_path: 
     assert record["failed"] == {} and record["test"]["slices"] == 2 and record["validation"]["slices"] == 2
     table = (tmp_path / "out" / "test_foreground.csv").read_text()
     assert "FLAIR" not in table and "pixel AP" in table.splitlines()[0]
-    parser(trained, "calibrate", **options).get_parsed_content("run")
+    parser(trained, "evaluate", "calibrate", **options).get_parsed_content("run")
     values = json.loads((trained / "models" / "knee" / "weights.json").read_text())["calibration"]["values"]
     # two pictures are too few to choose a temperature
     assert {"threshold", "preview_threshold"} <= set(values) and all(v > 0 for v in values.values())

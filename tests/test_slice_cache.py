@@ -174,10 +174,10 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
 def test_slices_of_another_shape_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = SliceCache(tmp_path)
     with cache.writing():
-        cache.append("a", [3, 5], np.ones((2, 1, 4, 4)), np.ones((2, 1, 4, 4), bool))
+        cache.append("a", [3, 5], 9, np.ones((2, 1, 4, 4)), np.ones((2, 1, 4, 4), bool))
         with pytest.raises(ValueError, match=r"shape \[1, 4, 5\], and those before it \[1, 4, 4\]"):
-            cache.append("b", [0], np.ones((1, 1, 4, 5)), np.ones((1, 1, 4, 5), bool))
-        second = cache.append("c", [0], np.full((1, 1, 4, 4), 0.5), np.zeros((1, 1, 4, 4), bool))
+            cache.append("b", [0], 1, np.ones((1, 1, 4, 5)), np.ones((1, 1, 4, 5), bool))
+        second = cache.append("c", [0], 1, np.full((1, 1, 4, 4), 0.5), np.zeros((1, 1, 4, 4), bool))
     found = SliceCache(tmp_path).entries()
     assert list(found) == ["a", "c"] and found["a"].numbers == (3, 5) and found["c"] == second
     row = cache.read(second.first)
@@ -245,8 +245,12 @@ def test_a_cache_that_can_not_be_written_says_so(tmp_path: Path, monkeypatch: py
 
 
 def test_a_label_is_needed_for_each_slice(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="plain.nii.gz: has 3 labels, fewer than slices"):
-        built(tmp_path, [datalist(tmp_path)[0] | {"label": [0, 1, 0]}])
+    """Of the file: also where those that are missing or too many are of slices that are not trained on."""
+    item = datalist(tmp_path)[0]
+    assert set(built(tmp_path, [item]).labels) == {0, 1}
+    for n in (3, 5, 7):
+        with pytest.raises(ValueError, match=f"plain.nii.gz: has 6 slices, but {n} labels"):
+            built(tmp_path, [item | {"label": [0, 1, 0, 1, 0, 0, 0][:n]}])
 
 
 def test_no_labelled_slice_is_an_error(tmp_path: Path) -> None:

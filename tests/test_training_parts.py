@@ -46,6 +46,18 @@ def test_balanced_batches_draw_both_classes_equally() -> None:
         assert counts.min() > 0 and counts[:90].std() < 2 * math.sqrt(counts[:90].mean())
 
 
+class OneClass:
+    labels = [1] * 10
+
+
+def test_balanced_batches_need_both_classes() -> None:
+    assert drawn(RandomBatches(OneClass(), 2, False, 0), 1)
+    with pytest.raises(ValueError, match="all 10 slices are labelled diseased; this training needs both classes"):
+        RandomBatches(OneClass(), 2, True, 0)
+    with pytest.raises(ValueError, match="seed must be .*, got -1"):
+        RandomBatches(Ninety(), 2, True, -1)
+
+
 def test_a_batch_depends_on_the_seed_and_its_number_alone() -> None:
     batches = RandomBatches(Ninety(), 3, False, 7)
     whole = drawn(batches, 6)

@@ -40,6 +40,8 @@ def message_of(error: BaseException) -> str | None:
     ours = trace is not None and Path(__file__).parent in Path(trace.tb_frame.f_code.co_filename).parents
     if isinstance(cause, ValueError) and ours:
         return str(cause)
+    if isinstance(cause, ValueError) and "is not defined in the config" in text:
+        return f"{text} Name the config files that this one lies over too, before it."
     wrapper = error
     while isinstance(wrapper, RuntimeError) and wrapper.__cause__ is not None:
         if "instantiate" in str(wrapper) and isinstance(cause, (TypeError, ValueError, RuntimeError, ImportError)):

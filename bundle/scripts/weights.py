@@ -117,7 +117,9 @@ def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: fl
     ):
         warnings.append("The student learned from other networks than those in use.")
     thresholds = [value for name, value in values.items() if name != "temperature"]
-    if threshold in thresholds and not set(weights.values()) <= set(chosen.values()):
+    # the preview's threshold is that of the student alone, the other that of a map of all networks
+    fewer = bool(weights) and threshold == values.get("threshold") and not chosen.keys() <= weights.keys()
+    if threshold in thresholds and (fewer or not set(weights.values()) <= set(chosen.values())):
         warnings.append("The threshold was chosen for other networks than those in use.")
     if values.get("temperature", 1) != 1 and weights.get("classifier") != chosen.get("classifier"):
         warnings.append("The temperature was chosen for another classifier than the one in use.")
@@ -163,7 +165,7 @@ def calibrate(manifest: str | Path, values: Mapping[str, float], weights: Mappin
     content = read_manifest(path)
     before = dict(content.get("calibration", {}))
     others = before.pop("values", {})
-    same = set(weights.values()) <= set(before.values())
+    same = before == dict(weights) if "threshold" in values else set(weights.values()) <= set(before.values())
     content["calibration"] = {"values": {**others, **values}, **before} if same else {"values": dict(values), **weights}
     part = path.with_suffix(".new")
     try:

@@ -76,7 +76,7 @@ class Calibration:
             print(
                 f"temperature: {cases.temperature:g} stays, as it takes more validation patients of both classes to choose one."
             )
-            return {}
+            return {"temperature": cases.temperature}  # which the thresholds are chosen with
         cases.temperature = rounded(temperature)
         probability, diseased = of_cases(cases)
         print(

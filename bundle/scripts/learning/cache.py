@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,14 @@ class Entry:
         volume: the hash by which it is found again.
         first: the row of its first slice.
         numbers: of its slices in the image's file.
+        depth: slices of that file.
         digest: SHA-256 of its rows.
     """
 
     volume: str
     first: int
     numbers: tuple[int, ...]
+    depth: int
     digest: str
 
 
@@ -61,7 +63,7 @@ class SliceCache:
         for line in lines[1:]:
             entry = Entry(**json.loads(line))
             if entry.first + len(entry.numbers) <= rows:
-                found[entry.volume] = Entry(entry.volume, entry.first, tuple(entry.numbers), entry.digest)
+                found[entry.volume] = replace(entry, numbers=tuple(entry.numbers))
         return found
 
     @property
@@ -96,12 +98,15 @@ class SliceCache:
                     write(self.index_path, content.encode())
             yield found
 
-    def append(self, volume: str, numbers: Sequence[int], images: np.ndarray, foregrounds: np.ndarray) -> Entry:
+    def append(
+        self, volume: str, numbers: Sequence[int], depth: int, images: np.ndarray, foregrounds: np.ndarray
+    ) -> Entry:
         """Add a volume, within `writing`.
 
         Args:
             volume: see `Entry`.
             numbers: see `Entry`.
+            depth: likewise.
             images: ``(N, C, H, W)``.
             foregrounds: bool ``(N, 1, H, W)``.
 
@@ -120,7 +125,7 @@ class SliceCache:
         content = rows.tobytes()
         with self.rows_path.open("ab") as file:
             file.write(content)
-        entry = Entry(volume, self._next, tuple(int(n) for n in numbers), hashlib.sha256(content).hexdigest())
+        entry = Entry(volume, self._next, tuple(int(n) for n in numbers), depth, hashlib.sha256(content).hexdigest())
         with self.index_path.open("ab") as file:
             file.write((json.dumps(asdict(entry)) + "\n").encode())
         self._next += len(numbers)

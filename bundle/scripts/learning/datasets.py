@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..digests import json_digest
 from ..fingerprints import fingerprint, identified
-from .cache import SliceCache
+from .cache import Entry, SliceCache
 from .preparing import fill, logger, trained_slices
 from .seeding import Draw, augmented
 
@@ -58,7 +58,8 @@ class SliceDataset(Dataset):
 
     Args:
         data: a datalist, see `datalists`.
-        preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)`` and ``foreground`` ``(1, H, W, D)``.
+        preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)`` and ``foreground`` ``(1, H, W, D)``, and
+            keep ``input_image``.
         cache_dir: where the cache lies.
         min_area_fraction: see `method.slices.assessed_slices`.
         augmentation: applied to every draw.
@@ -71,7 +72,7 @@ class SliceDataset(Dataset):
     and tried again the next time.
 
     Raises:
-        ValueError: no slice is left, a label has too few values, or the cache can't be written.
+        ValueError: no slice is left, a label has more or fewer values than there are slices, or the cache can't be written.
         RuntimeError: memory, disk or files ran out.
     """
 
@@ -87,7 +88,7 @@ class SliceDataset(Dataset):
         workers: int = 0,
     ) -> None:
         self.augmentation, self.seed = augmentation, seed
-        settings = fingerprint([min_area_fraction], preprocessing)
+        settings = fingerprint([min_area_fraction, list(Entry.__annotations__)], preprocessing)
         self._cache = SliceCache(Path(cache_dir) / f"slices-{settings}")
         sources = [{k: v for k, v in item.items() if k in ("image", "spacing", "foreground")} for item in data]
         keys = [json_digest(identified(source))[:16] for source in sources]
@@ -101,8 +102,8 @@ class SliceDataset(Dataset):
         self._rows: list[int] = []
         for item, entry in ((item, found[key]) for item, key in zip(data, keys, strict=True) if key in found):
             label = item["label"]
-            if not isinstance(label, int) and max(entry.numbers, default=-1) >= len(label):
-                raise ValueError(f"{item['image']}: has {len(label)} labels, fewer than slices.")
+            if not isinstance(label, int) and len(label) != entry.depth:
+                raise ValueError(f"{item['image']}: has {entry.depth} slices, but {len(label)} labels.")
             of_slices = [label if isinstance(label, int) else label[n] for n in entry.numbers]
             kept = [n for n, of_slice in enumerate(of_slices) if of_slice >= 0]
             self.labels += [of_slices[n] for n in kept]

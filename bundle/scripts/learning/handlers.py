@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+
+from .noising import loss_of
 
 
 class InOrder:
@@ -20,6 +23,22 @@ class InOrder:
         """One after the other."""
         for handler in self.handlers:
             handler.attach(engine)
+
+
+class NeedsFiniteLoss:
+    """End a training whose loss is no number, before anything of it is saved."""
+
+    def attach(self, engine: Engine) -> None:
+        """To the trainer; before what saves its checkpoint."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
+
+    def _check(self, engine: Engine) -> None:
+        loss = loss_of(engine.state.output)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {engine.state.iteration}, so nothing more was saved; begin anew with a smaller "
+                "--learning_rate, or --precision float32."
+            )
 
 
 class ClipGradients:

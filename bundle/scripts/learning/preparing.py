@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import cause_of, out_of_resources
-from ..images.geometry import slice_numbers
+from ..images.geometry import axial, slice_numbers
 from ..method.slices import assessed_slices
 from .cache import Entry, SliceCache
 
@@ -41,7 +41,7 @@ class _Volumes(Dataset):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, i: int) -> tuple[list[int], np.ndarray, np.ndarray] | tuple[str, str]:
+    def __getitem__(self, i: int) -> tuple[list[int], int, np.ndarray, np.ndarray] | tuple[str, str]:
         try:
             volume = self.preprocessing(self.sources[i])
         except Exception as error:  # MONAI wraps what a transform raises
@@ -51,7 +51,8 @@ class _Volumes(Dataset):
         found = list(trained_slices(volume["foreground"], self.min_area_fraction))
         planes = [z for z, _ in found]
         images, inside = (np.moveaxis(a, -1, 0)[planes] for a in (image, foreground))
-        return [n for _, n in found], images.astype(np.float16), inside >= 0.5
+        depth = axial(volume["input_image"]).shape[3]
+        return [n for _, n in found], depth, images.astype(np.float16), inside >= 0.5
 
 
 def fill(
@@ -66,7 +67,8 @@ def fill(
     Args:
         cache: held by this process meanwhile; one that was stopped goes on.
         sources: items of a datalist by the hash that `SliceCache` finds them by.
-        preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)`` and ``foreground`` ``(1, H, W, D)``.
+        preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)`` and ``foreground`` ``(1, H, W, D)``, and keep
+            ``input_image``.
         min_area_fraction: see `trained_slices`.
         workers: processes that preprocess; 0 is this one.
 

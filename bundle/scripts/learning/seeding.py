@@ -12,6 +12,9 @@ from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Randomizable
 from torch.utils.data import Sampler
 
+from .. import DISEASED
+from ..checks import check_number
+
 BATCH, STEP, AUGMENTATION = range(3)
 """What is drawn from one seed, each from a stream of its own."""
 
@@ -32,10 +35,17 @@ class RandomBatches(Sampler[list[Draw]]):
         batch_size: images a batch.
         balanced: draw each class equally often.
         seed: of the training, 0 or above.
+
+    Raises:
+        ValueError: the seed is negative, or `balanced` and there is one class alone.
     """
 
     def __init__(self, dataset: Any, batch_size: int, balanced: bool, seed: int) -> None:
+        check_number("seed", seed, 0, 2**32 - 1, whole=True)
         labels = np.asarray(dataset.labels)
+        if balanced and len(set(dataset.labels)) < 2:
+            one = "diseased" if labels[0] == DISEASED else "healthy"
+            raise ValueError(f"all {len(labels)} slices are labelled {one}; this training needs both classes.")
         weights = 1.0 / np.bincount(labels)[labels] if balanced else np.ones(len(labels))
         self._upper = np.cumsum(weights) / weights.sum()
         self.batch_size, self.seed = batch_size, seed
