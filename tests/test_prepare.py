@@ -664,3 +664,18 @@ def test_lgg_writes_over_no_other_volume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is another volume"):
         lgg(output=str(tmp_path / "e.json"), pixel=1.0, **common)
     assert theirs.read_bytes() == before
+
+
+def test_a_volumes_mask_in_a_folder_says_which_slices_are_diseased(tmp_path: Path) -> None:
+    marked = np.zeros((8, 8, 4), np.uint8)
+    marked[2:4, 2:4, 1] = 1
+    for name, array in (
+        ("healthy/a", marked + 5),
+        ("diseased/b", marked + 5),
+        ("diseased/c", marked + 5),
+        ("masks/b", marked),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
+    assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "b": [0, 1, 0, 0], "c": 1}

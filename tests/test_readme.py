@@ -98,6 +98,23 @@ def test_config_files_ids_and_options_exist(path: Path, argv: list[str], monkeyp
     check_command(line)
     config = ConfigParser.load_config_files(_options(line)[1]["config_file"])
     assert {*run_id, "run"} <= config.keys()
+    assert missing_references(config, *(run_id or ["run"])) == set()
+
+
+def missing_references(config: dict[str, Any], start: str) -> set[str]:
+    """What a run needs by reference, directly or not, and no config of the list declares."""
+    parser = ConfigParser(config)
+    waiting, seen = {start}, set[str]()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        if name in parser:
+            waiting |= set(re.findall(r"[@%]([\w#]*\w)", json.dumps(parser[name]))) - seen
+    return {name for name in seen if name not in parser}
+
+
+def test_a_reference_without_a_config_that_declares_it_is_found() -> None:
+    assert missing_references({"run": "$@a#b.run()", "a": {"b": "@c", "d": "@e"}}, "run") == {"c"}
 
 
 @pytest.mark.parametrize(("path", "argv"), of(CURRENT, "-m scripts.prepare"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..checks import is_true
 from ..weights import calibrate, weights_digest
 from .cases import Domain
 from .probabilities import calibration_error, fitted_temperature, of_cases
@@ -31,6 +32,7 @@ class Calibration:
         volumes: see `LabelledVolumes`.
         networks: those that the numbers are chosen for, by the names of the config; None for one that isn't there.
         manifest: see `weights.read_manifest`.
+        use_masks: false leaves masks that there are unread, so that image-level labels alone choose.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Calibration:
         volumes: LabelledVolumes,
         networks: Mapping[str, torch.nn.Module | None],
         manifest: str,
+        use_masks: bool | str = True,
     ) -> None:
-        self.validation = validation
+        masks = is_true(use_masks, "use_masks")
+        self.validation = [{k: v for k, v in item.items() if masks or k != "mask"} for item in validation]
         self.volumes = volumes
         self.networks = networks
         self.manifest = Path(manifest)

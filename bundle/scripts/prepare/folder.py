@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import DISEASED, HEALTHY
 from ..images.dicom_series import describe
-from ..images.formats import DICOM, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
+from ..images.formats import DICOM, NIFTI, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
 from .options import folder_of
 from .preparation import Preparation
+from .slice_labels import labels_of, lesion_voxels
 
 SUFFIXES = VOLUMES + PICTURES + DICOM
 
@@ -33,7 +35,8 @@ def folder(
     Images are NIfTI, NRRD, MetaImage, MGZ, PNG, JPEG, TIFF or DICOM files, a file an image. Those in a folder of their own,
     such as healthy/patient1/a.png, are of one patient; a file that lies in none is a patient of its own. The DICOM series of
     a volume is one image, in a folder of its own such as healthy/patient1. A mask has the path of its image, but for the
-    ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter.
+    ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter. Of a
+    diseased volume with a NIfTI mask, slices without a marked voxel are labelled healthy, the others diseased.
 
     Args:
         root: the folder.
@@ -65,10 +68,19 @@ def folder(
             for field, files in others.items():
                 if bare in files and not (field == "mask" and label == HEALTHY and bare in found["diseased"]):
                     item[field] = f"{field}s/{files[bare]}"
-            if not os.path.getsize(Path(root) / str(item["image"])):
+            image = Path(root) / str(item["image"])
+            if not os.path.getsize(image):
                 made.damaged(str(item["image"]), "is empty.")
-            else:
-                made.add(item)
+                continue
+            mask = Path(root) / str(item.get("mask", ""))
+            if label == DISEASED and all(p.name.lower().endswith(NIFTI) for p in (image, mask)):
+                try:
+                    lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
+                except (OSError, ValueError) as error:
+                    made.damaged(str(item["image"]), str(error))
+                    continue
+                item["label"] = labels_of(lesion, None, 1)
+            made.add(item)
     made.write(f"Expected are images ({', '.join(SUFFIXES)}) in the folders healthy and diseased.")
 
 
