@@ -148,3 +148,31 @@ def test_a_student_without_a_threshold_of_its_own_gives_no_preview(
     calibration = {"calibration": {"values": {"preview_threshold": 0.3}}}
     (bundle / "models" / "weights.json").write_text(json.dumps(calibration))
     assert find_models(bundle, "cpu")[0].declared.options(PREVIEW) == {"threshold": 0.3}
+
+
+def test_a_model_that_is_broken_leaves_the_others_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No JSON, no channels, no threshold, no weights: each is named in the log with its reason."""
+    bundle = write_two_models(tmp_path)
+    configs, folder = bundle / "configs", {"_target_": "scripts.bundle.models_dir", "folder": "models/new"}
+    (configs / "broken.json").write_text('{"model": ')
+    (configs / "unlike.json").write_text(json.dumps({"model": "unlike", "models_dir": "@nothing"}))
+    chosen = {"_target_": "scripts.weights.calibrated", "manifest": "@manifest", "name": "threshold"}
+    uncalibrated = {"model": "uncalibrated", "models_dir": folder, "displayable_configs": {"threshold": chosen}}
+    (configs / "uncalibrated.json").write_text(json.dumps(uncalibrated))
+    (configs / "untrained.json").write_text(json.dumps({"model": "untrained", "models_dir": folder}))
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "app").mkdir()
+    app = AnomalyDetection(str(tmp_path / "app"), str(tmp_path / "studies"), {"bundle": str(bundle), "device": "cpu"})
+    assert [m.declared.name for m in app.models] == ["brain_flair", "head_t2", "untrained"]
+    app.load_models()
+    assert [m.declared.name for m in app.models] == ["brain_flair", "head_t2"]
+    assert (
+        not any(name.startswith("untrained") for name in app.info()["models"]) and "head_t2_lesion_mask" in app._infers
+    )
+    reasons = (
+        "broken.json is left out: ",
+        "unlike.json is left out: ",
+        "holds no threshold",
+        "untrained is left out: ",
+    )
+    assert all(reason in caplog.text for reason in reasons) and "no weights there" in caplog.text

@@ -289,6 +289,9 @@ def test_truth_and_labels() -> None:
         assert slice_labels(item, volume, Truth(mask, None), [1, 2]) == expected
     with pytest.raises(ValueError, match="a: has 3 slices, but 2 labels"):
         slice_labels({"image": "a", "label": [0, 1]}, volume, Truth(None, None), [])
+    for label in (1, [0, 1, -1]):
+        with pytest.raises(ValueError, match="a: is labelled diseased, but its mask None marks nothing"):
+            slice_labels({"image": "a", "label": label}, volume, Truth(np.zeros_like(lesion), None), [1, 2])
     with pytest.raises(ValueError, match="a: has neither label nor mask"):
         slice_labels({"image": "a"}, volume, Truth(None, None), [])
 

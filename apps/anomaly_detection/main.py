@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -32,6 +33,8 @@ from lib.tasks.infer_task import allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write, write_results
+
+logger = logging.getLogger(__name__)
 
 
 class AnomalyDetection(MONAILabelApp):
@@ -72,11 +75,22 @@ class AnomalyDetection(MONAILabelApp):
         from monailabel.app import app
 
         prepare(app, self)
-        for model in self.models:
-            model.load()
+        self.load_models()
         # ITK reads its modules at the first write, which takes seconds
         os.unlink(write(MetaTensor(torch.zeros(1, 2, 2, 2)), "", ".nrrd", "uint8"))
         super().on_init_complete()
+
+    def load_models(self) -> None:
+        """Load all networks; a model beside the first that has none, or others than it declares, is left out from here on."""
+        for model in list(self.models):
+            try:
+                model.load()
+            except (OSError, RuntimeError, ValueError) as error:
+                if model is self.models[0]:
+                    raise
+                logger.error("%s is left out: %s", model.declared.name, error.__cause__ or error)
+                self.models.remove(model)
+                self._infers = {name: task for name, task in self._infers.items() if task.model is not model}
 
     def init_datastore(self) -> Datastore:
         from scripts.images.formats import takes_pictures

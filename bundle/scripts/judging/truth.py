@@ -74,11 +74,17 @@ def slice_labels(item: Mapping[str, Any], original: MetaTensor, truth: Truth, as
         assessed: the numbers of the slices that the inferer would look at.
 
     Raises:
-        ValueError: another number of labels than slices, or neither label nor mask.
+        ValueError: another number of labels than slices, neither label nor mask, or diseased with a mask that is empty.
     """
+    label = item.get("label")
+    if (
+        DISEASED in (label if isinstance(label, (list, tuple)) else [label])
+        and truth.lesion is not None
+        and not truth.lesion.any()
+    ):
+        raise ValueError(f"{item['image']}: is labelled diseased, but its mask {item.get('mask')} marks nothing.")
     affine = torch.as_tensor(original.affine)
     depth = axial(original).shape[3]
-    label = item.get("label")
     if label is None and truth.lesion is None:
         raise ValueError(f"{item['image']}: has neither label nor mask.")
     if isinstance(label, (list, tuple)):

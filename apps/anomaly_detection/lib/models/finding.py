@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from monai.bundle import ConfigParser
 from lib.models.declaration import FULL, Declaration
 from lib.models.model import Model
 
+logger = logging.getLogger(__name__)
+
 REPOSITORY_BUNDLE = Path(__file__).resolve().parents[4] / "bundle"
 
 
 def find_models(path: str | Path, device: str | None = None) -> list[Model]:
     """The models of a bundle: that of ``configs/inference.json``, and one for each config that sets another ``model``.
+
+    A config that is no JSON, or a model without a threshold, is named in the log and left out.
 
     The bundle's folder is put on ``sys.path``: its code is imported as ``scripts``, the name that its configs use.
 
@@ -23,7 +28,7 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
         device: as torch names it; by default a GPU if there is one.
 
     Raises:
-        ValueError: `path` is no bundle.
+        ValueError: `path` is no bundle, or of another version than this app.
     """
     path = Path(path).resolve()
     configs = path / "configs"
@@ -31,9 +36,13 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
         raise ValueError(f"{path}: there is no configs/inference.json, so it is no MONAI bundle.")
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
-    overlays = [
-        file.name
-        for file in sorted(configs.glob("*.json"))
-        if file.stem != FULL and isinstance(ConfigParser.load_config_file(file).get("model"), str)
-    ]
-    return [Model(Declaration(path, device, overlay)) for overlay in (None, *overlays)]
+    models = [Model(Declaration(path, device))]
+    for file in sorted(configs.glob("*.json")):
+        try:
+            if file.stem != FULL and isinstance(ConfigParser.load_config_file(file).get("model"), str):
+                model = Model(Declaration(path, device, file.name))
+                model.declared.options()
+                models.append(model)
+        except Exception as error:  # a config can be wrong in every way
+            logger.error("%s is left out: %s", file, error.__cause__ or error)
+    return models
