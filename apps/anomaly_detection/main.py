@@ -90,7 +90,7 @@ class AnomalyDetection(MONAILabelApp):
                     raise
                 logger.error("%s is left out: %s", model.declared.name, error.__cause__ or error)
                 self.models.remove(model)
-                self._infers = {name: task for name, task in self._infers.items() if task.model is not model}
+                self._infers: dict[str, Any] = {n: t for n, t in self._infers.items() if t.model is not model}
 
     def init_datastore(self) -> Datastore:
         from scripts.images.formats import takes_pictures
@@ -137,7 +137,7 @@ class AnomalyDetection(MONAILabelApp):
             MONAILabelException: see `AnomalyInferTask`; no such image or model.
         """
         request = dict(request)
-        task = self._infers.get(request.get("model"))
+        task = self._infers.get(str(request.get("model")))
         if task is None:
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
