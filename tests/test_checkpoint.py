@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 
+from scripts.errors import message_of
 from scripts.learning.checkpoint import ResumableCheckpoint
 from scripts.learning.handlers import NeedsFiniteLoss
 
@@ -148,3 +149,22 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_last_checkpoin
         engine.run(range(3), max_epochs=2)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 3
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run(tmp_path, {})
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full(content: Any, path: Path) -> None:
+        path.write_bytes(b"some")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0") from OSError(
+            28, "No space"
+        )
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError) as error:
+        tiny_run(tmp_path, {})
+    assert f"{tmp_path}/last.pt: can't be written" in str(message_of(error.value))
+    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))

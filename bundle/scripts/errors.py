@@ -16,9 +16,13 @@ class InvalidImageError(ValueError):
     """An image that can't be processed. The message names the file, what was wrong and what is allowed."""
 
 
+class ExhaustedError(RuntimeError):
+    """Memory, disk or open files ran out. The message says where, and what is kept."""
+
+
 def cause_of(error: BaseException) -> BaseException:
     """What went wrong, without the frames that MONAI puts around it."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+    while isinstance(error, RuntimeError) and error.__cause__ is not None and not isinstance(error, ExhaustedError):
         error = error.__cause__
     return error
 
@@ -32,7 +36,7 @@ def message_of(error: BaseException) -> str | None:
     cause = cause_of(error)
     # of several paragraphs, the others are MONAI's advice and the traceback of a missing package
     text = " ".join(str(cause).strip().split("\n\n")[0].split()) or type(cause).__name__
-    if isinstance(cause, OSError):
+    if isinstance(cause, (OSError, ExhaustedError)):
         return text
     trace = cause.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..device import autocast
 from ..digests import code_digest
-from ..errors import cause_of, out_of_resources
+from ..errors import ExhaustedError, cause_of, out_of_resources
 from ..fingerprints import fingerprint, settings_of
 from ..images.geometry import axial, slice_numbers
 from ..method.slices import CPU_BATCH, SliceInferer, each
@@ -86,7 +86,7 @@ class LabelledVolumes:
         """The cases of a datalist's volumes, and what went wrong with those that failed, by their image.
 
         Raises:
-            RuntimeError: memory, disk or files ran out; what was found before is kept.
+            ExhaustedError: memory, disk or files ran out; what was found before is kept.
         """
         paths, failed = [], {}
         for item in tqdm([item for item in items if item.get("label") != -1], desc=name, unit="volume"):
@@ -99,7 +99,7 @@ class LabelledVolumes:
             except Exception as error:
                 exhausted = out_of_resources(error)
                 if exhausted is not None:
-                    raise RuntimeError(
+                    raise ExhaustedError(
                         f"{image}: stopped here, as memory, disk or open files ran out ({exhausted}). The volumes before it "
                         "are kept; free some and start again."
                     ) from error

@@ -9,6 +9,7 @@ import pickle
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ignite.engine import Engine, Events
 from ..bundle import bundle_version
 from ..checks import is_true
 from ..digests import digest_of
+from ..errors import ExhaustedError
 from ..files import write
 from .settings import differing, shortened
 from .stopping import StopSignals
@@ -184,5 +186,10 @@ class ResumableCheckpoint:
 
 def _save_whole(path: Path, content: Any) -> None:
     partial = path.with_name(path.name + ".part")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # of a full disk, torch says either
+        with suppress(OSError):
+            partial.unlink()
+        raise ExhaustedError(f"{path}: can't be written ({error}); one that was saved before is kept.") from error

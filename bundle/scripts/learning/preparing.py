@@ -13,7 +13,7 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import cause_of, out_of_resources
+from ..errors import ExhaustedError, cause_of, out_of_resources
 from ..images.geometry import axial, slice_numbers
 from ..method.slices import assessed_slices
 from .cache import Entry, SliceCache
@@ -76,7 +76,7 @@ def fill(
         Those of `sources` that the cache has.
 
     Raises:
-        RuntimeError: memory, disk or files ran out, or the cache can't be written.
+        ExhaustedError: memory, disk or files ran out, or the cache can't be written.
     """
     found = cache.entries()
     if sources.keys() <= found.keys():
@@ -100,7 +100,7 @@ def fill(
                 logger.warning("left out: %s", result[1])
                 continue
             if result[0] == "exhausted":
-                raise RuntimeError(
+                raise ExhaustedError(
                     f"{image}: stopped here, as memory, disk or open files ran out ({result[1]}). The volumes before it are "
                     "kept; free some and start again."
                 )
@@ -109,7 +109,7 @@ def fill(
             except ValueError as error:
                 logger.warning("left out: %s: %s", image, error)
             except OSError as error:
-                raise RuntimeError(f"{cache.rows_path}: can't be written ({error.strerror}).") from error
+                raise ExhaustedError(f"{cache.rows_path}: can't be written ({error.strerror}).") from error
     return found
 
 
