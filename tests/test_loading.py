@@ -226,6 +226,11 @@ def test_a_file_of_a_series_and_an_empty_folder_say_what_to_give(tmp_path: Path)
     path = dicom.save(dicom.series(VOLUME, AFFINE)[0], tmp_path / "x.dcm")
     with pytest.raises(InvalidImageError, match=r"x.dcm: is one image of a series; give the folder"):
         loaded(path)
+    chest = dicom.series(VOLUME, AFFINE)
+    of_ct(chest)
+    for what in (dicom.save(chest[0], tmp_path / "y.dcm"), dicom.save_series(chest, tmp_path / "ct")):
+        with pytest.raises(InvalidImageError, match="its modality is CT; the model takes MR"):
+            loaded(str(what))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidImageError, match=r"empty: no DICOM file lies in this folder"):
         loaded(str(tmp_path / "empty"))

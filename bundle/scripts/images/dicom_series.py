@@ -21,10 +21,11 @@ _NEEDED = "SeriesInstanceUID ImageOrientationPatient ImagePositionPatient PixelS
 _ALIKE = "Rows Columns PixelSpacing ImageOrientationPatient FrameOfReferenceUID".split()
 
 
-def describe(folder: str | Path) -> tuple[str, str]:
-    """The Modality of a folder's first DICOM file, and what its series is called; "" for what it doesn't say."""
+def describe(path: str | Path) -> tuple[str, str]:
+    """The Modality of a DICOM file, or of a folder's first, and what its series is called; "" for what it doesn't say."""
     try:
-        dataset = pydicom.dcmread(dicom_files(folder)[0], stop_before_pixels=True)
+        file = dicom_files(path)[0] if Path(path).is_dir() else path
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
     except Exception:  # the loader will say it
         return "", ""
     return str(dataset.get("Modality") or ""), _name(dataset)
@@ -41,21 +42,24 @@ def read_dicom_series(folder: str, modalities: Sequence[str], allow_any_image: b
     Raises:
         InvalidImageError: another modality, or see `read_slices`.
     """
-    series, step = read_slices(folder)
+    modality, _ = describe(folder)
     warnings = []
-    modality = str(series[0].get("Modality") or "")
     if modality and modality not in modalities:
         if not allow_any_image:
-            raise InvalidImageError(
-                f"{folder}: its modality is {modality}; the model takes {' and '.join(modalities)}."
-            )
+            raise other_modality(folder, modality, modalities)
         warnings.append(f"The modality is {modality}, the model takes {' and '.join(modalities)}.")
+    series, step = read_slices(folder)
     row, column = orientation(series[0])
     down, across = (float(s) for s in series[0].PixelSpacing)
     affine = np.eye(4)
     affine[:3] = np.stack([row * across, column * down, np.cross(row, column) * step, position(series[0])], axis=1)
     slices = [modality_values(d, stored_values(d)).T.astype(np.float32) for d in series]
     return Loaded(torch.from_numpy(np.stack(slices, axis=-1)), torch.from_numpy(TO_RAS @ affine), tuple(warnings))
+
+
+def other_modality(path: str, modality: str, modalities: Sequence[str]) -> InvalidImageError:
+    """The refusal of an image that is of another modality than the model's."""
+    return InvalidImageError(f"{path}: its modality is {modality}; the model takes {' and '.join(modalities)}.")
 
 
 def read_slices(folder: str | Path) -> tuple[list[Dataset], float]:

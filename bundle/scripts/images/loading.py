@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from ..checks import is_true
 from ..errors import InvalidImageError
 from .assembling import assemble
-from .dicom_series import read_dicom_series
+from .dicom_series import describe, other_modality, read_dicom_series
 from .formats import VOLUMES, allowed_formats, is_dicom, is_picture, takes_pictures, takes_volumes
 from .pictures import read_picture
 from .radiographs import read_radiograph
@@ -74,7 +74,9 @@ class LoadVolumed(MapTransform):
             has_size = images[0].has_size or d.get("spacing") is not None
             d[key].meta["unit"] = "ml" if self._is_volume(paths[0]) else "cm2" if has_size else "pixels"
             if not has_size:
-                warnings.append("The file doesn't say how large a pixel is. It was taken as 1 mm: lengths are wrong.")
+                warnings.append(
+                    "The file doesn't say how large a pixel is: areas are in pixels, and no length is known."
+                )
         d["warnings"] = list(dict.fromkeys(warnings))
         return d
 
@@ -110,6 +112,9 @@ class LoadVolumed(MapTransform):
         if takes_pictures(self.modalities) and is_dicom(path):
             return read_radiograph(path, self.modalities, self.body_parts, self.views, any_image)
         if is_dicom(path):
+            modality, _ = describe(path)
+            if modality and modality not in self.modalities:
+                raise other_modality(path, modality, self.modalities)
             raise InvalidImageError(f"{path}: is one image of a series; give the folder that the series lies in.")
         why = " Pictures, arrays (.npy) and Analyze (.hdr, .img) don't say where left and right are."
         raise InvalidImageError(

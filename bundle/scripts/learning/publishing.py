@@ -49,9 +49,10 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
         ) from error
     print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
     if teacher is None and digest not in belonging.get("student", {}).values():
+        whose = "belong to other networks" if belonging else "are still to be made"
         print(
-            "The student and the threshold belong to other networks: run with --student '$None' until there is a student for "
-            "these, and choose a threshold anew with calibrate.json."
+            f"The student and the threshold {whose}: run with --student '$None' until there is a student for these, and choose "
+            "a threshold with calibrate.json."
         )
     elif teacher is not None and digest not in belonging.get("calibration", {}).values():
         print("The threshold was chosen for another student: choose one anew with calibrate.json.")
