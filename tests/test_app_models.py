@@ -128,7 +128,7 @@ def test_a_model_of_pictures_with_two_channels_shows_up(tmp_path: Path) -> None:
     assert "knee_lesion_preview" in app.info()["models"]
     assert app.datastore().list_images() == ["0_high_energy", "1_high_energy"]
     result = app.infer({"model": "knee_lesion_mask", "image": "1_high_energy", "save_label": True})
-    assert result["params"]["lesion_ml"] >= 0
+    assert result["params"]["lesion_pixels"] >= 0
     for tag, shape in (("original", (*SHAPE, 1)), ("anomaly_map", (*SHAPE, 1)), ("counterfactual", (*SHAPE, 1, 2))):
         assert nib.load(app.datastore().get_label_uri("1_high_energy", tag)).shape == shape
     with pytest.raises(MONAILabelException, match="the model takes FLAIR"):

@@ -182,10 +182,6 @@ def test_loss_and_minutes_left_are_logged(caplog: pytest.LogCaptureFixture) -> N
         "iteration 1: loss 1.0000, at most 10.0 minutes left",
         "iteration 2: loss 3.0000, at most 10.0 minutes left",
     ]
-    with pytest.raises(
-        ValueError, match="the training diverged: the loss is nan at iteration 2. .* lower learning_rate"
-    ):
-        engine.run([1, float("nan")])
 
 
 @pytest.fixture
@@ -329,7 +325,10 @@ def test_worse_weights_are_not_published(bundle: Path, studies: LocalDatastore) 
 def test_a_loss_that_is_no_number_publishes_nothing(bundle: Path, studies: LocalDatastore) -> None:
     before = contents(bundle / "models")
     listening = [*logging.getLogger().handlers], signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="the training diverged"):
+    with pytest.raises(
+        ValueError,
+        match="the loss is nan at step 2, so nothing more was saved; begin anew with a smaller learning_rate",
+    ):
         fine_tune(bundle)({"learning_rate": 1e30, "max_images": 160}, studies)
     assert contents(bundle / "models") == before
     # its log in the folder that has gone would fail whatever this process logs

@@ -37,7 +37,7 @@ class NeedsFiniteLoss:
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss} at step {engine.state.iteration}, so nothing more was saved; begin anew with a smaller "
-                "--learning_rate, or --precision float32."
+                "learning_rate, or precision float32."
             )
 
 

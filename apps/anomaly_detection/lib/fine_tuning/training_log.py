@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 
 from ignite.engine import Engine, Events
@@ -12,9 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingLog:
-    """Log the loss and the minutes left, every few seconds and at the end; stop a training that diverges.
-
-    Raises ValueError where the loss is not finite.
+    """Log the loss and the minutes left, every few seconds and at the end.
 
     Args:
         minutes: that the training may take.
@@ -38,13 +35,7 @@ class TrainingLog:
         self._began = self._logged = time.monotonic()
 
     def _collect(self, engine: Engine) -> None:
-        loss = self._loss_of(engine.state.output)
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the training diverged: the loss is {loss} at iteration {engine.state.iteration}. Nothing was published; "
-                "set a lower learning_rate."
-            )
-        self._losses.append(loss)
+        self._losses.append(self._loss_of(engine.state.output))
         if time.monotonic() - self._logged >= self.every_seconds:
             self._log(engine)
 
