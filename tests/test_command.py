@@ -155,7 +155,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(bundle: Path, *options: str, **settings: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs" / "inference.json")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *options], cwd=bundle.parent, **pipes, **settings)
+    # a shell's background job ignores Ctrl-C, and so would what is started here
+    listening = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen([*command, *options], cwd=bundle.parent, **pipes, **settings)
+    finally:
+        signal.signal(signal.SIGINT, listening)
 
 
 def test_a_mistake_ends_the_command_with_one_line(bundle: Path, tmp_path: Path) -> None:

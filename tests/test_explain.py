@@ -103,7 +103,7 @@ def test_any_shape_of_images() -> None:
 def test_make_explain(tmp_path: Path) -> None:
     """The Makefile's own command writes a picture that can be looked at, and says where."""
     made = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", "explain", f"BIN={Path(sys.executable).parent}"],
+        ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "explain", f"BIN={Path(sys.executable).parent}"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     target = tmp_path / "new" / "explain.png"
