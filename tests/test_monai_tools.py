@@ -37,7 +37,7 @@ def python(folder: Path, code: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("names", ["inference", "inference,preview"])
+@pytest.mark.parametrize("names", ["inference", "inference,preview", "inference,evaluate,calibrate"])
 def test_a_workflow_has_the_properties_that_monai_expects(names: str, bundle: Path, tmp_path: Path) -> None:
     """Set up as MONAI's federated client does it: initialized, told where the bundle is, initialized again."""
     assert "MISSING []" in python(tmp_path, CHECK, str(bundle / "configs"), names, "infer", "{}")
