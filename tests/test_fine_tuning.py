@@ -354,7 +354,7 @@ def test_a_crash_leaves_nothing_behind(bundle: Path, studies: LocalDatastore, mo
     for what, how in {
         "torch.optim.AdamW.step": fails,
         "lib.fine_tuning.fine_tune.shutil.copy2": fails,
-        "lib.fine_tuning.fine_tune.os.replace": fails_on_weights,
+        "os.replace": fails_on_weights,
     }.items():
         with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
             patch.setattr(what, how)

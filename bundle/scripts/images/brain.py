@@ -22,10 +22,10 @@ from scipy import ndimage
 
 from ..bundle import bundle_version
 from ..device import autocast, default_device, fastest_precision
+from ..errors import InvalidImageError
 from ..files import replacing
 from .air import stripped_foreground
 from .geometry import on_grid
-from .loading import InvalidImageError
 from .masks import load_mask
 
 logger = logging.getLogger(__name__)

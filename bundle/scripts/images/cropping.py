@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, ResizeWithPadOrCrop
+from monai.transforms import MapTransform
 from monai.transforms.utils import generate_spatial_bounding_box
 
-from ..checks import check_number
+from ..errors import InvalidImageError
 from .geometry import on_grid
-from .loading import InvalidImageError
-from .normalization import BACKGROUND
+from .padding import checked_size, padded
 
 
 class CropAroundForegroundd(MapTransform):
@@ -32,11 +31,7 @@ class CropAroundForegroundd(MapTransform):
 
     def __init__(self, keys: KeysCollection, size: Sequence[int], mask_key: str = "foreground") -> None:
         super().__init__(keys)
-        for n in size:
-            check_number("spatial_size", n, 1, 4096, "two whole numbers from 1 to 4096", whole=True)
-        if len(size) != 2:
-            raise ValueError(f"spatial_size must be two whole numbers from 1 to 4096, got {list(size)}.")
-        self.size = tuple(size)
+        self.size = checked_size(size)
         self.mask_key = mask_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -50,9 +45,7 @@ class CropAroundForegroundd(MapTransform):
             )
         box = (slice(None), *(slice(a, b) for a, b in zip(lower, upper, strict=True)))
         for key in self.key_iterator(d):
-            image = d[key]
-            value = 0.0 if key == self.mask_key else BACKGROUND
-            d[key] = ResizeWithPadOrCrop((*self.size, -1), mode="constant", value=value)(_cropped(image, box, lower))
+            d[key] = padded(_cropped(d[key], box, lower), self.size, key == self.mask_key)
         return d
 
 

@@ -10,8 +10,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ..errors import InvalidImageError
 from .air import in_plane_border, stripped_foreground
-from .loading import InvalidImageError
 
 
 def _padding(x: np.ndarray) -> np.ndarray:

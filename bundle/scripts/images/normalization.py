@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from .loading import InvalidImageError
+from ..errors import InvalidImageError
 
 BACKGROUND = -1.0
 """What the networks see outside the foreground, on their intensity scale [-1, 1]. It says nothing of what is inside."""

@@ -6,10 +6,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, ResizeWithPadOrCrop
+from monai.transforms import MapTransform
 
-from ..checks import check_number
-from .normalization import BACKGROUND
+from .padding import checked_size, padded
 from .resampling import resized_in_plane
 
 
@@ -31,11 +30,7 @@ class ResizeInPlaned(MapTransform):
 
     def __init__(self, keys: KeysCollection, size: Sequence[int], mask_key: str = "foreground") -> None:
         super().__init__(keys)
-        for n in size:
-            check_number("spatial_size", n, 1, 4096, "two whole numbers from 1 to 4096", whole=True)
-        if len(size) != 2:
-            raise ValueError(f"spatial_size must be two whole numbers from 1 to 4096, got {list(size)}.")
-        self.size = tuple(size)
+        self.size = checked_size(size)
         self.mask_key = mask_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -45,7 +40,5 @@ class ResizeInPlaned(MapTransform):
             extent = [n * float(s) for n, s in zip(image.shape[1:3], image.pixdim[:2], strict=True)]
             pixel = max(e / n for e, n in zip(extent, self.size, strict=True))
             fitting = [min(n, max(1, round(e / pixel))) for e, n in zip(extent, self.size, strict=True)]
-            value = 0.0 if key == self.mask_key else BACKGROUND
-            pad = ResizeWithPadOrCrop((*self.size, -1), mode="constant", value=value)
-            d[key] = pad(resized_in_plane(image, fitting))
+            d[key] = padded(resized_in_plane(image, fitting), self.size, key == self.mask_key)
         return d

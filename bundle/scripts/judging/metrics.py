@@ -35,11 +35,6 @@ METRICS = {
 """Every metric with its heading in a table, and why it may be left out; see `metrics`."""
 OF_IMAGES = ("image_auroc", "image_ap", "volume_auroc", "volume_ap")
 """Those of scores; all others are of maps."""
-OF_THRESHOLD = (
-    *("dice_threshold", "dice_threshold_slice", "dice_threshold_volume"),
-    *("healthy_area", "box_recall"),
-)
-"""Those that a threshold decides."""
 
 
 def metrics(cases: Iterable[SliceCase], method: str, threshold: float | None, domain: Domain) -> dict[str, float]:

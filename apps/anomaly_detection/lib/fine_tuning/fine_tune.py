@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -108,6 +107,7 @@ class FineTune(TrainTask):
         return parser
 
     def _fine_tune(self, options: dict[str, Any], studies: list[Study], skipped: int, folder: Path) -> dict[str, Any]:
+        from scripts.files import write
         from scripts.weights import load_weights, replace_weights
 
         val_split = options.pop("val_split")
@@ -165,9 +165,7 @@ class FineTune(TrainTask):
         logger.info(
             "%s: %s %.4f before, %.4f after: %s", self.weights.name, METRIC, before[METRIC], after[METRIC], outcome
         )
-        part = folder / self.report_path.name
-        part.write_text(json.dumps(report, indent=2), "utf-8")
-        os.replace(part, self.report_path)
+        write(self.report_path, json.dumps(report, indent=2).encode())
         return report
 
 
