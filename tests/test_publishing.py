@@ -10,14 +10,19 @@ import torch
 
 from scripts.bundle import bundle_root, declared
 from scripts.errors import message_of
+from scripts.learning.publishing import halved
 from scripts.running.report import Report
-from scripts.weights import MANIFEST, not_together, weights_digest
+from scripts.weights import MANIFEST, load_weights, not_together, weights_digest
 from training_data import OVERLAYS, parsed
 
 
 def publishing(bundle: Path, config: str, run_dir: Path) -> None:
     """What `python -m monai.bundle run publish` does."""
     parsed(config, bundle, bundle_root=str(bundle), run_dir=str(run_dir)).get_parsed_content("publish")
+
+
+def network_of(config: str, folder: Path) -> torch.nn.Module:
+    return parsed(config, folder).get_parsed_content("train#network#network")
 
 
 def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
@@ -31,9 +36,10 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     for config, name in names.items():
         for folder, digest in ((models, digests), (tmp_path / config, new)):
             folder.mkdir(exist_ok=True)
-            network = parsed(config, tmp_path).get_parsed_content("train#network#network")
+            network = network_of(config, tmp_path)
             next(network.parameters()).data += len(digest) + (folder != models)
             torch.save(network.state_dict(), folder / (f"{name}.pt" if folder == models else "model.pt"))
+            network.load_state_dict(halved(network.state_dict()))
             digest[keys[config]] = weights_digest(network)
         old[name] = (models / f"{name}.pt").read_bytes()
         teacher = {"teacher": {k: new[k] for k in ("network", "classifier")}} if name == "student" else {}
@@ -45,7 +51,9 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     with pytest.raises(SystemExit, match="model.pt: no weights there"):
         publishing(bundle, "train", tmp_path / "nowhere")
     publishing(bundle, "train", tmp_path / "train")
-    assert (models / "model.pt").read_bytes() == (tmp_path / "train" / "model.pt").read_bytes()
+    run, there = (torch.load(folder / "model.pt") for folder in (tmp_path / "train", models))
+    assert run.keys() == there.keys() and all(torch.equal(there[name], run[name].half()) for name in run)
+    assert weights_digest(load_weights(network_of("train", tmp_path), str(models / "model.pt"))) == new["network"]
     [kept] = models.glob("model-*Z.pt")
     assert kept.read_bytes() == old["model"] and kept.name in capsys.readouterr().out
     chosen = "The threshold was chosen for other networks than those in use."
@@ -60,6 +68,22 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     assert "choose one anew" in capsys.readouterr().out
     assert not_together(manifest, new, 0.3) == [chosen] and not_together(manifest, new, 0.31) == []
     assert {p.stem for p in models.glob("*.pt") if "-2" not in p.stem} == set(old) and not list(models.glob("*.part"))
+
+
+def test_half_precision_keeps_three_digits_and_what_it_cannot_hold() -> None:
+    """Known roundings: 1/3 is 1365/4096 in float16."""
+    state = {
+        "third": torch.tensor([1 / 3, -65504.0, 2.0**-24]),
+        "large": torch.tensor([1 / 3, 65520.0]),
+        "count": torch.tensor(70000),
+        "double": torch.tensor([1 / 3], dtype=torch.float64),
+    }
+    half = halved(state)
+    assert half["third"].dtype == torch.float16 and half["third"].tolist() == [1365 / 4096, -65504.0, 2.0**-24]
+    assert all(half[name] is state[name] for name in ("large", "count", "double"))
+    draw = torch.randn(100000, generator=torch.Generator().manual_seed(0))
+    error = (halved({"w": draw})["w"].float() - draw).abs()
+    assert bool((error <= draw.abs() / 2048 + 2.0**-25).all())
 
 
 def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> None:

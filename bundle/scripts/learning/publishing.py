@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,8 +13,19 @@ from ..weights import MANIFEST, load_weights, read_manifest, replace_weights, we
 from .checkpoint import RUN
 
 
+def halved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with its float32 tensors in float16: half the size, each value within 1/2048 of what it was, or 3e-8.
+
+    A tensor with values beyond 65504, which float16 can't hold, stays as it is, and so does one of another type.
+    """
+    half = {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in state.items()}
+    return {name: tensor if bool(tensor.isfinite().all()) else state[name] for name, tensor in half.items()}
+
+
 def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
-    """Bring the weights of a training into the bundle; what is there is kept beside them under a name with the time.
+    """Bring the weights of a training into the bundle, `halved`; what is there is kept under a name with the time.
+
+    Networks load them into float32. Their digest is that of what is loaded, and so not that of the run's own file.
 
     Student and threshold belong to networks: ``weights.json`` beside the weights says which, and a student brings what it
     learned from. For other networks inference warns (`weights.not_together`), as this does.
@@ -31,21 +42,25 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     source, target = Path(run_dir) / "model.pt", Path(path)
     if not source.is_file():
         raise SystemExit(f"{source}: no weights there; finish the training, or give the --run_dir of another.")
-    digest = weights_digest(load_weights(network, str(source)))
+    network = load_weights(network, str(source))
+    published = halved(network.state_dict())
+    network.load_state_dict(published)
+    digest = weights_digest(network)
     teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
     manifest = target.with_name(MANIFEST)
     belonging = read_manifest(manifest)
     copy = target.with_suffix(".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
+        torch.save(published, copy)
         kept = replace_weights(copy, target)
         if teacher is not None:
             belonging["student"] = {**teacher, "student": digest}
             write(manifest, (json.dumps(belonging, indent=4) + "\n").encode())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # of a full disk, torch says either
+        reason = getattr(error, "strerror", None) or error
         raise SystemExit(
-            f"{target}: can't be written ({error.strerror or error}); give a copy of the bundle as --bundle_root."
+            f"{target}: can't be written ({reason}); give a copy of the bundle as --bundle_root."
         ) from error
     print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
     if teacher is None and digest not in belonging.get("student", {}).values():
