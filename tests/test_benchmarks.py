@@ -250,11 +250,8 @@ def test_separability_is_the_share_of_the_variance_between_two_classes() -> None
         assert sweep.separability([case], "map") == pytest.approx(expected)
 
 
-def test_the_papers_network_is_the_papers() -> None:
-    """113.7 million parameters and 498 GFLOP a call, what the reference code's network has; a gradient is two calls' work."""
-    with torch.device("meta"):
-        network = declared("network_def", **paper_network.NETWORK)
-    assert sum(p.numel() for p in network.parameters()) == pytest.approx(113.7e6, rel=1e-3)
+def test_a_call_of_the_papers_network_is_the_work_that_it_is_in_the_reference() -> None:
+    """498 GFLOP a call, what the reference code's network has; a gradient is two calls' work."""
     assert paper_network.flop("network_def") == pytest.approx(498e9, rel=1e-3)
     classifier, gradient = (paper_network.flop("classifier_def", gradient=g) for g in (False, True))
     assert gradient == pytest.approx(2 * classifier, rel=0.05)

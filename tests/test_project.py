@@ -137,6 +137,8 @@ OVERLAYS = {
     "train": ("inference",),
     "train_classifier": ("inference", "train"),
     "train_student": ("inference", "train"),
+    "paper": ("inference",),
+    "paper_train": ("inference", "paper", "train"),
 }
 """The configs that each overlay lies on, in order."""
 

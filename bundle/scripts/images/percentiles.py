@@ -14,7 +14,7 @@ from ..errors import InvalidImageError
 
 
 class NormalizePercentilesd(MapTransform):
-    """Map two percentiles of each channel within the foreground to -1 and 1, and clip all of the image to that range.
+    """Map two percentiles of each channel within the foreground to `darkest` and 1, and clip all of the image to that range.
 
     The image's meta gets ``intensity_offset`` and ``intensity_scale``, float32 ``(C,)``, so that ``x * scale + offset`` is back
     in the input's units, but for what was clipped.
@@ -22,20 +22,27 @@ class NormalizePercentilesd(MapTransform):
     Args:
         keys: images ``(C, X, Y, Z)``.
         lower, upper: the percentiles, from 0 to 100.
+        darkest: where the lower percentile comes to, from -1 to 0. The paper's networks see images from 0 to 1.
         mask_key: the foreground on the same grid; half and more counts.
 
     Raises:
-        ValueError: other percentiles.
+        ValueError: other percentiles, or another end of the scale.
         InvalidImageError: nothing is foreground, or within it a channel is not finite, or has no two values to tell apart.
     """
 
     def __init__(
-        self, keys: KeysCollection, lower: float = 1.0, upper: float = 99.0, mask_key: str = "foreground"
+        self,
+        keys: KeysCollection,
+        lower: float = 1.0,
+        upper: float = 99.0,
+        darkest: float = -1.0,
+        mask_key: str = "foreground",
     ) -> None:
         super().__init__(keys)
         check_number("lower", lower, 0, 100)
         check_number("upper", upper, lower, 100)
-        self.lower, self.upper = lower, upper
+        check_number("darkest", darkest, -1, 0)
+        self.lower, self.upper, self.darkest = lower, upper, darkest
         self.mask_key = mask_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -63,10 +70,10 @@ class NormalizePercentilesd(MapTransform):
                     raise InvalidImageError(
                         f"{name}: from percentile {self.lower:g} to {self.upper:g} the foreground has the one value {low:g}."
                     )
-                offsets.append((high + low) / 2)
-                scales.append((high - low) / 2)
+                scales.append((high - low) / (1 - self.darkest))
+                offsets.append(high - scales[-1])
             offset, scale = torch.tensor(offsets), torch.tensor(scales)
             scaled = (image - offset.view(-1, 1, 1, 1)) / scale.view(-1, 1, 1, 1)
-            d[key] = scaled.nan_to_num(nan=-1.0).clamp(-1, 1)
+            d[key] = scaled.nan_to_num(nan=self.darkest).clamp(self.darkest, 1)
             d[key].meta |= {"intensity_offset": offset, "intensity_scale": scale}
         return d

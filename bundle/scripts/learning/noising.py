@@ -56,9 +56,12 @@ class AutocastDiffusionInferer(_Autocast, DiffusionInferer):
 class NoisedPrepareBatch(PrepareBatch):
     """Draw a timestep and a noise field for every image; the target is the noise (diffusion) or the label (classifier).
 
+    A diffusion network that learns its variance too has all of ``image``, ``noise`` and ``timesteps`` as its target, see
+    `hybrid_loss.HybridLoss`.
+
     Args:
         num_train_timesteps: timesteps are drawn uniformly from 0 to this.
-        target: "noise" or "label".
+        target: "noise", "label" or "noise and variance".
         noise_levels: for validation: repeat every image at each of these timesteps, one level after the other, with a
             noise that depends on `seed` and the batch alone, so that two validations compare.
         seed: of the validation noise.
@@ -70,8 +73,8 @@ class NoisedPrepareBatch(PrepareBatch):
     def __init__(
         self, num_train_timesteps: int, target: str = "noise", noise_levels: list[int] | None = None, seed: int = 0
     ) -> None:
-        if target not in ("noise", "label"):
-            raise ValueError(f"target must be 'noise' or 'label', got {target!r}.")
+        if target not in ("noise", "label", "noise and variance"):
+            raise ValueError(f"target must be 'noise', 'label' or 'noise and variance', got {target!r}.")
         self.num_train_timesteps = num_train_timesteps
         self.target = target
         self.noise_levels = noise_levels
@@ -83,7 +86,7 @@ class NoisedPrepareBatch(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor | dict[str, torch.Tensor], tuple, dict[str, torch.Tensor]]:
         images, labels = default_prepare_batch(dict(batchdata), device, non_blocking, **kwargs)
         images = convert_to_tensor(images)  # a MetaTensor slows every operation, and can't be compiled
         if self.noise_levels is None:
@@ -95,8 +98,9 @@ class NoisedPrepareBatch(PrepareBatch):
             labels = labels.repeat(len(self.noise_levels))
             generator = torch.Generator().manual_seed(self.seed)
             noise = torch.randn(images.shape, generator=generator).to(images.device)
-        target = noise if self.target == "noise" else labels
-        return images, target, (), {"noise": noise, "timesteps": timesteps}
+        noised = {"noise": noise, "timesteps": timesteps}
+        targets = {"noise": noise, "label": labels, "noise and variance": {"image": images, **noised}}
+        return images, targets[self.target], (), noised
 
 
 def loss_of(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
