@@ -177,11 +177,21 @@ def calibrate(manifest: str | Path, values: Mapping[str, float], weights: Mappin
         ) from error
 
 
-def _load(network: torch.nn.Module, path: str) -> None:
+def read_state(path: str) -> dict[str, torch.Tensor]:
+    """The state dict in a file, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no PyTorch file of tensors alone. Code in a file is never run.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: is not a PyTorch state dict ({type(error).__name__}).") from error
+
+
+def _load(network: torch.nn.Module, path: str) -> None:
+    state = read_state(path)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
