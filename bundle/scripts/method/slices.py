@@ -104,7 +104,7 @@ class SliceInferer(Inferer):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
         check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
         check_number("temperature", temperature, 0.01, 100)
-        check_number("min_area", min_area, 1, 10**6, whole=True)
+        check_number("min_area", min_area, 1, 10**12, "1 or more", whole=True)
         if batch_size is not None:
             check_number("batch_size", batch_size, 1, 65536, whole=True)
         self.classifier = classifier

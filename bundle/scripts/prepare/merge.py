@@ -26,6 +26,10 @@ def merge(*, root: str, output: str, datalists: Any, overwrite: bool = False) ->
         sections = [section for _, section, _ in entries(folder / name)]
         items = read_datalist(folder / name)
         for item, section in zip(items, sections, strict=True):
-            given = {k: [os.path.relpath(p, folder) for p in v] if isinstance(v, list) else os.path.relpath(v, folder) for k, v in item.items() if k in FILES}
-            made.add({"subject": item["image"], **item, **given}, section or None)
+            paths = {k: _relative(v, folder) for k, v in item.items() if k in FILES}
+            made.add({"subject": str(item["image"]), **item, **paths}, section or None)
     made.write("Expected are datalists with items.")
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    return [os.path.relpath(p, folder) for p in value] if isinstance(value, list) else os.path.relpath(value, folder)
