@@ -177,7 +177,7 @@ def trainer(folder: Path, paths: list[str], *configs: str) -> ConfigParser:
 
 def test_a_step_of_the_papers_training(case: Any, tmp_path: Path) -> None:
     """Noise and variance by the hybrid loss, with the paper's rates; the weights come into the bundle."""
-    config = trainer(tmp_path, case[0], "train", "paper_train")
+    config = trainer(tmp_path, case[0], "train", "train_paper")
     config.get_parsed_content("initialize")
     optimizer = config.get_parsed_content("optimizer").defaults
     assert (optimizer["lr"], optimizer["weight_decay"], config["ema#momentum"]) == (1e-4, 0, 1e-4)

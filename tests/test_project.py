@@ -138,7 +138,7 @@ OVERLAYS = {
     "train_classifier": ("inference", "train"),
     "train_student": ("inference", "train"),
     "paper": ("inference",),
-    "paper_train": ("inference", "paper", "train"),
+    "train_paper": ("inference", "paper", "train"),
 }
 """The configs that each overlay lies on, in order."""
 
