@@ -195,9 +195,12 @@ def test_a_step_of_the_papers_training(case: Any, tmp_path: Path) -> None:
 
 
 def test_a_step_of_the_papers_classifier(case: Any, tmp_path: Path) -> None:
-    config = trainer(tmp_path, case[0], "train", "train_classifier")
+    """On images as they are: the bundle's augmentation of scanners takes -1 for no signal, which is 0 here."""
+    config = trainer(tmp_path, case[0], "train", "train_classifier", "train_paper_classifier")
     for name in ("initialize", "run", "publish"):
         config.get_parsed_content(name)
+    optimizer = config.get_parsed_content("optimizer").defaults
+    assert (optimizer["lr"], optimizer["weight_decay"], config["train#augmentation#transforms"]) == (1e-4, 0, [])
     assert (tmp_path / "bundle" / "models" / "paper" / "classifier.pt").is_file()
 
 

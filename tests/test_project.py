@@ -139,6 +139,7 @@ OVERLAYS = {
     "train_student": ("inference", "train"),
     "paper": ("inference",),
     "train_paper": ("inference", "paper", "train"),
+    "train_paper_classifier": ("inference", "paper", "train", "train_classifier"),
 }
 """The configs that each overlay lies on, in order."""
 
