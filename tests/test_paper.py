@@ -204,6 +204,34 @@ def test_a_step_of_the_papers_classifier(case: Any, tmp_path: Path) -> None:
     assert (tmp_path / "bundle" / "models" / "paper" / "classifier.pt").is_file()
 
 
+def test_a_case_runs_from_file_to_mask(case: Any, tmp_path: Path) -> None:
+    """By plain DDIM in two steps instead of 500; the mask lies on the case's own voxels."""
+    paths, volumes, _ = case
+    torch.manual_seed(0)
+    models = tmp_path / "models" / "paper"
+    models.mkdir(parents=True)
+    for name, file in (("network", "model"), ("classifier", "classifier")):
+        network = declared(f"{name}_def", "paper", **NARROW)
+        torch.save(network.state_dict(), models / f"{file}.pt")
+    config = ConfigParser()
+    config.read_config([str(Path(bundle_root()) / "configs" / f"{name}.json") for name in ("inference", "paper")])
+    settings = {"displayable_configs#num_inference_steps": 2, "displayable_configs#threshold": 0.5}
+    (tmp_path / "datalist.json").write_text(json.dumps([{"image": paths, "subject": "case"}]))
+    places = {
+        n: str(tmp_path / p) for n, p in {"bundle_root": ".", "datalist": "datalist.json", "output_dir": "out"}.items()
+    }
+    config.update({**NARROW, **settings, **places, "device": "cpu", "inferer#progress": False})
+    config.get_parsed_content("run")
+    inferer = config.get_parsed_content("inferer")
+    assert (inferer.timesteps, inferer.num_fixed_point_iterations, inferer.student) == ([0, 250, 500], 0, None)
+    assert (inferer.precision, inferer.guidance.guidance_scale) == ("float32", 100)
+    [volume] = json.loads((tmp_path / "out" / "summary.json").read_text())["volumes"]
+    assert volume["status"] == "ok" and [s["assessed"] for s in volume["slices"]] == [True] * DEPTH
+    mask = nib.load(tmp_path / "out" / volume["name"] / "pred.nii.gz")
+    assert mask.shape == volumes["flair"].shape
+    np.testing.assert_allclose(mask.affine, nib.load(paths[0]).affine)
+
+
 def test_without_a_threshold_of_its_own_it_says_so() -> None:
     """Its weights are to be trained, and the threshold is theirs."""
     with pytest.raises(RuntimeError) as error:
