@@ -42,6 +42,8 @@ def for_training(
     """`network` on `device`, in the layout that it is fastest in, as it is initialised or begun with another's weights.
 
     Args:
+        network: changed in place.
+        device: where it goes.
         initial_weights: a file with a state dict, also of another network: what has the same name and shape is taken, such as
             the encoder of a diffusion network for a classifier; how much that was is logged.
 
