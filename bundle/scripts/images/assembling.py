@@ -88,5 +88,5 @@ def assemble(
             raise InvalidImageError(f"{path}: every voxel is NaN or infinite, there is no image in it.")
         if float(finite.min()) == float(finite.max()):
             raise InvalidImageError(f"{path}: is constant ({float(finite[0]):g} everywhere), there is no image in it.")
-    meta = {"filename_or_obj": name, "input_affine": affine.clone(), **header}
+    meta = {"filename_or_obj": name, "source": paths[0], "input_affine": affine.clone(), **header}
     return MetaTensor(volume, affine=affine, meta=meta)
