@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-SEQUENCES = ("T1", "T1ce", "T2", "FLAIR")
+SEQUENCES = ("T1", "T1Gd", "T2", "FLAIR")
 # half axes and middle in mm, and what each sequence shows there
 PARTS: list[tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float, float]]] = [
     ((84, 104, 88), (0, 0, 0), (180, 180, 80, 90)),  # skin
@@ -40,7 +40,7 @@ def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float], angle
 GRIDS = {
     "FLAIR": grid((96, 112, 28), (2.0, 2.0, 6.0), (12, 0, -4)),
     "T1": grid((120, 120, 40), (1.6, 1.9, 4.5), (-3, 4, 0)),
-    "T1ce": grid((80, 104, 80), (2.4, 2.2, 2.2), (0, 0, 0)),
+    "T1Gd": grid((80, 104, 80), (2.4, 2.2, 2.2), (0, 0, 0)),
     "T2": grid((104, 112, 28), (1.9, 2.0, 6.0), (12, 0, -4)),
 }
 """Oblique, with slices of other thicknesses and voxels that are no squares."""
@@ -53,7 +53,7 @@ def moved(angles: tuple[float, float, float], shift: tuple[float, float, float])
 
 MOTIONS = {
     "T1": moved((4, -3, 5), (6, -3, 8)),
-    "T1ce": moved((-6, 2, -7), (-5, 4, -6)),
+    "T1Gd": moved((-6, 2, -7), (-5, 4, -6)),
     "T2": moved((2, 0, 9), (3, 2, -2)),
     "FLAIR": np.eye(4),
 }

@@ -54,7 +54,7 @@ def assemble(
     if volume.shape[0] != channels:
         raise InvalidImageError(
             f"{name}: has {volume.shape[0]} channel(s), the model takes {channels}; "
-            "give one file a channel, or one 4D file."
+            "give one file a channel, one 4D file, or the folder of the study."
         )
     affine = torch.as_tensor(first.affine, dtype=torch.float64).clone()
     lengths = torch.linalg.norm(affine[:3, :3], dim=0)

@@ -36,8 +36,8 @@ class LoadVolumed(MapTransform):
         min_size: fewest voxels along every in-plane axis.
         allow_any_image: whether this and the transforms that follow take what the model was not made for, with a warning.
         modalities: what the model takes, in DICOM's words, such as "MR", or "CR" and "DX".
-        own_grids: let each channel lie on a grid of its own; the key then holds a list of images ``(1, X, Y, Z)``, one a channel,
-            for `registering.RegisterChannelsd`.
+        own_grids: let each channel lie on a grid of its own; the key then holds a list of images ``(1, X, Y, Z)``, one a
+            channel, for `registering.RegisterChannelsd`.
         body_parts, views: of radiographs, such as "CHEST", and "AP" and "PA"; see `radiographs.read_radiograph`.
 
     An item may carry ``spacing``, three voxel sizes in mm along the file's axes (of a picture, two), for files whose header is
