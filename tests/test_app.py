@@ -45,9 +45,7 @@ from lib.http.guard import Guard
 from lib.models.declaration import FULL, PREVIEW
 from lib.models.fetching import fetch_bundle
 from lib.models.finding import find_models
-from lib.models.one_grid import on_one_grid
 from lib.studies.dicomweb import DICOMwebStudies
-from lib.studies.folder_studies import FolderStudies
 from lib.tasks.infer_task import AnomalyInferTask
 from lib.tasks.summaries import changed_options
 from lib.tasks.views import HEAT_MAP_LABELS, heat_map, lesion_mask
@@ -453,38 +451,6 @@ def test_an_image_of_another_format_gives_nifti_on_its_grid(ending: str, tmp_pat
         image = nib.load(written)
         assert image.shape == GRIDS["flipped"][0]
         np.testing.assert_allclose(image.affine, GRIDS["flipped"][1], atol=1e-5)
-
-
-def test_several_sequences_are_found_and_brought_to_one_grid(tmp_path: Path) -> None:
-    bundle = find_models(write_small_bundle(tmp_path, ("FLAIR", "T1")), "cpu")[0]
-    folder = tmp_path / "studies"
-    folder.mkdir()
-    flair = write_head(folder, "plain", "p_flair")["image"]
-    shape, affine = (128, 160, 12), np.diag([1.2, 1.2, 2.5, 1.0])
-    finer = nib.load(flair).get_fdata().repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    nib.save(nib.Nifti1Image(finer, affine), folder / "p_t1.nii.gz")
-    write_head(folder, "plain", "q_flair")
-    for brain in folder.glob("*brain*"):
-        brain.unlink()
-    studies = FolderStudies(str(folder), auto_reload=False)
-    studies.channels = [bundle.declared.channels]
-    assert sorted(studies.list_images()) == ["p_flair", "q_flair"]
-    ids = studies.siblings("p_flair", bundle.declared.channels)
-    assert ids == ["p_flair", "p_t1"]
-    with pytest.raises(MONAILabelException) as missing:
-        studies.siblings("q_flair", bundle.declared.channels)
-    assert "q_flair: the model takes FLAIR, T1; T1 is missing in this study." in missing.value.msg
-    paths = [studies.get_image_uri(i) for i in ids]
-    with on_one_grid(paths) as placed:
-        assert placed[0] == paths[0]
-        copy = nib.load(placed[1])
-        assert copy.shape == nib.load(flair).shape and copy.shape != shape
-        np.testing.assert_allclose(copy.affine, nib.load(flair).affine)
-        # away from edges both grids hold the same
-        inside = (slice(28, 36), slice(36, 44), slice(2, 4))
-        np.testing.assert_allclose(copy.get_fdata()[inside], nib.load(flair).get_fdata()[inside], atol=1.0)
-    assert not Path(placed[1]).exists()
-    assert bundle(paths, bundle.declared.options())["counterfactual"].shape == (2, *nib.load(flair).shape)
 
 
 class Archive:

@@ -214,3 +214,75 @@ def test_a_bad_item_is_one_failure(entry: dict[str, Any], message: str, tmp_path
     with pytest.raises(ValueError, match=message):
         raise ValueError(bad["error"])
     assert bad["name"] == ("bad" if entry.get("subject") == "bad" else "item-1")
+
+
+FOUR = ["T1", "T1Gd", "T2", "FLAIR"]
+
+
+def test_the_sequences_of_a_study_are_one_item(tmp_path: Path) -> None:
+    """By what their names have in common, in one folder or in a folder each; a file that says nothing may hold all."""
+    touch(tmp_path, *(f"BraTS20_{n}/BraTS20_{n}_{s}.nii.gz" for n in (1, 2) for s in ("flair", "t1", "t1ce", "t2")))
+    touch(
+        tmp_path,
+        *(f"{s}/p3.nii.gz" for s in ("FLAIR", "T1w", "T1Gd", "T2w")),
+        "all.nii.gz",
+        "BraTS20_1/BraTS20_1_seg.nii.gz",
+    )
+    found = {item["name"]: item for item in find_inputs(str(tmp_path), sequences=FOUR)}
+    assert set(found) == {"BraTS20_1-BraTS20_1", "BraTS20_2-BraTS20_2", "p3", "all"}
+    folder = tmp_path / "BraTS20_2"
+    assert found["BraTS20_2-BraTS20_2"] == {
+        "image": [str(folder / f"BraTS20_2_{s}.nii.gz") for s in ("t1", "t1ce", "t2", "flair")],
+        "name": "BraTS20_2-BraTS20_2",
+    }
+    assert found["p3"]["image"][3] == str(tmp_path / "FLAIR" / "p3.nii.gz")
+    assert found["all"]["image"] == str(tmp_path / "all.nii.gz")
+    [item] = find_inputs(str(folder), sequences=FOUR)
+    assert (item["name"], len(item["image"])) == ("BraTS20_2", 4)
+    touch(tmp_path / "plain", "flair.nii", "t1.nii", "t1gd.nii", "t2.nii")
+    [item] = find_inputs(str(tmp_path / "plain"), sequences=FOUR)
+    assert (item["name"], len(item["image"])) == ("plain", 4)
+
+
+def test_a_sequence_that_is_missing_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "p1_flair.nii.gz", "p1_t1.nii.gz", "p1_t1gd.nii.gz", "p2_flair.nii.gz")
+    one, two = find_inputs(str(tmp_path), sequences=FOUR)
+    assert one["error"] == (
+        "p1: the model takes T1, T1Gd, T2, FLAIR of one study; T2 is missing. Found: FLAIR (p1_flair.nii.gz), "
+        "T1 (p1_t1.nii.gz), T1Gd (p1_t1gd.nii.gz)."
+    )
+    assert "T1, T1Gd, T2 are missing" in two["error"]
+
+
+def test_of_two_candidates_the_first_that_is_not_sagittal_or_coronal_is_taken(tmp_path: Path) -> None:
+    study, volume = tmp_path / "study", np.ones((4, 5, 3), np.uint16)
+    uids = iter(range(1, 99))
+
+    def series(folder: str, description: str, number: int, **attributes: Any) -> None:
+        uid = f"1.2.{next(uids)}"
+        made = dicom.series(
+            volume, np.eye(4), SeriesDescription=description, SeriesNumber=number, StudyInstanceUID="1.2"
+        )
+        for image in made:
+            image.SeriesInstanceUID = uid
+            for name, value in attributes.items():
+                setattr(image, name, value)
+        dicom.save_series(made, study / folder)
+
+    series("a", "SAG T1", 1)
+    series("b", "T2 AX", 7)
+    series("c", "T2 AX", 3)
+    series("d", "T1 AX", 2)
+    series("e", "T1 AX POST", 9)
+    series("f", "FLAIR", 4)
+    series("other/g", "FLAIR", 1, StudyInstanceUID="1.3")
+    one, two = find_inputs(str(study), sequences=FOUR)
+    assert one == {
+        "image": [str(study / name) for name in ("d", "e", "c", "f")],
+        "name": "study",
+        "warnings": [
+            "Of 2 T1 images of this study, d (T1 AX, series 2) was taken and not a (SAG T1, series 1).",
+            "Of 2 T2 images of this study, c (T2 AX, series 3) was taken and not b (T2 AX, series 7).",
+        ],
+    }
+    assert "T1, T1Gd, T2 are missing" in two["error"] and two["name"] == "other-g"

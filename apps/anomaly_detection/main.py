@@ -97,13 +97,14 @@ class AnomalyDetection(MONAILabelApp):
         from scripts.images.formats import takes_pictures
 
         channels = [model.declared.channels for model in self.models]
+        references = [model.declared.reference for model in self.models if model.declared.reference]
         if self.studies.startswith(("http://", "https://")):
             datastore = super().init_datastore()
-            datastore.channels = channels
+            datastore.channels, datastore.references = channels, references
         else:
             pictures = any(takes_pictures(model.declared.modalities) for model in self.models)
             live = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
-            datastore = FolderStudies(self.studies, channels, pictures, auto_reload=live)
+            datastore = FolderStudies(self.studies, channels, pictures, live, references)
         datastore.version = self.models[0].declared.version
         return datastore
 
@@ -152,6 +153,7 @@ class AnomalyDetection(MONAILabelApp):
         warnings = self._warnings_of(request, declared, datastore) if stored else []
         if stored:
             ids = datastore.siblings(image, declared.channels)
+            warnings += datastore.choices(image, declared.channels)
             request["image"] = [datastore.input_of(i) for i in ids]
         with turn(self._one_at_a_time):
             made_with = task.made_with(request) if stored else {}
@@ -164,7 +166,7 @@ class AnomalyDetection(MONAILabelApp):
                     datastore.save_label(image, file, tag, {"params": params})
                 else:
                     with tempfile.TemporaryDirectory() as folder:
-                        results = write_results(result, request["image"][0], Path(folder))
+                        results = write_results(result, result["input_image"].meta["source"], Path(folder))
                         datastore.save_results(image, tag, file, results, params)
                 # last of all, when it is also where it was sent to
                 datastore.mark_done(image, tag, params, made_with)
@@ -191,6 +193,13 @@ class AnomalyDetection(MONAILabelApp):
                 f"{image} is {modality}, the model takes {', '.join(declared.modalities)}.",
             )
         takes = ", ".join(declared.channels)
+        if len(declared.channels) > 1 and named in (None, *declared.channels) and named != declared.reference:
+            ids = datastore.siblings(image, declared.channels)
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image} is {named or 'not named as a sequence'}, and the results of this model lie on the grid of "
+                f"{declared.reference}: choose {ids[declared.channels.index(str(declared.reference))]} of this study.",
+            )
         if named is None or not takes or named in declared.channels:
             return []
         if not allow_any_image(request):

@@ -54,7 +54,7 @@ def assemble(
     if volume.shape[0] != channels:
         raise InvalidImageError(
             f"{name}: has {volume.shape[0]} channel(s), the model takes {channels}; "
-            "give one file a channel, or one 4D file."
+            "give one file a channel, one 4D file, or the folder of the study."
         )
     affine = torch.as_tensor(first.affine, dtype=torch.float64).clone()
     lengths = torch.linalg.norm(affine[:3, :3], dim=0)
@@ -88,5 +88,5 @@ def assemble(
             raise InvalidImageError(f"{path}: every voxel is NaN or infinite, there is no image in it.")
         if float(finite.min()) == float(finite.max()):
             raise InvalidImageError(f"{path}: is constant ({float(finite[0]):g} everywhere), there is no image in it.")
-    meta = {"filename_or_obj": name, "input_affine": affine.clone(), **header}
+    meta = {"filename_or_obj": name, "source": paths[0], "input_affine": affine.clone(), **header}
     return MetaTensor(volume, affine=affine, meta=meta)

@@ -60,7 +60,7 @@ class ExtractBraind(MapTransform):
     """Add ``foreground``, the brain's uint8 mask ``(1, X, Y, Z)`` on the grid of the first key, by HD-BET.
 
     HD-BET was trained on T1, T1 with contrast, T2 and FLAIR of patients with and without brain tumours, and works on one
-    3D volume resampled to 1.5 mm. Only the first channel is used. It fails on images without a skull: where an item has
+    3D volume resampled to 1.5 mm. Only one channel is used. It fails on images without a skull: where an item has
     ``stripped`` (see `intensities.RepairIntensitiesd`) that is the brain. Where it has ``foreground`` (a mask's path), that
     one is loaded instead.
 
@@ -70,6 +70,7 @@ class ExtractBraind(MapTransform):
         keys: the image, already in the order left, posterior, superior ("LPS").
         device: where the network runs; by default a GPU if there is one.
         precision: "float32", "bfloat16" or "float16"; by default the fastest on that device.
+        channel: the one that HD-BET gets.
         cache_dir: keep masks in this folder and find them again by the image's content; by default nothing is kept.
 
     Raises:
@@ -92,11 +93,13 @@ class ExtractBraind(MapTransform):
         device: torch.device | str | None = None,
         precision: str | None = None,
         cache_dir: str | None = None,
+        channel: int = 0,
     ) -> None:
         super().__init__(keys)
         self.device = str(device or default_device())
         self.precision = precision or fastest_precision(self.device)
         self.cache_dir = Path(cache_dir) if cache_dir else None
+        self.channel = channel
 
     def load(self) -> None:
         """Load HD-BET now instead of at the first volume, for servers that start warm."""
@@ -104,7 +107,7 @@ class ExtractBraind(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        image = d[self.keys[0]]
+        image = d[self.keys[0]][self.channel : self.channel + 1]
         name = image.meta["filename_or_obj"]
         given, stripped = d.get("foreground"), d.pop("stripped", None)
         if given is not None:

@@ -31,6 +31,15 @@ def describe(path: str | Path) -> tuple[str, str]:
     return str(dataset.get("Modality") or ""), _name(dataset)
 
 
+def study_of(folder: str | Path) -> tuple[str, int]:
+    """Of a series in a folder, by its first file: the UID of its study ("" if unknown), and its number."""
+    try:
+        dataset = pydicom.dcmread(dicom_files(folder)[0], stop_before_pixels=True)
+        return str(dataset.get("StudyInstanceUID") or ""), int(dataset.get("SeriesNumber") or 0)
+    except Exception:  # the loader will say it
+        return "", 0
+
+
 def read_dicom_series(folder: str, modalities: Sequence[str], allow_any_image: bool = False) -> Loaded:
     """The volume of a series: its columns, rows and slices, in the modality's own unit, and their affine.
 

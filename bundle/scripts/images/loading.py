@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ..checks import is_true
@@ -35,6 +36,8 @@ class LoadVolumed(MapTransform):
         min_size: fewest voxels along every in-plane axis.
         allow_any_image: whether this and the transforms that follow take what the model was not made for, with a warning.
         modalities: what the model takes, in DICOM's words, such as "MR", or "CR" and "DX".
+        own_grids: let each channel lie on a grid of its own; the key then holds a list of images ``(1, X, Y, Z)``, one a
+            channel, for `registering.RegisterChannelsd`.
         body_parts, views: of radiographs, such as "CHEST", and "AP" and "PA"; see `radiographs.read_radiograph`.
 
     An item may carry ``spacing``, three voxel sizes in mm along the file's axes (of a picture, two), for files whose header is
@@ -55,11 +58,13 @@ class LoadVolumed(MapTransform):
         modalities: Sequence[str] = ("MR",),
         body_parts: Sequence[str] = (),
         views: Sequence[str] = (),
+        own_grids: bool = False,
     ) -> None:
         super().__init__(keys)
         self.allow_any_image = is_true(allow_any_image, "allow_any_image")
         self.channels = channels
         self.min_size = min_size
+        self.own_grids = own_grids
         self.modalities, self.body_parts, self.views = tuple(modalities), tuple(body_parts), tuple(views)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -69,16 +74,29 @@ class LoadVolumed(MapTransform):
         for key in self.key_iterator(d):
             paths = [str(p) for p in d[key]] if isinstance(d[key], (list, tuple)) else [str(d[key])]
             images = [self._load(path, any_image) for path in paths]
-            d[key] = assemble(images, paths, self.channels, self.min_size, d.get("spacing"))
             warnings += [warning for image in images for warning in image.warnings]
             has_size = images[0].has_size or d.get("spacing") is not None
-            d[key].meta["unit"] = "ml" if self._is_volume(paths[0]) else "cm2" if has_size else "pixels"
+            unit = "ml" if self._is_volume(paths[0]) else "cm2" if has_size else "pixels"
+            d[key] = self._assembled(images, paths, unit, d.get("spacing"))
             if not has_size:
                 warnings.append(
                     "The file doesn't say how large a pixel is: areas are in pixels, and no length is known."
                 )
         d["warnings"] = list(dict.fromkeys(warnings))
         return d
+
+    def _assembled(
+        self, images: Sequence[Loaded], paths: Sequence[str], unit: str, spacing: Sequence[float] | None
+    ) -> MetaTensor | list[MetaTensor]:
+        if self.own_grids and len(paths) == self.channels:
+            found = [assemble([i], [p], 1, self.min_size, spacing) for i, p in zip(images, paths, strict=True)]
+        else:
+            found = [assemble(images, paths, self.channels, self.min_size, spacing)]
+        for image in found:
+            image.meta["unit"] = unit
+        if not self.own_grids:
+            return found[0]
+        return found if len(found) > 1 else [found[0][n : n + 1] for n in range(self.channels)]
 
     def _is_volume(self, path: str) -> bool:
         """Whether a file has a thickness; of what a model of pictures takes, none does."""

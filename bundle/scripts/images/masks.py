@@ -57,16 +57,22 @@ def reordered(
 
 
 def _read(path: str, like: MetaTensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a file's voxels are above 0, and its affine in mm; a picture lies as the file of the image does."""
+    """A file's voxels, and its affine in mm; a picture lies as the file of the image does."""
     if path.lower().endswith(LOSSY):
         raise ValueError("JPEG doesn't keep a mask's pixels; save it as PNG")
     if is_picture(path):
-        return read_picture(path).voxels > 0, torch.as_tensor(like.meta.get("input_affine", like.affine))
+        return read_picture(path).voxels, torch.as_tensor(like.meta.get("input_affine", like.affine))
     loaded = read_volume(path)
-    return loaded.voxels > 0, loaded.affine
+    return loaded.voxels, loaded.affine
 
 
 def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
+    """Where a mask is above 0, bool ``(1, X, Y, Z)``; see `load_values`."""
+    values = load_values(path, like)
+    return on_grid(values.as_tensor() > 0, values.affine, like)
+
+
+def load_values(path: str | Path, like: MetaTensor) -> MetaTensor:
     """A mask by its own affine, in the order of an image's voxels.
 
     Its file may hold the voxels in any order of the axes. Other grids are refused rather than resampled: whether two files
@@ -74,11 +80,11 @@ def load_mask(path: str | Path, like: MetaTensor) -> MetaTensor:
     mask may have the header's or the true ones.
 
     Args:
-        path: of a file of a volume or a picture; what is above 0 is marked.
+        path: of a file of a volume or a picture.
         like: the image ``(C, X, Y, Z)``, not resampled, in the order of its file or in another.
 
     Returns:
-        bool ``(1, X, Y, Z)`` with the affine of `like`.
+        ``(1, X, Y, Z)`` with the affine of `like`.
 
     Raises:
         ValueError: the file is missing, unreadable, not one volume, or lies on another grid.

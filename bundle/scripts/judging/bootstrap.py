@@ -32,7 +32,7 @@ class Measured:
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % percentile intervals (Efron and Tibshirani 1993)."""
-        return {name: _interval(values) for name, values in self.resampled.items() if np.isfinite(values).any()}
+        return {name: interval(values) for name, values in self.resampled.items() if np.isfinite(values).any()}
 
     def minus(self, other: Measured, metric: str) -> tuple[float, float, float] | None:
         """The difference to another method in a metric, and its 95 % interval (low, high), on the same resampled patients.
@@ -47,7 +47,7 @@ class Measured:
         if not (metric in self.resampled and metric in other.resampled):
             return None
         difference = self.resampled[metric] - other.resampled[metric]
-        return (self.values[metric] - other.values[metric], *_interval(difference))
+        return (self.values[metric] - other.values[metric], *interval(difference))
 
 
 def measured(
@@ -126,6 +126,7 @@ def _of_images(scores: Scores, index: dict[str, int], weights: Array) -> dict[st
     return {name: np.concatenate([part[name] for part in parts]) for name in ("auroc", "ap")}
 
 
-def _interval(values: Array) -> tuple[float, float]:
+def interval(values: Array) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of what is finite."""
     low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
     return float(low), float(high)

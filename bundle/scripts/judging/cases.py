@@ -31,6 +31,7 @@ class SliceCase:
         scores: an image-level score for each method, higher is more anomalous.
         counterfactual: on the image's intensity scale, for display.
         volume: that it is a slice of; by default the subject's only one.
+        parts: uint8, the values of a mask that has several, see `parts.parts_of`; None of others.
         boxes: around the lesions, int ``(N, 4)``: first row and column, and those behind the last; None where not known.
 
     Raises:
@@ -48,6 +49,7 @@ class SliceCase:
     counterfactual: Array | None = None
     volume: str = ""
     boxes: Array | None = None
+    parts: Array | None = None
 
     def __post_init__(self) -> None:
         self.volume = self.volume or self.subject
@@ -58,6 +60,7 @@ class SliceCase:
             "foreground": self.foreground,
             "truth": self.truth,
             "counterfactual": self.counterfactual,
+            "parts": self.parts,
             **self.maps,
         }
         for name, array in arrays.items():

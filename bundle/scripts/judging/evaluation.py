@@ -15,6 +15,7 @@ from ..files import write
 from .cases import Domain
 from .figure import figure
 from .kept import KeptCases
+from .parts import recalls, write_parts
 from .readings import shipped
 from .reporting import DOMAINS, OF_MAPS, write_rows, write_scores
 from .rows import best_baseline, counted, differences, results, thresholds
@@ -28,7 +29,8 @@ class Evaluation:
     none. A diseased slice without either counts for its score alone. What can't be computed is left out, and said.
 
     Writes to `output_dir`: ``test_scores``, ``test_foreground`` and ``test_image``, ``validation_scores`` and
-    ``validation_foreground`` (each .csv and .md), ``cases.png`` and ``results.json``.
+    ``validation_foreground`` (each .csv and .md), ``cases.png`` and ``results.json``; where masks have several values,
+    ``test_parts`` too, which says how much of each is marked at the bundle's threshold.
 
     Args:
         validation, test: of a datalist; without validation, only the threshold that the bundle ships is reported.
@@ -82,6 +84,10 @@ class Evaluation:
             write_scores(kept, self.output_dir / f"{split}_scores", record[split])
         for domain in DOMAINS:
             self._write_maps(domain, cases, record)
+        method = shipped(next(iter(cases["test"])).maps)
+        if parts := recalls(cases["test"], method, self.threshold, "foreground"):
+            record["test"]["parts"] = parts
+            write_parts(parts, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_parts")
         slices = sum(record[split]["slices"] for split in cases)
         record["seconds_per_slice_in_networks"] = sum(kept.seconds for kept in cases.values()) / slices
         write(self.output_dir / "results.json", json.dumps(record, indent=2, allow_nan=False).encode())

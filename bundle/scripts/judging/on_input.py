@@ -85,6 +85,7 @@ def cases_of(
         if healthy is not None:
             case.counterfactual = case.image - on_input[-1][..., z]
         case.boxes = truth.boxes
+        case.parts = None if truth.parts is None else truth.parts[..., z]
         cases.append(case)
     return cases
 

@@ -11,8 +11,9 @@ from monai.data import MetaTensor
 
 from .. import DISEASED, HEALTHY
 from ..images.geometry import axial, axial_index
-from ..images.masks import load_mask
+from ..images.masks import load_values
 from .cases import Array
+from .parts import parts_of
 
 
 class Truth(NamedTuple):
@@ -22,6 +23,8 @@ class Truth(NamedTuple):
     """Bool ``(H, W, D)``; None without a mask."""
     boxes: Array | None
     """See `SliceCase`; None without any."""
+    parts: Array | None = None
+    """Uint8 ``(H, W, D)``, see `parts.parts_of`; None of a mask of one value."""
 
 
 def truth_of(item: Mapping[str, Any], original: MetaTensor) -> Truth:
@@ -34,11 +37,12 @@ def truth_of(item: Mapping[str, Any], original: MetaTensor) -> Truth:
     Raises:
         ValueError: see `load_mask`; or boxes of another form, outside of the image, or of several slices.
     """
-    lesion = None
+    lesion, parts = None, None
     if item.get("mask") is not None:
-        lesion = axial(load_mask(item["mask"], original)).as_tensor().numpy()[0]
+        values = axial(load_values(item["mask"], original)).as_tensor().numpy()[0]
+        lesion, parts = values > 0, parts_of(values)
     if item.get("boxes") is None:
-        return Truth(lesion, None)
+        return Truth(lesion, None, parts)
     size = original.shape[1:]
     if size[2] != 1:
         raise ValueError(f"{item['image']}: boxes are for images of one slice, it has {size[2]}.")
@@ -49,7 +53,7 @@ def truth_of(item: Mapping[str, Any], original: MetaTensor) -> Truth:
     placed = axial(MetaTensor(marked, affine=original.affine)).as_tensor().numpy()[..., 0]
     places = [np.argwhere(box) for box in placed[: len(item["boxes"])]]
     corners = [[*place.min(axis=0), *(place.max(axis=0) + 1)] for place in places]
-    return Truth(lesion, np.array(corners, int).reshape(-1, 4))
+    return Truth(lesion, np.array(corners, int).reshape(-1, 4), parts)
 
 
 def _checked(box: Any, size: Sequence[int], image: Any) -> Sequence[float]:

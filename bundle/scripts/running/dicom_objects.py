@@ -30,8 +30,8 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
             "--write_dicom true needs highdicom: install the extra `dicom` of this project's pyproject.toml."
         )
     sound = [item for item in items if "error" not in item]
-    for item in (others := [item for item in sound if not Path(_source(item)).is_dir()]):
-        item["error"] = f"{_source(item)}: is no folder with a series of DICOM images; --write_dicom true needs one."
+    for item in (others := [item for item in sound if _no_series(item)]):
+        item["error"] = f"{_no_series(item)}: is no folder with a series of DICOM images; --write_dicom true needs one."
     if others and len(others) == len(sound):
         raise ValueError(str(others[0]["error"]))
 
@@ -39,11 +39,12 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
 def write_dicom_objects(
     item: Mapping[str, Any], result: Mapping[str, Any], settings: Mapping[str, float], folder: Path
 ) -> None:
-    """Write `SEGMENTATION` and `PARAMETRIC_MAP`, which refer to the images of a volume's first channel.
+    """Write `SEGMENTATION` and `PARAMETRIC_MAP`, which refer to the images on whose grid a volume's results lie.
 
     Args:
         item: its ``image`` is the folder of a DICOM series, or a list of such, one a channel.
-        result: ``pred`` and ``anomaly_map``, on the grid of that series, ``slices`` and ``warnings``.
+        result: ``pred`` and ``anomaly_map``, on the grid of one series, ``input_image``, whose meta says which as ``source``,
+            ``slices`` and ``warnings``.
         settings: of the run, kept as the algorithm's parameters.
         folder: to write in.
 
@@ -55,7 +56,7 @@ def write_dicom_objects(
     from ..dicom.series import read_series
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)  # it names every attribute that it copies
-    series = read_series(_source(item))
+    series = read_series(result["input_image"].meta["source"])
     said = {"version": bundle_version(), "score": measured(result)["score"], "warnings": result["warnings"]}
     pred, anomaly_map = result["pred"], result["anomaly_map"]
     mask = pred[0].as_tensor().numpy().astype(np.uint8)
@@ -69,5 +70,7 @@ def write_dicom_objects(
         dataset.save_as(folder / name)
 
 
-def _source(item: Mapping[str, Any]) -> str:
-    return str(item["image"] if isinstance(item["image"], str) else item["image"][0])
+def _no_series(item: Mapping[str, Any]) -> str | None:
+    """The first of an item's images that is no folder."""
+    paths = [item["image"]] if isinstance(item["image"], str) else item["image"]
+    return next((str(path) for path in paths if not Path(path).is_dir()), None)

@@ -25,6 +25,7 @@ from ..images.formats import (
 from ..images.sequences import sequence_of
 from ..learning.datalists import checked, entries, is_subject, paths_of
 from .records import is_result
+from .studies import by_study
 
 INPUTS = "an image, a folder of them or a JSON datalist"
 
@@ -42,7 +43,8 @@ def find_inputs(
     Of a folder, images are taken at any depth, through links too, but not hidden ones, nor results of ours, nor what is named
     as another sequence or as a mask (see `sequence_of`). For a model of volumes, a folder that DICOM files lie in is one
     volume, unless its series is of another modality or described as another sequence; for a model of pictures, each DICOM file
-    is one. An item that can't be processed, of a datalist or named as another sequence, is there with its ``error``.
+    is one. For a model of several sequences, an item of a folder is a study, see `studies.by_study`. An
+    item that can't be processed, of a datalist or named as another sequence, is there with its ``error``.
 
     Args:
         path: an image, a folder with one series of DICOM images or with images, or a JSON datalist, see `read_datalist`; the
@@ -149,6 +151,8 @@ def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]
             left_out[f"named as {named}"].append(name)
         else:
             items.append({"image": str(image), "name": (name if image.is_dir() else stem(name)).replace("/", "-")})
+    if len(sequences) > 1 and volumes:
+        items = by_study(items, source, sequences)
     print(f"{_counted(items, modalities)} found in {source}.")
     reasons = []
     for reason, names in left_out.items():

@@ -180,7 +180,7 @@ class Report:
 
     def _write_files(self, item: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> None:
         for key in self._outputs(result):
-            save_nifti(result[key], item["image"], folder / f"{key}.nii.gz")
+            save_nifti(result[key], result["input_image"].meta["source"], folder / f"{key}.nii.gz")
         if is_of_picture(result["pred"], item["image"]):
             save_labels_png(result["pred"], folder / "pred.png")
         picture = folder / "overview.png"

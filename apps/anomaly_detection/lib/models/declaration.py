@@ -50,6 +50,8 @@ class Declaration:
         self.name = str(config["model"])
         self.modalities: list[str] = config["modalities"]
         self.channels: list[str] = config["sequences"]
+        self.reference: str | None = config.get("reference", self.channels[0] if self.channels else None)
+        """On the grid of which channel the results lie."""
         self.models_dir = Path(self.parsed("models_dir"))
         if PREVIEW in self._configs:
             try:

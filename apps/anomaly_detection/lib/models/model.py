@@ -17,7 +17,6 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from lib.models.abandoning import proceed
 from lib.models.declaration import FULL, Declaration
 from lib.models.networks import Networks
-from lib.models.one_grid import on_one_grid
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +60,13 @@ class Model:
         """Process one study.
 
         Args:
-            paths: its volumes, one a channel of the model, in the order of its channels. Those that lie on another grid than
-                the first are resampled to it.
+            paths: its volumes, one a channel of the model, in the order of its channels.
             options: see `Declaration.checked_options`.
             mode: one of the model's.
             allow_any_image: run what is no image of the model's too, with a warning.
 
         Returns:
-            What the bundle's postprocessing gives, all on the grid of the first volume: ``pred``, ``anomaly_map``,
+            What the bundle's postprocessing gives, all on the grid of ``input_image``: ``pred``, ``anomaly_map``,
             ``counterfactual`` (not from a preview) and ``slices``; ``warnings``, sentences that say why it may be wrong;
             and ``seconds``, the time for "preprocessing", "networks"
             and "postprocessing", and ``transforms``, that for each of the preprocessing's.
@@ -119,14 +117,13 @@ class Model:
         self, paths: Sequence[str], transforms: dict[str, float], allow_any_image: bool
     ) -> dict[str, Any]:
         """The networks' input; the seconds of each step go into `transforms`."""
-        with on_one_grid(paths) as volumes:
-            data: dict[str, Any] = {"image": volumes[0] if len(volumes) == 1 else volumes}
-            data["allow_any_image"] = allow_any_image
-            for transform in self.networks[FULL]["preprocessing"].transforms:
-                proceed()
-                begin = perf_counter()
-                data = transform(data)
-                transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
+        data: dict[str, Any] = {"image": paths[0] if len(paths) == 1 else list(paths)}
+        data["allow_any_image"] = allow_any_image
+        for transform in self.networks[FULL]["preprocessing"].transforms:
+            proceed()
+            begin = perf_counter()
+            data = transform(data)
+            transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
         return data
 
     def _refusal(self, error: Exception, paths: Sequence[str]) -> MONAILabelException:

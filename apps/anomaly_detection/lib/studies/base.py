@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +23,9 @@ from lib.studies.register import Register, exclusively, stamp_of
 from lib.studies.tags import COUNTERFACTUAL_TAG, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
 from lib.studies.uploads import holds_itself
 
+if TYPE_CHECKING:
+    from scripts.images.sequences import Candidate
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +38,8 @@ class Studies(Register):
 
     channels: Sequence[Sequence[str]] = ()
     """What each model takes, in its order."""
+    references: Sequence[str] = ()
+    """On the grid of which of its channels each model's results lie; the first channels where none are given."""
     version = ""
     """Of the software, for DICOM objects."""
 
@@ -167,8 +172,8 @@ class Studies(Register):
 
     @property
     def sequences(self) -> list[str]:
-        """What the models take first: images that are named as something else are left out of the worklist; [] takes all."""
-        return [channels[0] for channels in self.channels if channels]
+        """The models' `references`: images that are named as something else are left out of the worklist; [] takes all."""
+        return list(self.references) or [channels[0] for channels in self.channels if channels]
 
     def named(self, image_id: str) -> str | None:
         """The sequence that an image is named as; None if its name says nothing."""
@@ -181,6 +186,8 @@ class Studies(Register):
     def siblings(self, image_id: str, channels: Sequence[str]) -> list[str]:
         """The images of the same study that hold `channels`, in that order; `image_id` is one of them.
 
+        Of several images of a sequence, the first by `in_order` is taken; see `choices`.
+
         Raises:
             MONAILabelException: INVALID_INPUT, one is missing.
         """
@@ -192,12 +199,20 @@ class Studies(Register):
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
                 f"{image_id}: the model takes {', '.join(channels)}; {', '.join(missing)} is missing in this study. Found: "
-                f"{', '.join(f'{c} ({i})' for c, i in found.items()) or 'none'}. The rules are in the bundle's "
+                f"{', '.join(f'{c} ({ids[0].place})' for c, ids in found.items()) or 'none'}. The rules are in the bundle's "
                 "scripts/images/sequences.json.",
             )
-        return [found[c] for c in channels]
+        return [found[c][0].place for c in channels]
 
-    def _sequences(self, image_id: str) -> dict[str, str]:
+    def choices(self, image_id: str, channels: Sequence[str]) -> list[str]:
+        """A sentence for each of `channels` that the study has several images of: which one `siblings` takes."""
+        from scripts.images.sequences import choice
+
+        found = self._sequences(image_id) if len(channels) > 1 else {}
+        return [choice(c, found[c]) for c in channels if len(found.get(c, [])) > 1]
+
+    def _sequences(self, image_id: str) -> dict[str, list[Candidate]]:
+        """The images of a study by their sequences, those to take first; an image is the first of its own sequence."""
         raise NotImplementedError
 
     @exclusively

@@ -8,9 +8,10 @@ import os
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
@@ -27,6 +28,9 @@ from lib.studies.register import exclusively
 from lib.studies.reviews import Reviews
 from lib.studies.tags import FINAL, FINAL_OF, MAP_TAG, ORIGINAL, SCORE
 from lib.studies.uploads import holds_itself
+
+if TYPE_CHECKING:
+    from scripts.images.sequences import Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -199,16 +203,19 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(fetched, folder)
 
-    def _sequences(self, image_id: str) -> dict[str, str]:
+    def _sequences(self, image_id: str) -> dict[str, list[Candidate]]:
+        from scripts.images.sequences import Candidate, in_order
+
         mine = self._server.one_series(image_id)
-        found: dict[str, str] = {}
+        found: defaultdict[str, list[Candidate]] = defaultdict(list)
         study = self._server.series(StudyInstanceUID=str(mine.StudyInstanceUID), Modality=str(mine.Modality))
-        # the series that was asked for speaks for its own sequence, the first one for every other
-        for series in [mine, *sorted(study, key=lambda s: int(s.get("SeriesNumber") or 0))]:
+        for series in study:
             sequence = spoken_sequence(series)
             if sequence:
-                found.setdefault(sequence, str(series.SeriesInstanceUID))
-        return found
+                name = str(series.get("SeriesDescription") or series.get("ProtocolName"))
+                number = int(series.get("SeriesNumber") or 0)
+                found[sequence].append(Candidate(f"{name} ({number})", number, str(series.SeriesInstanceUID)))
+        return {s: sorted(in_order(c), key=lambda one: one.place != image_id) for s, c in found.items()}
 
     def series(self, image_id: str) -> list[Dataset]:
         """The instances of a series, in order, as `get_image_uri` fetched them before."""

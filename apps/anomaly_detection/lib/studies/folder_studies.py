@@ -11,7 +11,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
@@ -19,9 +19,12 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 from lib.studies.base import Studies
 from lib.studies.folder_files import image_files
 from lib.studies.labels import checked_label
-from lib.studies.names import FORMATS, named_as, plain, split_ending
+from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import exclusively, stamp_of
 from lib.studies.tags import FINAL, STAMP
+
+if TYPE_CHECKING:
+    from scripts.images.sequences import Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class FolderStudies(Studies):
 
     Args:
         folder: of the studies; labels and scores are kept in it.
-        channels: see `Studies.channels`.
+        channels, references: see `Studies`.
         pictures: whether a model takes pictures and radiographs, so that their files are studies too.
         auto_reload: look for files that came or went later.
     """
@@ -45,10 +48,12 @@ class FolderStudies(Studies):
         channels: Sequence[Sequence[str]] = (),
         pictures: bool = False,
         auto_reload: bool = True,
+        references: Sequence[str] = (),
     ) -> None:
         from scripts.images.formats import DICOM, PICTURES
 
-        self.channels = channels
+        self.channels, self.references = channels, references
+        self._cases: tuple[Any, int, dict[str, list[str]]] = (None, 0, {})
         self._formats = (*FORMATS, *((*PICTURES, *DICOM) if pictures else ()))
         self._live = auto_reload
         self._unfit: dict[Path, list[int]] = {}
@@ -156,6 +161,8 @@ class FolderStudies(Studies):
             self._said = said
 
     def _named(self, image_id: str) -> tuple[str | None, str]:
+        from scripts.images.sequences import named_as
+
         channels = tuple(channel for channels in self.channels for channel in channels)
         return named_as(self._datastore.objects[image_id].image.info["name"], channels)
 
@@ -269,7 +276,22 @@ class FolderStudies(Studies):
         path.unlink(missing_ok=True)
         self._reconcile_datastore()
 
-    def _sequences(self, image_id: str) -> dict[str, str]:
-        mine = self._named(image_id)[1]
-        named = {name: self._named(name) for name in sorted(self._datastore.objects)}
-        return {sequence: name for name, (sequence, case) in named.items() if sequence and case == mine}
+    def _sequences(self, image_id: str) -> dict[str, list[Candidate]]:
+        from scripts.images.sequences import Candidate, in_order
+
+        found: defaultdict[str, list[Candidate]] = defaultdict(list)
+        for name in self._images_of(self._named(image_id)[1]):
+            sequence = self._named(name)[0]
+            if sequence:
+                found[sequence].append(Candidate(name, 0, name))
+        return {s: sorted(in_order(c), key=lambda one: one.place != image_id) for s, c in found.items()}
+
+    def _images_of(self, case: str) -> list[str]:
+        """The images of one study, by what their names have in common; all names are looked at once, not for each study."""
+        objects = self._datastore.objects
+        if self._cases[0] is not objects or self._cases[1] != len(objects):
+            cases: defaultdict[str, list[str]] = defaultdict(list)
+            for name in objects:
+                cases[self._named(name)[1]].append(name)
+            self._cases = (objects, len(objects), cases)
+        return self._cases[2].get(case, [])

@@ -1,11 +1,9 @@
-"""Names: of images, which never lead to another file, and what they say of a study."""
+"""Names of images, which never lead to another file."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
@@ -41,36 +39,6 @@ def plain(name: str, what: str) -> str:
             f"{what} {name!r} is not allowed: a name without slashes, not beginning with a dot.",
         )
     return name
-
-
-@lru_cache(maxsize=1 << 16)
-def named_as(name: str, channels: tuple[str, ...] = ()) -> tuple[str | None, str]:
-    """The sequence that an image file is named as, and its name without that, the same for all sequences of a study.
-
-    Where a file's name says nothing, its folder's does if that is one word: "FLAIR", "T1w", "labelsTr".
-
-    Args:
-        name: its path in the folder of the studies.
-        channels: of the models; those that are no MR sequences are the last words of a name.
-    """
-    from scripts.images.formats import stem as stem_of
-    from scripts.images.sequences import RULES, sequence_of
-
-    path = Path(name)
-    stem = stem_of(path.name)
-    for channel in channels:
-        words = "[-_. ]".join(map(re.escape, channel.split()))
-        last = None if channel in RULES else re.search(f"(?:^|[-_. ]){words}$", stem, re.IGNORECASE)
-        if last:
-            return channel, str(path.parent / stem[: last.start()])
-    sequence = sequence_of(stem)
-    if sequence:
-        return sequence, str(path.parent / re.sub(f"(?:{RULES[sequence]})[a-z0-9]*", "", stem, flags=re.IGNORECASE))
-    folder = path.parent.name
-    # "lesion" may well be a folder of patients
-    spoken = re.fullmatch("(?!lesion)[a-z0-9]+", folder, re.IGNORECASE)
-    sequence = sequence_of(folder) if spoken else None
-    return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
 
 
 def split_ending(file: str, formats: Sequence[str] = FORMATS) -> tuple[str, str]:

@@ -128,7 +128,8 @@ class AnomalyInferTask(InferTask):
         result = self.model(paths, options, self.mode, allow_any_image(request))
         start = perf_counter()
         labels = self.view(result, self.model.declared.options(self.mode)["threshold"])
-        file = write(MetaTensor(labels[None], affine=result["pred"].affine), paths[0], extension, dtype)
+        source = result["input_image"].meta["source"]
+        file = write(MetaTensor(labels[None], affine=result["pred"].affine), source, extension, dtype)
         seconds = {**result["seconds"], "writing": perf_counter() - start}
         scores = summary(result)
         params = {
