@@ -73,6 +73,7 @@ def test_metrics_of_a_slice_done_by_hand(domain: Domain, false: int, healthy: in
     assert list(result) == [m for m in METRICS if not m.startswith(("pointing", "box", "volume", "dice_threshold_v"))]
     assert result["dice_threshold"] == pytest.approx(2 * 20 / (20 + false + healthy + 25))
     assert result["dice_threshold_slice"] == pytest.approx(2 * 20 / (20 + false + 25))
+    assert result["iou_threshold_slice"] == pytest.approx(20 / (20 + false + 25 - 20))
     assert result["dice_otsu_slice"] == pytest.approx(result["dice_threshold_slice"])  # Otsu falls below 0.5 too
     assert result["dice_oracle"] == pytest.approx(2 * 20 / (20 + 25))  # above 0.75 there is no false pixel
     assert result["healthy_area"] == healthy
@@ -136,7 +137,7 @@ def test_the_best_threshold_where_everything_is_lesion() -> None:
 
 def test_metrics_that_one_class_leaves_undefined_are_left_out() -> None:
     assert set(metrics(by_hand()[1:], "m", 0.4, "foreground")) == {"healthy_area"}
-    of_maps = {m for m in METRICS if m.startswith(("dice", "pixel")) and m != "dice_threshold_volume"}
+    of_maps = {m for m in METRICS if m.startswith(("dice", "iou", "pixel")) and m != "dice_threshold_volume"}
     assert set(metrics(by_hand()[:1], "m", 0.4, "foreground")) == of_maps
     assert set(metrics(by_hand()[:1], "m", None, "foreground")) == {m for m in of_maps if "threshold" not in m}
     with pytest.raises(ValueError, match="no lesion pixel is known in these cases"):
@@ -188,6 +189,8 @@ def test_boxes_by_hand() -> None:
     assert metrics([case], "m", 3.5, "foreground") == {"pointing": 1.0, "box_recall": 0.0}
     a[3, 3] = 5.0
     assert metrics([case], "m", 0.5, "foreground") == {"pointing": 0.0, "box_recall": 1.0}
+    a[0, 0], a[0, 1], a[3, 4] = 5.0, 5.0, 5.0  # of four highest pixels two lie in a box
+    assert metrics([case], "m", 0.5, "foreground")["pointing"] == 0.5
     a[:] = 2.0  # a map that is the same everywhere points nowhere
     assert metrics([case], "m", 0.5, "foreground") == {"pointing": 0.0, "box_recall": 1.0}
     case.truth = case.in_boxes().any(axis=0)
