@@ -124,8 +124,18 @@ def test_the_hull_and_the_dilation_of_what_a_network_marks() -> None:
     assert not found[0, 4]  # corners are round
 
 
+def test_a_region_of_interest_beside_the_foreground() -> None:
+    marked = np.zeros((64, 48, 1), bool)
+    marked[10:30, 8:40] = True
+    data = WholeImaged("image")({"image": tensor(1000.0 * marked[None])})
+    found = ByNetworkd("image", Bright(1), (32, 24), name="roi")(data)
+    assert np.array_equal(found["roi"][0].numpy(), marked) and bool(found["foreground"].all())
+
+
 def test_nothing_marked_is_refused() -> None:
     network = Bright(1)
+    with pytest.raises(InvalidImageError, match=r"x.nii: no roi was found"):
+        ByNetworkd("image", network, (32, 24), name="roi")({"image": tensor(np.zeros((1, 64, 48, 1)))})
     with pytest.raises(InvalidImageError, match=r"x.nii: no foreground was found"):
         ByNetworkd("image", network, (32, 24))({"image": tensor(np.zeros((1, 64, 48, 1)))})
     with pytest.raises(ValueError, match=r"dilation must be from 0 to 1, got 5"):

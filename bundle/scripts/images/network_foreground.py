@@ -32,6 +32,7 @@ class ByNetworkd(Foregroundd):
         dilation: how far the foreground is then widened, as a part of the slice's longer side, so that what hides the border of
             an organ, as fluid does in the costophrenic angles, is foreground. It is no length in mm, as many radiographs don't
             say how large a pixel is, but all show about the same field.
+        name: see `Foregroundd`.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class ByNetworkd(Foregroundd):
         threshold: float = 0.5,
         convex_hull: bool = False,
         dilation: float = 0.0,
+        name: str = "foreground",
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, name)
         check_number("threshold", threshold, 0, 1)
         check_number("dilation", dilation, 0, 1)
         self.network = network.eval()

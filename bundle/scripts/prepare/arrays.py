@@ -72,8 +72,10 @@ def arrays(
     target.mkdir(parents=True, exist_ok=True)
     for row in tqdm(rows, desc=source.name, unit="image"):
         number, name, subject = int(row["row"]), name_of(row, source.stem), subject_of(row, source.stem)
-        boxes, mask = drawn.get(number, Regions([], None))
-        label = DISEASED if row[diseased] == "1" or boxes else HEALTHY if not healthy or row[healthy] == "1" else None
+        found = drawn.get(number, Regions([], None))
+        label = (
+            DISEASED if row[diseased] == "1" or found.boxes else HEALTHY if not healthy or row[healthy] == "1" else None
+        )
         if label is None:
             made.passed(f"neither {diseased} nor {healthy}")
         elif not 0 <= number < len(pictures):
@@ -82,11 +84,11 @@ def arrays(
             may_replace = is_true(overwrite, "overwrite")
             _save(pictures[number], target / f"{name}.png", may_replace)
             item: dict[str, Any] = {"image": f"{name}.png", "label": label, "subject": subject}
-            if boxes:
-                item["boxes"] = boxes
-            if mask is not None:
+            if found.boxes:
+                item["boxes"] = found.boxes
+            if found.mask is not None:
                 item["mask"] = f"{name}-mask.png"
-                _save(mask.astype(np.uint8) * 255, target / item["mask"], may_replace)
+                _save(found.mask.astype(np.uint8) * 255, target / item["mask"], may_replace)
             made.add(item, "test" if subject in judged else section_of(row.get("split", "")) or None)
     made.write(f"Expected is {table.name} with lines.")
 
