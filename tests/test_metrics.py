@@ -14,11 +14,12 @@ from skimage.filters import threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from scripts.judging.baselines import Baseline, BrighterThanMedian, Brightness
-from scripts.judging.bootstrap import measured
+from scripts.judging.bootstrap import measured, measured_scores
 from scripts.judging.cases import Domain, SliceCase
 from scripts.judging.figure import figure
 from scripts.judging.metrics import METRICS, metrics
 from scripts.judging.ranking import NUM_KEYS, above, keys
+from scripts.judging.scored import Scored
 from scripts.judging.tables import left_out, said, table
 from scripts.judging.thresholds import best_threshold, chosen_threshold, label_threshold
 
@@ -133,6 +134,16 @@ def test_the_best_threshold_where_everything_is_lesion() -> None:
     case.truth[:] = True
     assert best_threshold([case], "m", "image") == -np.inf
     assert metrics([case], "m", -np.inf, "image")["dice_threshold"] == 1.0
+
+
+def test_scores_are_resampled_as_maps_are() -> None:
+    cases = random_cases()
+    scored = Scored("good")
+    for case in cases:
+        scored.add(case)
+    alone, with_maps = measured_scores(scored, 200), measured(cases, "good", None, "foreground", 200)
+    assert alone.values == {m: with_maps.values[m] for m in ("image_auroc", "image_ap")}
+    assert alone.intervals == {m: with_maps.intervals[m] for m in alone.values}
 
 
 def test_metrics_that_one_class_leaves_undefined_are_left_out() -> None:
