@@ -245,7 +245,7 @@ class Algorithms:
     def __init__(self, *overlays: str) -> None:
         self.network, self.classifier = declared("network", *overlays), declared("classifier", *overlays)
         self.calls, self.seconds = {"network": 0, "gradient": 0, "student": 0}, 0.0
-        scheduler, options = declared("scheduler", *overlays), declared("displayable_configs", *overlays)
+        scheduler = declared("scheduler", *overlays)
         alphas = scheduler.alphas_cumprod.float().clone()
         eps = self.counted("network", lambda x, t: self.network(x, t).float())
 
@@ -271,7 +271,7 @@ class Algorithms:
             "num_fixed_point_iterations": 0,
             "student": None,
         }
-        scale = options["guidance_scale"]
+        scale = declared("displayable_configs#guidance_scale", *overlays)
         as_ours = (CPU_BATCH, torch.channels_last, fastest_precision("cpu"))
         as_theirs = (1, torch.contiguous_format, "float32")
         self.rows = {
