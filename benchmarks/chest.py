@@ -46,6 +46,7 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import parsed
 from scripts.files import write
 from scripts.fingerprints import fingerprint
+from scripts.judging.baselines import Baseline
 from scripts.judging.bootstrap import measured
 from scripts.judging.cases import SliceCase
 from scripts.judging.metrics import METRICS
@@ -112,7 +113,7 @@ def chosen(items: Sequence[Item], each: int, seed: int) -> list[Item]:
 
 
 def judge_def() -> DenseNet:
-    """A classifier unlike the bundle's, of PARAMS parameters."""
+    """A classifier unlike the bundle's, of 0.4 million parameters."""
     return DenseNet(2, 1, 2, init_features=32, growth_rate=16, block_config=(4, 6, 8, 6), dropout_prob=0.1)
 
 
@@ -139,6 +140,18 @@ def trained_judge(training: str, cache_dir: str, minutes: float, seed: int) -> d
             loss(network(batch["image"]), batch["label"]).backward()
             optimizer.step()
     return network.eval().state_dict()
+
+
+def judge_of(path: str | None, training: str, cache_dir: str, minutes: float, seed: int) -> torch.nn.Module:
+    """The judge with the weights in `path`, or as `trained_judge` makes it, once."""
+    network = judge_def()
+    if path is None:
+        made_from = repr([training, minutes, seed, Path(training).stat().st_mtime_ns])
+        kept_as = Path(cache_dir) / f"judge-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.pt"
+        network.load_state_dict(kept(kept_as, lambda: trained_judge(training, cache_dir, minutes, seed)))
+    else:
+        network.load_state_dict(torch.load(path, weights_only=True))
+    return network.eval()
 
 
 def p_diseased(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -188,6 +201,16 @@ def read(
         found[polarity] = a, slice_score(a, images.roi, p)
     a = anomaly_map(images.x, healthy, images.roi, "both", 1)
     found[PUBLISHED] = a, slice_score(a, images.roi, torch.ones(len(a)))
+    return found
+
+
+def of_baselines(images: Images, baselines: Sequence[Baseline]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Maps and scores of what needs no counterpart, by name."""
+    found = {}
+    for baseline in baselines:
+        inside = images.roi[:, 0].movedim(0, -1).numpy()
+        a = torch.from_numpy(baseline(images.x.movedim(0, -1).numpy(), inside)).movedim(-1, 0)[:, None]
+        found[baseline.name] = a, slice_score(a, images.roi, torch.ones(len(a)))
     return found
 
 
@@ -254,14 +277,7 @@ def main(
         state = repr([fingerprint(items, preprocessing), weights, seed, *key])
         return Path(cache_dir) / f"chest-{hashlib.sha256(state.encode()).hexdigest()[:16]}.pt"
 
-    second = judge_def()
-    if judge is None:
-        of_judge = [training, minutes, seed, Path(training).stat().st_mtime_ns]
-        path = Path(cache_dir) / f"judge-{hashlib.sha256(repr(of_judge).encode()).hexdigest()[:16]}.pt"
-        second.load_state_dict(kept(path, lambda: trained_judge(training, cache_dir, minutes, seed)))
-    else:
-        second.load_state_dict(torch.load(judge, weights_only=True))
-    second.eval()
+    second = judge_of(judge, training, cache_dir, minutes, seed)
     median_size = config.get_parsed_content("median_size")
     baselines = [b for b in config.get_parsed_content("baselines") if b.on_networks_grid]
 
@@ -308,19 +324,17 @@ def main(
                     if where == "all":
                         draw(images, healthy, maps[f"{row}, hyperintense"], Path(f"{output}.png"))
             maps[VAE], scores[VAE] = vae[f"{where} {split}"]
-            for baseline in baselines:
-                inside = images.roi[:, 0].movedim(0, -1).numpy()
-                a = torch.from_numpy(baseline(images.x.movedim(0, -1).numpy(), inside)).movedim(-1, 0)[:, None]
-                maps[baseline.name], scores[baseline.name] = a, slice_score(a, images.roi, torch.ones(len(a)))
+            for name, found in of_baselines(images, baselines).items():
+                maps[name], scores[name] = found
             cases[split] = images.cases(maps, scores)
             if (where, split) == ("all", "test"):
                 both = (("ours", p), ("the judge", before))
                 record["image AUROC"] = {n: float(roc_auc_score(images.labels, values)) for n, values in both}
         for method in maps:
             threshold = label_threshold(cases["validation"], method)
-            found = measured(cases["test"], method, threshold, "foreground")
+            reached = measured(cases["test"], method, threshold, "foreground")
             name = f"{method} ({len(cases['test'])} images)"
-            quality[name], record["thresholds"][name] = (found.values, found.intervals), threshold
+            quality[name], record["thresholds"][name] = (reached.values, reached.intervals), threshold
     path = Path(output)
     record |= {"counterparts": counterparts, "maps": {name: values for name, (values, _) in quality.items()}}
     write(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
