@@ -44,6 +44,7 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import parsed
+from scripts.device import autocast, fastest_precision
 from scripts.files import write
 from scripts.fingerprints import fingerprint
 from scripts.judging.baselines import Baseline
@@ -125,7 +126,7 @@ def trained_judge(training: str, cache_dir: str, minutes: float, seed: int) -> d
     values = {"datalist": training, "cache_dir": cache_dir, "class_balanced": True, "batch_size": 16, "num_workers": 0}
     config = parsed(MODEL, "train", "train_chest", **values, seed=seed + 1000)
     torch.manual_seed(seed + 1000)
-    network = judge_def().train()
+    network = judge_def().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
     begin = time.monotonic()
@@ -137,7 +138,9 @@ def trained_judge(training: str, cache_dir: str, minutes: float, seed: int) -> d
                 break
             optimizer.param_groups[0]["lr"] = 1e-3 * (1 - passed)
             optimizer.zero_grad()
-            loss(network(batch["image"]), batch["label"]).backward()
+            with autocast("cpu", fastest_precision("cpu")):
+                logits = network(batch["image"].contiguous(memory_format=torch.channels_last))
+            loss(logits.float(), batch["label"]).backward()
             optimizer.step()
     return network.eval().state_dict()
 

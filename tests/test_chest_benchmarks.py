@@ -62,7 +62,7 @@ def test_the_chest_models_roi_holds_the_lungs_and_what_lies_below() -> None:
 
 
 def test_what_is_said_of_counterparts() -> None:
-    """Two diseased images: one that the judge called diseased, and healthy after; one healthy image, changed a third as much."""
+    """Of two diseased images the judge called one diseased, and healthy after; a healthy one is changed a third as much."""
     x, roi = torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4, dtype=torch.bool)
     roi[:, :, :2] = True
     healthy = x.clone()
