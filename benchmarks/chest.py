@@ -64,7 +64,8 @@ DDPM = "DDPM, L = 500, guided, s = 10"
 SLOW = (REFERENCE, DDPM)
 PUBLISHED = "sum |x - x_healthy| (the paper's map)"
 HEALING = {
-    "healed": "called healthy afterwards by the judge",
+    "found": "diseased that the judge calls diseased",
+    "healed": "of these, called healthy afterwards",
     "distance": "mean change",
     "outside": "mean change outside the lungs",
     "diseased": "mean change, diseased",
@@ -184,6 +185,7 @@ def healing(
     sick = labels == DISEASED
     found = sick & (before >= 0.5)
     values = {
+        "found": float(found.sum() / sick.sum()),
         "healed": float((after[found] < 0.5).float().mean()),
         "distance": float(of_image.mean()),
         "outside": float(change[~roi].mean()),

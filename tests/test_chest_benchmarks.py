@@ -70,7 +70,7 @@ def test_what_is_said_of_counterparts() -> None:
     labels = torch.tensor([1, 1, 0])
     before, after = torch.tensor([0.9, 0.2, 0.6]), torch.tensor([0.1, 0.9, 0.9])
     found = chest.healing(x, healthy, roi, labels, before, after)
-    assert found["healed"] == 1.0
+    assert (found["found"], found["healed"]) == (0.5, 1.0)
     assert found["outside"] == pytest.approx(0.2 * 4 / 24)
     assert found["diseased"] == pytest.approx((0.15 + 0.05 + 0.15) / 2) and found["healthy"] == pytest.approx(0.05)
     assert found["ratio"] == pytest.approx(found["healthy"] / found["diseased"])
