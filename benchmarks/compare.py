@@ -236,12 +236,16 @@ class Row:
 
 
 class Algorithms:
-    """The rows that run the bundle's networks, which count their calls and the seconds within."""
+    """The rows that run the bundle's networks, which count their calls and the seconds within.
 
-    def __init__(self) -> None:
-        self.network, self.classifier = declared("network"), declared("classifier")
+    Args:
+        overlays: of another model than the first.
+    """
+
+    def __init__(self, *overlays: str) -> None:
+        self.network, self.classifier = declared("network", *overlays), declared("classifier", *overlays)
         self.calls, self.seconds = {"network": 0, "gradient": 0, "student": 0}, 0.0
-        scheduler, options = declared("scheduler"), declared("displayable_configs")
+        scheduler = declared("scheduler", *overlays)
         alphas = scheduler.alphas_cumprod.float().clone()
         eps = self.counted("network", lambda x, t: self.network(x, t).float())
 
@@ -250,15 +254,16 @@ class Algorithms:
             guidance.gradient = self.counted("gradient", guidance.gradient)
             return guidance
 
-        self.default = declared("inferer", classifier=self.classifier).settings
+        self.default = declared("inferer", *overlays, classifier=self.classifier).settings
 
         def ours(scale: float, **settings: Any) -> Sampler:
-            inferer = declared("inferer", classifier=self.classifier, **settings)
+            inferer = declared("inferer", *overlays, classifier=self.classifier, **settings)
             inferer.guidance = guided(scale)
             return lambda x: inferer.slices(x, everywhere(x), eps)["counterfactual"]
 
-        self.student = declared("student")
-        self.student.forward = self.counted("student", self.student.forward)
+        self.student = declared("student", *overlays)
+        if self.student is not None:
+            self.student.forward = self.counted("student", self.student.forward)
 
         paper = {
             "displayable_configs#noise_level": 500,
@@ -266,7 +271,7 @@ class Algorithms:
             "num_fixed_point_iterations": 0,
             "student": None,
         }
-        scale = options["guidance_scale"]
+        scale = declared("displayable_configs#guidance_scale", *overlays)
         as_ours = (CPU_BATCH, torch.channels_last, fastest_precision("cpu"))
         as_theirs = (1, torch.contiguous_format, "float32")
         self.rows = {

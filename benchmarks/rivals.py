@@ -24,7 +24,6 @@ from monai.networks.layers import MedianFilter
 from monai.networks.nets import BasicUNet, PatchDiscriminator, VarAutoEncoder
 from monai.transforms import Compose
 from monai.utils import set_determinism
-from monai.visualize import GradCAM
 from sklearn.neighbors import NearestNeighbors
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -36,6 +35,7 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.images.geometry import to_grid
 from scripts.images.masks import load_mask
+from scripts.judging.radiograph_baselines import WithoutNoise, grad_cam
 from scripts.learning.datasets import labelled_slices
 from scripts.learning.seeding import Draw, augmented
 from scripts.method.maps import slice_score
@@ -183,27 +183,12 @@ def healthy_translation_gan(slices: Slices, classifier: torch.nn.Module, minutes
     return brighter(lambda x, inside: to(x, inside, torch.full((len(x),), HEALTHY)))
 
 
-class WithoutNoise(torch.nn.Module):
-    """The classifier at timestep 0, as a function of the slice alone."""
-
-    def __init__(self, classifier: torch.nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(x, torch.zeros(len(x), dtype=torch.long))
-
-
 def class_activation(slices: Slices, classifier: torch.nn.Module, minutes: float) -> Reader:
-    """Grad-CAM (Selvaraju et al. 2017) of the bundle's classifier, at its last block but one: nothing is trained."""
+    """Grad-CAM of the bundle's classifier, see `radiograph_baselines.grad_cam`: nothing is trained."""
     network = WithoutNoise(classifier)
-    last = len(classifier.down_blocks) - 2
-    # as it is: MONAI's normaliser would give the most suspicious pixel 0, and each slice a range of its own
-    cam = GradCAM(network, target_layers=f"classifier.down_blocks.{last}.resnets.0", postprocessing=lambda a: a)
 
     def read(x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        a = torch.cat([cam(b.clone().requires_grad_(), class_idx=DISEASED).detach() for b in x.split(16)])
-        a, _ = filtered(a.clamp_min(0), foreground)
+        a, _ = filtered(torch.cat([grad_cam(classifier, b) for b in x.split(16)]), foreground)
         with torch.no_grad():
             return a, torch.cat([network(b).softmax(dim=1)[:, DISEASED] for b in x.split(16)])
 

@@ -124,8 +124,27 @@ def test_the_hull_and_the_dilation_of_what_a_network_marks() -> None:
     assert not found[0, 4]  # corners are round
 
 
+def test_two_lungs_are_kept_and_extended_to_the_feet() -> None:
+    lungs = np.zeros((64, 48, 1), bool)
+    lungs[10:20, 8:28] = lungs[40:50, 8:28] = lungs[56:60, 40:44] = True
+    found = ByNetworkd("image", Bright(1), (32, 24), parts=2, below=0.5)({"image": tensor(1000.0 * lungs[None])})
+    expected = np.zeros((64, 48), bool)
+    expected[10:20, 8:38] = expected[40:50, 8:38] = True
+    np.testing.assert_array_equal(found["foreground"][0, ..., 0].numpy(), expected)
+
+
+def test_a_region_of_interest_beside_the_foreground() -> None:
+    marked = np.zeros((64, 48, 1), bool)
+    marked[10:30, 8:40] = True
+    data = WholeImaged("image")({"image": tensor(1000.0 * marked[None])})
+    found = ByNetworkd("image", Bright(1), (32, 24), name="roi")(data)
+    assert np.array_equal(found["roi"][0].numpy(), marked) and bool(found["foreground"].all())
+
+
 def test_nothing_marked_is_refused() -> None:
     network = Bright(1)
+    with pytest.raises(InvalidImageError, match=r"x.nii: no roi was found"):
+        ByNetworkd("image", network, (32, 24), name="roi")({"image": tensor(np.zeros((1, 64, 48, 1)))})
     with pytest.raises(InvalidImageError, match=r"x.nii: no foreground was found"):
         ByNetworkd("image", network, (32, 24))({"image": tensor(np.zeros((1, 64, 48, 1)))})
     with pytest.raises(ValueError, match=r"dilation must be from 0 to 1, got 5"):

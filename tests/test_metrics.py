@@ -14,11 +14,12 @@ from skimage.filters import threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from scripts.judging.baselines import Baseline, BrighterThanMedian, Brightness
-from scripts.judging.bootstrap import measured
+from scripts.judging.bootstrap import measured, measured_scores
 from scripts.judging.cases import Domain, SliceCase
 from scripts.judging.figure import figure
 from scripts.judging.metrics import METRICS, metrics
 from scripts.judging.ranking import NUM_KEYS, above, keys
+from scripts.judging.scored import Scored
 from scripts.judging.tables import left_out, said, table
 from scripts.judging.thresholds import best_threshold, chosen_threshold, label_threshold
 
@@ -73,6 +74,7 @@ def test_metrics_of_a_slice_done_by_hand(domain: Domain, false: int, healthy: in
     assert list(result) == [m for m in METRICS if not m.startswith(("pointing", "box", "volume", "dice_threshold_v"))]
     assert result["dice_threshold"] == pytest.approx(2 * 20 / (20 + false + healthy + 25))
     assert result["dice_threshold_slice"] == pytest.approx(2 * 20 / (20 + false + 25))
+    assert result["iou_threshold_slice"] == pytest.approx(20 / (20 + false + 25 - 20))
     assert result["dice_otsu_slice"] == pytest.approx(result["dice_threshold_slice"])  # Otsu falls below 0.5 too
     assert result["dice_oracle"] == pytest.approx(2 * 20 / (20 + 25))  # above 0.75 there is no false pixel
     assert result["healthy_area"] == healthy
@@ -134,9 +136,19 @@ def test_the_best_threshold_where_everything_is_lesion() -> None:
     assert metrics([case], "m", -np.inf, "image")["dice_threshold"] == 1.0
 
 
+def test_scores_are_resampled_as_maps_are() -> None:
+    cases = random_cases()
+    scored = Scored("good")
+    for case in cases:
+        scored.add(case)
+    alone, with_maps = measured_scores(scored, 200), measured(cases, "good", None, "foreground", 200)
+    assert alone.values == {m: with_maps.values[m] for m in ("image_auroc", "image_ap")}
+    assert alone.intervals == {m: with_maps.intervals[m] for m in alone.values}
+
+
 def test_metrics_that_one_class_leaves_undefined_are_left_out() -> None:
     assert set(metrics(by_hand()[1:], "m", 0.4, "foreground")) == {"healthy_area"}
-    of_maps = {m for m in METRICS if m.startswith(("dice", "pixel")) and m != "dice_threshold_volume"}
+    of_maps = {m for m in METRICS if m.startswith(("dice", "iou", "pixel")) and m != "dice_threshold_volume"}
     assert set(metrics(by_hand()[:1], "m", 0.4, "foreground")) == of_maps
     assert set(metrics(by_hand()[:1], "m", None, "foreground")) == {m for m in of_maps if "threshold" not in m}
     with pytest.raises(ValueError, match="no lesion pixel is known in these cases"):
@@ -188,6 +200,8 @@ def test_boxes_by_hand() -> None:
     assert metrics([case], "m", 3.5, "foreground") == {"pointing": 1.0, "box_recall": 0.0}
     a[3, 3] = 5.0
     assert metrics([case], "m", 0.5, "foreground") == {"pointing": 0.0, "box_recall": 1.0}
+    a[0, 0], a[0, 1], a[3, 4] = 5.0, 5.0, 5.0  # of four highest pixels two lie in a box
+    assert metrics([case], "m", 0.5, "foreground")["pointing"] == 0.5
     a[:] = 2.0  # a map that is the same everywhere points nowhere
     assert metrics([case], "m", 0.5, "foreground") == {"pointing": 0.0, "box_recall": 1.0}
     case.truth = case.in_boxes().any(axis=0)

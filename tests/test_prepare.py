@@ -492,18 +492,43 @@ def test_arrays_become_pictures(tmp_path: Path) -> None:
     )
     common = {"root": str(tmp_path / "x.npz"), "images": str(tmp_path / "png"), "regions": str(tmp_path / "r.json")}
     arrays(output=str(tmp_path / "a.json"), healthy="no_finding", **common)
-    first, second = items_of(tmp_path / "a.json")
+    assert [len(written(tmp_path / "a.json")[s]) for s in ("training", "validation", "test")] == [0, 1, 1]
+    second, first = items_of(tmp_path / "a.json")
     assert np.array_equal(Image.open(first["image"]), pictures[0])
     assert first["boxes"] == [[0, 32, 8, 64]] and first["label"] == 1 and first["subject"] == "p"
     assert "boxes" not in second and second["label"] == 0 and second["subject"] == "group-6"
     assert written(tmp_path / "a.json")["left_out"] == {"x-00009": "there are 4 images."}
     arrays(output=str(tmp_path / "b.json"), **common)
-    assert [item["label"] for item in items_of(tmp_path / "b.json")] == [1, 0, 0]
+    assert [item["label"] for item in items_of(tmp_path / "b.json")] == [0, 1, 0]
     (tmp_path / "png" / "x-00000.png").write_bytes(b"another's")
     with pytest.raises(ValueError, match=r"x-00000.png: is there already and is another picture"):
         arrays(output=str(tmp_path / "b.json"), **common)
     arrays(output=str(tmp_path / "b.json"), overwrite=True, **common)
     assert np.array_equal(Image.open(tmp_path / "png" / "x-00000.png"), pictures[0])
+
+
+def test_what_radiologists_drew_is_for_evaluation(tmp_path: Path) -> None:
+    """An outline becomes a mask, makes a picture diseased, and takes its patient out of training."""
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 64, 64), np.uint8))
+    columns = ("row", "effusion", "no_finding", "split", "patient")
+    values = [(0, 0, 0, "train", "p"), (1, 0, 1, "train", "p"), (2, 1, 0, "train", "q"), (3, 1, 0, "train", "r")]
+    write_csv(tmp_path / "x.csv", [dict(zip(columns, v, strict=True)) for v in values])
+    outline, speck = [[0, 512], [255, 512], [255, 1023], [0, 1023]], [[0, 0], [2, 0], [2, 2]]
+    drawn = [
+        {"row": 0, "syms": ["Effusion"], "boxes": [[0, 512, 256, 1024]], "polygons": [outline]},
+        {"row": 2, "syms": ["Effusion"], "boxes": [[0, 0, 3, 3]], "polygons": [speck]},
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(drawn))
+    paths = {"root": str(tmp_path / "x.npz"), "images": str(tmp_path / "png"), "regions": str(tmp_path / "r.json")}
+    arrays(output=str(tmp_path / "d.json"), healthy="no_finding", **paths)
+    content = written(tmp_path / "d.json")
+    assert [item["subject"] for item in content["training"]] == ["r"] and not content["validation"]
+    first, second, third = content["test"]
+    assert (first["label"], second["label"], third["label"]) == (1, 0, 1) and "mask" not in second
+    expected = np.zeros((64, 64), bool)
+    expected[32:, :16] = True
+    assert np.array_equal(np.asarray(Image.open(tmp_path / first["mask"])) > 0, expected)
+    assert "mask" not in third and len(third["boxes"]) == 1  # too small for a pixel
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:

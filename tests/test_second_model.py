@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from small_bundle import write_small_bundle
 
@@ -144,3 +145,37 @@ def test_it_is_evaluated_and_calibrated(trained: Path, datalist: str, tmp_path: 
     values = json.loads((trained / "models" / "knee" / "weights.json").read_text())["calibration"]["values"]
     # two pictures are too few to choose a temperature
     assert {"threshold", "preview_threshold"} <= set(values) and all(v > 0 for v in values.values())
+
+
+def test_maps_are_read_in_a_part_of_what_the_networks_see(trained: Path, datalist: str, tmp_path: Path) -> None:
+    """The region of interest is what is bright, by a network that marks it; the counterfactual changes all of the picture."""
+    config = parser(trained, "evaluate", datalist=datalist, cache_dir=str(tmp_path), mask_key="roi")
+    bright = {"_target_": "torch.nn.PReLU"}
+    roi = {
+        "_target_": "scripts.images.network_foreground.ByNetworkd",
+        "keys": "image",
+        "network": bright,
+        "size": [32, 32],
+        "threshold": 0.6,
+        "name": "roi",
+    }
+    config["preprocessing#transforms"] = [*OVERLAY["preprocessing"]["transforms"], roi]
+    config["baselines"] = [{"_target_": "scripts.judging.radiograph_baselines.LowestThird"}]
+    item = config.get_parsed_content("evaluation").datalists["test"][1]
+    volumes = config.get_parsed_content("volumes")
+    (case,), _, _ = volumes.found(item)
+    assert 0 < case.foreground.mean() < 0.5
+    # on the networks' coarser grid the rim is shared
+    inside = binary_dilation(case.foreground, iterations=3)
+    assert all(not a[~inside].any() and a.any() for a in case.maps.values())
+    healthy = case.counterfactual
+    assert healthy is not None and np.abs(healthy - case.image)[~inside].max() > 0
+    lowest = case.maps["lowest third, a blind guess"]
+    assert lowest.max() == 1 and not lowest[:, : np.flatnonzero(case.foreground.any(axis=0))[0]].any()
+
+    out = tmp_path / "out"
+    run = parser(trained, datalist=datalist, split="test", output_dir=str(out), mask_key="roi")
+    run["preprocessing#transforms"] = [*OVERLAY["preprocessing"]["transforms"], roi]
+    run.get_parsed_content("run")
+    shown = nib.load(out / "p7" / "anomaly_map.nii.gz").get_fdata()
+    assert 0 < (shown > 0).mean() < 0.5

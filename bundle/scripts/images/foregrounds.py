@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
@@ -23,11 +24,16 @@ class Foregroundd(MapTransform):
 
     Args:
         keys: the image ``(C, X, Y, Z)``, on its own grid.
+        name: of what is added. ``roi`` is where maps and scores are read, of a model whose networks look at more than that.
 
     Raises:
         InvalidImageError: nothing is foreground.
         ValueError: the mask given can't be used, see `masks.load_mask`.
     """
+
+    def __init__(self, keys: KeysCollection, name: str = "foreground") -> None:
+        super().__init__(keys)
+        self.name = name
 
     def find(self, image: MetaTensor) -> torch.Tensor:
         """The foreground of an image, bool ``(X, Y, Z)``."""
@@ -36,11 +42,11 @@ class Foregroundd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image = d[self.keys[0]]
-        given = d.get("foreground")
+        given = d.get(self.name)
         mask = self.find(image)[None] if given is None else load_mask(given, image).as_tensor()
         if not bool(mask.any()):
-            raise InvalidImageError(f"{image.meta['filename_or_obj']}: no foreground was found.")
-        d["foreground"] = on_grid(mask.to(torch.uint8), image.affine, image)
+            raise InvalidImageError(f"{image.meta['filename_or_obj']}: no {self.name} was found.")
+        d[self.name] = on_grid(mask.to(torch.uint8), image.affine, image)
         return d
 
 

@@ -23,7 +23,7 @@ class AnomalyMapd(MapTransform):
         keys: the preprocessed image ``(C, H, W, D)``.
         pred_key: what the inferer found, see `method.slices.Findings`.
         polarity, median_size: see `method.maps.anomaly_map`.
-        mask_key: the foreground ``(1, H, W, D)``, inside from 0.5 on.
+        mask_key: where map and score are read: the foreground or the roi ``(1, H, W, D)``, inside from 0.5 on.
 
     ``slices`` is a list with, for each slice of the preprocessed volume, ``slice`` (its number in the input file),
     ``assessed``, ``score`` and ``p_diseased`` (both None where not assessed).

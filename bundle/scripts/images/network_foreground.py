@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
@@ -28,10 +29,14 @@ class ByNetworkd(Foregroundd):
         network: with its weights, such as `weights.load_weights` gives it, on the device that it runs on.
         size: the network's input size, two whole numbers.
         threshold: probability from which on a pixel is foreground.
-        convex_hull: take the convex hull of what is marked in a slice, as what lies between and behind the lungs.
+        parts: keep so many of a slice's largest connected parts, as there are two lungs; 0 keeps all.
+        below: how far what is marked is extended along the second axis, as a part of its length there. In a radiograph that
+            is to the feet, as fluid hides the lowest part of a lung.
+        convex_hull: then take the convex hull of it, as what lies between and behind the lungs.
         dilation: how far the foreground is then widened, as a part of the slice's longer side, so that what hides the border of
             an organ, as fluid does in the costophrenic angles, is foreground. It is no length in mm, as many radiographs don't
             say how large a pixel is, but all show about the same field.
+        name: see `Foregroundd`.
     """
 
     def __init__(
@@ -40,16 +45,23 @@ class ByNetworkd(Foregroundd):
         network: torch.nn.Module,
         size: Sequence[int],
         threshold: float = 0.5,
+        parts: int = 0,
+        below: float = 0.0,
         convex_hull: bool = False,
         dilation: float = 0.0,
+        name: str = "foreground",
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, name)
         check_number("threshold", threshold, 0, 1)
+        check_number("parts", parts, 0, 100, whole=True)
+        check_number("below", below, 0, 1)
         check_number("dilation", dilation, 0, 1)
         self.network = network.eval()
         self.weights = weights_digest(network)  # by which what was computed before is found again
         self.size = tuple(size)
         self.threshold = threshold
+        self.parts = parts
+        self.below = below
         self.convex_hull = convex_hull
         self.dilation = dilation
 
@@ -63,11 +75,24 @@ class ByNetworkd(Foregroundd):
         p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, 1:2]
         p = F.interpolate(p, image.shape[1:3], mode="bilinear")
         mask = (p[:, 0] >= self.threshold).movedim(0, -1).numpy()
-        for z in range(mask.shape[2]):
-            if self.convex_hull and mask[..., z].any():
-                mask[..., z] = convex_hull_image(mask[..., z])
-            if self.dilation > 0 and mask[..., z].any():
-                spacing = [float(s) for s in image.pixdim[:2]]
-                reach = self.dilation * max(n * s for n, s in zip(mask.shape[:2], spacing, strict=True))
-                mask[..., z] = ndimage.distance_transform_edt(~mask[..., z], sampling=spacing) <= reach
+        for z in np.flatnonzero(mask.any(axis=(0, 1))):
+            mask[..., z] = self._extended(mask[..., z], [float(s) for s in image.pixdim[:2]])
         return torch.from_numpy(mask)
+
+    def _extended(self, marked: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+        """What is foreground where a slice is marked, bool ``(X, Y)``, not all false."""
+        if self.parts:
+            labels, number = ndimage.label(marked)
+            sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+            marked = np.isin(labels, 1 + np.argsort(-sizes, kind="stable")[: self.parts])
+        rows = np.flatnonzero(marked.any(axis=0))
+        reach = round(self.below * (rows[-1] + 1 - rows[0]))
+        extended = marked.copy()
+        for step in range(1, reach + 1):
+            extended[:, step:] |= marked[:, :-step]
+        if self.convex_hull:
+            extended = convex_hull_image(extended)
+        if self.dilation > 0:
+            reach_mm = self.dilation * max(n * s for n, s in zip(marked.shape, spacing, strict=True))
+            extended = ndimage.distance_transform_edt(~extended, sampling=spacing) <= reach_mm
+        return extended

@@ -15,6 +15,8 @@ class Baseline(Protocol):
     """What a baseline is: a map by its name."""
 
     name: str
+    on_networks_grid: bool
+    """Whether it takes the image as the networks see it, or on the input's own grid."""
 
     def __call__(self, image: Array, foreground: Array) -> Array:
         """A map, float32 ``(H, W, D)``, of a normalised image ``(C, H, W, D)`` and its foreground, bool ``(H, W, D)``."""
@@ -27,6 +29,8 @@ class Brightness:
         channels: the names of the image's channels; with that of its own it is named in tables.
         channel: which of them, from 0.
     """
+
+    on_networks_grid = False
 
     def __init__(self, channels: Sequence[str], channel: int = 0) -> None:
         self.name = f"{channels[channel]} intensity"
@@ -44,6 +48,8 @@ class BrighterThanMedian:
         channel: likewise.
         median_size: side of a median filter over each slice afterwards, in pixels, odd; 1 is none.
     """
+
+    on_networks_grid = False
 
     def __init__(self, channels: Sequence[str], channel: int = 0, median_size: int = 1) -> None:
         size = f", {median_size}x{median_size} median" if median_size > 1 else ""

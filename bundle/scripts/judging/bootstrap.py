@@ -10,7 +10,7 @@ import numpy as np
 from .cases import Array, Domain, SliceCase
 from .metrics import METRICS, of_sums
 from .ranking import quotient, ranks
-from .scored import Scores
+from .scored import Scored, Scores
 from .sums import Sums, sums
 
 NUM_BINS = 1024
@@ -76,16 +76,12 @@ def measured(
         ValueError: as for `metrics`.
     """
     found = sums(cases, method, threshold, domain)
-    names = sorted(set(found.scored.slices.subject))
-    if len(names) < 2:
+    index, weights = _resamples(found.scored, num_resamples, seed)
+    if len(index) < 2:
         return Measured(of_sums(found), {})
-    index = {name: n for n, name in enumerate(names)}
-    weights = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), num_resamples or NUM_RESAMPLES
-    )
     result = {}
     for name, parts in found.parts.items():
-        of_subject = np.zeros((len(names), 2))
+        of_subject = np.zeros((len(index), 2))
         for subject, *part in parts:
             of_subject[index[subject]] += part
         result[name] = quotient(*(weights @ of_subject).T)
@@ -93,10 +89,31 @@ def measured(
         histograms = _histograms(cases, method, domain, found, index)
         pixels = ranks(*np.moveaxis(np.tensordot(weights.astype(float), histograms, 1), 2, 0))
         result |= {"dice_oracle": pixels["dice"], "pixel_auroc": pixels["auroc"], "pixel_ap": pixels["ap"]}
-    for what, scores in (("image", found.scored.slices), ("volume", found.scored.volumes)):
+    result |= _of_scores(found.scored, index, weights)
+    return Measured(of_sums(found), {name: result[name] for name in METRICS if name in result})
+
+
+def measured_scores(scored: Scored, num_resamples: int | None = None, seed: int = 0) -> Measured:
+    """How well scores tell diseased slices and volumes, see `metrics`, resampled as `measured` does."""
+    index, weights = _resamples(scored, num_resamples, seed)
+    return Measured(scored.ranks(), _of_scores(scored, index, weights) if len(index) > 1 else {})
+
+
+def _resamples(scored: Scored, num_resamples: int | None, seed: int) -> tuple[dict[str, int], Array]:
+    """The number of each patient, and how often each is in each resample, ``(R, patients)``."""
+    names = sorted(set(scored.slices.subject))
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), num_resamples or NUM_RESAMPLES
+    )
+    return {name: n for n, name in enumerate(names)}, drawn
+
+
+def _of_scores(scored: Scored, index: dict[str, int], weights: Array) -> dict[str, Array]:
+    result: dict[str, Array] = {}
+    for what, scores in (("image", scored.slices), ("volume", scored.volumes)):
         if len(set(scores.diseased)) > 1:
             result |= {f"{what}_{name}": values for name, values in _of_images(scores, index, weights).items()}
-    return Measured(of_sums(found), {name: result[name] for name in METRICS if name in result})
+    return result
 
 
 def _histograms(cases: Iterable[SliceCase], method: str, domain: Domain, found: Sums, index: dict[str, int]) -> Array:

@@ -20,6 +20,7 @@ METRICS = {
     "dice_otsu_slice": ("Dice per slice, Otsu per slice", "no slice has a lesion of more than 20 pixels"),
     "dice_threshold": ("Dice pooled", A_LESION),
     "dice_threshold_slice": ("Dice per slice", "no slice has a lesion of more than 20 pixels"),
+    "iou_threshold_slice": ("IoU per slice", "no slice has a lesion of more than 20 pixels"),
     "dice_threshold_volume": ("Dice per volume", "no volume of several slices has a known lesion"),
     "dice_oracle": ("oracle Dice pooled", A_LESION),
     "pixel_auroc": ("pixel AUROC", A_LESION),
@@ -44,12 +45,13 @@ def metrics(cases: Iterable[SliceCase], method: str, threshold: float | None, do
         ``dice_otsu_slice``: mean over slices of Dice at that slice's own Otsu threshold, the protocol of
         Wolleb et al. 2022; a constant map segments nothing.
         ``dice_threshold``: pooled, at `threshold`; ``dice_threshold_slice``, ``dice_threshold_volume``: mean over slices, and
-        over volumes with a lesion.
+        over volumes with a lesion. ``iou_threshold_slice``: the same of intersection over union.
         ``dice_oracle``: pooled, at the threshold that is best on these very cases: a bound, not a result.
         ``pixel_auroc``, ``pixel_ap``: over all pixels; these two and the oracle tell values apart as `ranking` does, to
         0.012 %, which changes them by about 0.0002. All else is exact.
         ``healthy_area``: mean number of false pixels in a healthy slice at `threshold`.
-        ``pointing``: the share of images with boxes whose map is highest in a box; ``box_recall``: the share of boxes of
+        ``pointing``: the share of images with boxes whose map is highest in a box (a map with several highest pixels counts by
+        their share in boxes, one that is the same everywhere points nowhere); ``box_recall``: the share of boxes of
         which at least `MIN_BOX_SHARE` is marked at `threshold`.
         ``image_auroc``, ``image_ap``: of the scores of slices; ``volume_auroc``, ``volume_ap``: of volumes, by their highest
         slice.

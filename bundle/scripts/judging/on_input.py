@@ -32,6 +32,7 @@ def cases_of(
     baselines: Sequence[Baseline] = (),
     healthy: torch.Tensor | None = None,
     assessed: torch.Tensor | None = None,
+    mask_key: str = "foreground",
 ) -> list[SliceCase]:
     """Every labelled slice of a volume, with its maps and scores and those of the baselines.
 
@@ -45,9 +46,10 @@ def cases_of(
         baselines: their score of a slice is the map's mean over its foreground.
         healthy: the counterfactual ``(C, H, W, D)``, for display.
         assessed: bool ``(D,)``, the slices that count where an item has one label; by default all with foreground.
+        mask_key: where maps and scores are read, see `images.mapping.AnomalyMapd`; the foreground of the cases.
     """
     image: MetaTensor = volume["image"]
-    parts = [volume["foreground"].as_tensor(), *(m.movedim(0, -1) for m in maps.values())]
+    parts = [volume[mask_key].as_tensor(), volume["foreground"].as_tensor(), *(m.movedim(0, -1) for m in maps.values())]
     if healthy is not None:
         parts.append((image.as_tensor() - healthy)[:1])
     original: MetaTensor = volume["input_image"]
@@ -55,14 +57,14 @@ def cases_of(
     grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
     on_input = axial(MetaTensor(grid, affine=affine)).as_tensor().numpy()
     inside = on_input[0] >= 0.5
-    x = _normalised(image, original, inside)
+    x = _normalised(image, original, on_input[1] >= 0.5)
 
     row = {n: i for i, n in enumerate(slice_numbers(image))}
     if assessed is None:
         assessed = assessed_slices(volume["foreground"].as_tensor(), 0)
     truth = truth_of(item, original)
     labels = slice_labels(item, original, truth, [n for n, i in row.items() if bool(assessed[i])])
-    on_grid = {name: on_input[1 + i] for i, name in enumerate(maps)}
+    on_grid = {name: on_input[2 + i] for i, name in enumerate(maps)}
     above: dict[str, Array] = {baseline.name: baseline(x, inside) for baseline in baselines}
     area = inside.sum(axis=(0, 1))
     means = {name: quotient((a * inside).sum(axis=(0, 1), dtype=float), area) for name, a in above.items()}

@@ -18,18 +18,19 @@ from .tables import left_out, said, table
 DOMAINS: dict[Domain, str] = {"foreground": "pixels inside the foreground", "image": "pixels of the whole image"}
 OF_SCORES = {m: METRICS[m] for m in OF_IMAGES} | {"calibration_error": ("expected calibration error", "")}
 OF_MAPS = {m: what for m, what in METRICS.items() if m not in OF_IMAGES}
-ABOUT = "In brackets: 95 % patient bootstrap interval. Oracle: its threshold is chosen on these very slices."
+INTERVALS = "In brackets: 95 % patient bootstrap interval."
+ABOUT = f"{INTERVALS} Oracle: its threshold is chosen on these very slices."
 
 
 def write_scores(cases: KeptCases, path: Path, record: dict[str, Any]) -> None:
     """A table of `rows.scores`, and the same in the record of a split."""
     found = scores(cases, list(next(iter(cases)).maps))
-    record["scores"] = found
-    record["left_out"] = left_out(found[P_DISEASED], OF_SCORES)
+    record["scores"] = {name: reached.values for name, reached in found.items()}
+    record["left_out"] = left_out(found[P_DISEASED].values, OF_SCORES)
     number = "{patients} patients, {volumes} volumes, {slices} slices, of these {diseased_slices} diseased."
-    note = f"{number.format_map(record)} {said(record['left_out'])}"
+    note = f"{number.format_map(record)} {INTERVALS} {said(record['left_out'])}"
     columns = {name: heading for name, (heading, _) in OF_SCORES.items()}
-    table({m: (v, {}) for m, v in found.items()}, path, "score", columns, note)
+    table({m: (reached.values, reached.intervals) for m, reached in found.items()}, path, "score", columns, note)
 
 
 def write_rows(

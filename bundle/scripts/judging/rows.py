@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import DISEASED
-from .bootstrap import Measured, measured
+from .bootstrap import Measured, measured, measured_scores
 from .cases import Domain
 from .kept import KeptCases
 from .probabilities import calibration_error
@@ -50,16 +50,16 @@ def counted(cases: KeptCases) -> dict[str, Any]:
     return {"patients": len(subjects), "volumes": len(volumes), **numbers, **of_lesions}
 
 
-def scores(cases: KeptCases, methods: Sequence[str]) -> dict[str, dict[str, float]]:
+def scores(cases: KeptCases, methods: Sequence[str]) -> dict[str, Measured]:
     """How well p(diseased) and the methods' scores tell diseased slices and volumes, and how well p is calibrated."""
     found = [Scored(method) for method in (P_DISEASED, *methods)]
     for case in cases:
         for scored in found:
             scored.add(case)
-    values = {scored.name: scored.ranks() for scored in found}
+    reached = {scored.name: measured_scores(scored) for scored in found}
     p = found[0].slices
-    values[P_DISEASED]["calibration_error"] = calibration_error(p.score, p.diseased)
-    return values
+    reached[P_DISEASED].values["calibration_error"] = calibration_error(p.score, p.diseased)
+    return reached
 
 
 def thresholds(

@@ -73,7 +73,9 @@ def sums(cases: Iterable[SliceCase], method: str, threshold: float | None, domai
                 by_otsu = dice(values > threshold_otsu(values), truth)
                 parts["dice_otsu_slice"].append((case.subject, by_otsu, 1))
                 if marked is not None:
-                    parts["dice_threshold_slice"].append((case.subject, dice(marked, truth), 1))
+                    overlap = dice(marked, truth)
+                    parts["dice_threshold_slice"].append((case.subject, overlap, 1))
+                    parts["iou_threshold_slice"].append((case.subject, overlap / (2 - overlap), 1))
         if case.diseased == HEALTHY and marked is not None:
             parts["healthy_area"].append((case.subject, int(marked.sum()), 1))
         _add_boxes(case, method, threshold, parts)
@@ -95,8 +97,9 @@ def _add_boxes(case: SliceCase, method: str, threshold: float | None, parts: Par
         return
     a = np.where(case.foreground, case.maps[method], -np.inf)
     points = a == a.max()
-    hit = bool((points & boxes.any(axis=0)).any()) and not points[case.foreground].all()
-    parts["pointing"].append((case.subject, int(hit), 1))
+    # of a map with several highest pixels, one is pointed at by chance
+    hit = 0.0 if points[case.foreground].all() else float(boxes.any(axis=0)[points].mean())
+    parts["pointing"].append((case.subject, hit, 1))
     if threshold is not None:
         for box in boxes:
             found = (a > threshold)[box].mean() >= MIN_BOX_SHARE

@@ -19,6 +19,7 @@ from ..digests import code_digest
 from ..errors import ExhaustedError, cause_of, out_of_resources
 from ..fingerprints import fingerprint, settings_of
 from ..images.geometry import axial, slice_numbers
+from ..method.maps import slice_score
 from ..method.slices import CPU_BATCH, SliceInferer, each
 from ..weights import weights_digest
 from .baselines import Baseline
@@ -47,6 +48,7 @@ class LabelledVolumes:
         polarity, median_size: the bundle's, see `method.maps.anomaly_map`.
         baselines: see `baselines.Baseline`.
         cache_dir: made if it is missing; what lies in it as ``evaluated-*.pt`` may be deleted when all is done.
+        mask_key: where maps and scores are read, see `images.mapping.AnomalyMapd`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class LabelledVolumes:
         median_size: int,
         cache_dir: str,
         baselines: Sequence[Baseline] = (),
+        mask_key: str = "foreground",
     ) -> None:
         self.preprocessing = preprocessing
         self.inferer = inferer
@@ -68,6 +71,7 @@ class LabelledVolumes:
         self.median_size = median_size
         self.cache_dir = Path(cache_dir)
         self.baselines = list(baselines)
+        self.mask_key = mask_key
 
     @cached_property
     def _made_with(self) -> list[Any]:
@@ -76,7 +80,7 @@ class LabelledVolumes:
         weights = [weights_digest(network) for network in networks if network is not None]
         settings = {k: v for k, v in vars(self.inferer).items() if k not in CHANGES_NOTHING}
         code = [code_digest(folder) for folder in ("method", "judging")]
-        return [weights, settings_of([settings, self.baselines]), self.polarity, self.median_size, code]
+        return [weights, settings_of([settings, self.baselines]), self.polarity, self.median_size, self.mask_key, code]
 
     def path(self, item: Mapping[str, Any]) -> Path:
         """Where what was found in a volume is kept: another file for everything that it depends on."""
@@ -129,10 +133,18 @@ class LabelledVolumes:
             logits[torch.tensor(numbers)[assessed]] = self._logits(inputs[0].movedim(-1, 0)[assessed.to(self.device)])
         slices = each(found, lambda values: values.movedim(-1, 0).nan_to_num())
         slices["probability"] = torch.ones(len(numbers))
-        foreground = volume["foreground"].as_tensor().movedim(-1, 0) >= 0.5
-        maps, scores = readings(image.as_tensor().movedim(-1, 0), slices, foreground, self.polarity, self.median_size)
+        read_in = volume[self.mask_key].as_tensor().movedim(-1, 0) >= 0.5
+        x = image.as_tensor().movedim(-1, 0)
+        maps, scores = readings(x, slices, read_in, self.polarity, self.median_size)
+        for baseline in self.baselines:
+            if baseline.on_networks_grid:
+                a = torch.from_numpy(baseline(image.numpy(), read_in[:, 0].movedim(0, -1).numpy())).movedim(-1, 0)[
+                    :, None
+                ]
+                maps[baseline.name], scores[baseline.name] = a, slice_score(a, read_in, torch.ones(len(a)))
+        on_input = [baseline for baseline in self.baselines if not baseline.on_networks_grid]
         healthy = found.get("counterfactual")
-        return cases_of(item, volume, maps, scores, self.baselines, healthy, assessed), logits, seconds
+        return cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key), logits, seconds
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """Of diseased minus that of healthy, ``(N,)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ from ..checks import is_true
 from ..files import write
 from .options import rows_of
 from .preparation import Preparation
+from .regions import Regions, regions_of
 from .splitting import section_of
-
-BOX_GRID = 1024
-"""Boxes are in pixels of radiographs of this size."""
 
 
 def arrays(
@@ -46,7 +44,9 @@ def arrays(
         images: the folder to write PNG files to.
         diseased: the column whose 1 means diseased.
         healthy: the column whose 1 means healthy, such as no_finding; by default all others are.
-        regions: a .json file with row, syms and boxes in pixels of 1024 x 1024; those named as `diseased` are added.
+        regions: a .json file of what radiologists drew, see `regions.regions_of`. A picture with a region named as
+            `diseased` is diseased, whatever the table says; its regions are written as boxes and, beside it, as a mask. As
+            regions are for evaluation only, all pictures of the patients in this file are in test, whatever the table says.
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where the table gives no split.
         seed: of the draw.
@@ -67,23 +67,41 @@ def arrays(
         raise ValueError(f"{source}: can't be read as an .npz file with 'images' ({error}).") from error
     if pictures.dtype != np.uint8 or pictures.ndim != 3:
         raise ValueError(f"{source}: 'images' must be uint8 (N, H, W), got {pictures.dtype} {pictures.shape}.")
-    boxes = _boxes(regions, diseased, pictures.shape[1:]) if regions else {}
+    drawn = regions_of(regions, diseased, pictures.shape[1:]) if regions else {}
+    judged = {subject_of(row, source.stem) for row in rows if int(row["row"]) in drawn}
     target.mkdir(parents=True, exist_ok=True)
     for row in tqdm(rows, desc=source.name, unit="image"):
-        number, name = int(row["row"]), f"{source.stem}-{int(row['row']):05d}"
-        label = DISEASED if row[diseased] == "1" else HEALTHY if not healthy or row[healthy] == "1" else None
+        number, name, subject = int(row["row"]), name_of(row, source.stem), subject_of(row, source.stem)
+        found = drawn.get(number, Regions([], None))
+        label = (
+            DISEASED if row[diseased] == "1" or found.boxes else HEALTHY if not healthy or row[healthy] == "1" else None
+        )
         if label is None:
             made.passed(f"neither {diseased} nor {healthy}")
         elif not 0 <= number < len(pictures):
             made.damaged(name, f"there are {len(pictures)} images.")
         else:
-            _save(pictures[number], target / f"{name}.png", is_true(overwrite, "overwrite"))
-            group = f"group-{row['group']}" if row.get("group") else name
-            item = {"image": f"{name}.png", "label": label, "subject": row.get("patient") or group}
-            if number in boxes:
-                item["boxes"] = boxes[number]
-            made.add(item, section_of(row.get("split", "")) or None)
+            may_replace = is_true(overwrite, "overwrite")
+            _save(pictures[number], target / f"{name}.png", may_replace)
+            item: dict[str, Any] = {"image": f"{name}.png", "label": label, "subject": subject}
+            if found.boxes:
+                item["boxes"] = found.boxes
+            if found.mask is not None:
+                item["mask"] = f"{name}-mask.png"
+                _save(found.mask.astype(np.uint8) * 255, target / item["mask"], may_replace)
+            made.add(item, "test" if subject in judged else section_of(row.get("split", "")) or None)
     made.write(f"Expected is {table.name} with lines.")
+
+
+def name_of(row: Mapping[str, str], stem: str) -> str:
+    """Of a line's picture, without suffix."""
+    return f"{stem}-{int(row['row']):05d}"
+
+
+def subject_of(row: Mapping[str, str], stem: str) -> str:
+    """The patient of a line, or what stands for one."""
+    group = f"group-{row['group']}" if row.get("group") else name_of(row, stem)
+    return row.get("patient") or group
 
 
 def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
@@ -96,24 +114,3 @@ def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
             f"{path}: is there already and is another picture; give another --images, or --overwrite true."
         )
     write(path, content.getvalue())
-
-
-def _boxes(path: str, finding: str, size: tuple[int, ...]) -> dict[int, list[list[float]]]:
-    """The boxes of a finding by row, in pixels of the image."""
-    try:
-        regions = json.loads(Path(path).read_bytes())
-        return {
-            int(region["row"]): [
-                [
-                    box[0] * size[1] / BOX_GRID,
-                    box[1] * size[0] / BOX_GRID,
-                    box[2] * size[1] / BOX_GRID,
-                    box[3] * size[0] / BOX_GRID,
-                ]
-                for box, name in zip(region["boxes"], region["syms"], strict=True)
-                if name.lower() == finding.lower()
-            ]
-            for region in regions
-        }
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: can't be read as regions with row, syms and boxes ({error!r}).") from error

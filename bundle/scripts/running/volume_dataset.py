@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .report import Report
 
-KEPT = ("image", "foreground", "input_image", "input_foreground", "bias_field")
+KEPT = ("image", "foreground", "roi", "input_image", "input_foreground", "bias_field")
 """What of a preprocessed volume the networks and the postprocessing need."""
 
 

@@ -1,0 +1,116 @@
+"""Baselines of radiographs, where brightness alone says little: on the networks' grid, see `baselines.Baseline`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from monai.visualize import GradCAM
+
+from .. import DISEASED, HEALTHY
+from .cases import Array
+
+
+class LabelledSlices(Protocol):
+    """What `learning.datasets.SliceDataset` is."""
+
+    labels: list[int]
+
+    def __getitem__(self, drawn: int) -> dict[str, Any]:
+        """With ``image`` ``(C, H, W)``."""
+
+
+class WithoutNoise(torch.nn.Module):
+    """The classifier at timestep 0, as a function of the slice alone, for MONAI's Grad-CAM."""
+
+    def __init__(self, classifier: torch.nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+        return logits
+
+
+def grad_cam(classifier: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Grad-CAM of the disease (Selvaraju et al. 2017), at the classifier's last block but one.
+
+    Args:
+        classifier: MONAI's `DiffusionModelEncoder`.
+        x: slices ``(N, C, H, W)``.
+
+    Returns:
+        ``(N, 1, H, W)``, 0 or more.
+    """
+    network = WithoutNoise(classifier.eval())
+    last = len(classifier.down_blocks) - 2  # type: ignore[arg-type]  # it is a ModuleList
+    # as it is: MONAI's normaliser would give the most suspicious pixel 0, and each slice a range of its own
+    cam = GradCAM(network, target_layers=f"classifier.down_blocks.{last}.resnets.0", postprocessing=lambda a: a)
+    with torch.enable_grad():
+        maps: torch.Tensor = cam(x.clone().requires_grad_(), class_idx=DISEASED)
+    return maps.detach().clamp_min(0)
+
+
+class ClassActivation:
+    """See `grad_cam`; 0 outside the foreground.
+
+    Args:
+        classifier: the bundle's.
+    """
+
+    name = "Grad-CAM of the classifier"
+    on_networks_grid = True
+
+    def __init__(self, classifier: torch.nn.Module) -> None:
+        self.classifier = classifier
+
+    def __call__(self, image: Array, foreground: Array) -> Array:
+        device = next(self.classifier.parameters()).device
+        x = torch.from_numpy(np.moveaxis(image, -1, 0).astype(np.float32)).to(device)
+        maps = grad_cam(self.classifier, x)[:, 0].cpu().numpy()
+        a: Array = np.moveaxis(maps, 0, -1).astype(np.float32) * foreground
+        return a
+
+
+class AboveHealthyMean:
+    """How much the first channel is above the mean of the healthy training slices, 0 where it isn't and outside.
+
+    Args:
+        training: slices of which those labelled healthy are averaged.
+
+    Raises:
+        ValueError: none of them is healthy.
+    """
+
+    name = "intensity above the healthy mean"
+    on_networks_grid = True
+
+    def __init__(self, training: LabelledSlices) -> None:
+        healthy = [n for n, label in enumerate(training.labels) if label == HEALTHY]
+        if not healthy:
+            raise ValueError("no training slice is labelled healthy, so there is no healthy mean.")
+        total = sum(training[n]["image"][0].double() for n in healthy)
+        self.mean = (total / len(healthy)).float().numpy()
+
+    def __call__(self, image: Array, foreground: Array) -> Array:
+        a: Array = np.clip(image[0] - self.mean[..., None], 0, None).astype(np.float32) * foreground
+        return a
+
+
+class LowestThird:
+    """A blind guess: 1 in the third of the foreground that is nearest to the feet, 0 elsewhere, whatever the image shows.
+
+    Slices are ``(H, W)`` with the second axis to the feet, as of a radiograph.
+    """
+
+    name = "lowest third, a blind guess"
+    on_networks_grid = True
+
+    def __call__(self, image: Array, foreground: Array) -> Array:
+        a = np.zeros(foreground.shape, np.float32)
+        for z in np.flatnonzero(foreground.any(axis=(0, 1))):
+            rows = np.flatnonzero(foreground[..., z].any(axis=0))
+            begin = rows[0] + round((rows[-1] + 1 - rows[0]) * 2 / 3)
+            a[:, begin:, z] = foreground[:, begin:, z]
+        return a

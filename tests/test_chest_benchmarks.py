@@ -1,0 +1,85 @@
+"""What is said of radiographs' counterparts, and the masks that teach the lungs' network, with known answers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from skimage.draw import ellipse
+
+from scripts.bundle import declared
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import chest
+import lungs
+
+
+def phantom(small: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """A body with two dark lungs, ``(W, H)`` in [-1, 1], and the lungs; `small` is how high the second is."""
+    x, marked = np.full((96, 96), -1.0, np.float32), np.zeros((96, 96), bool)
+    x[10:86, 8:] = 0.7
+    for middle, height in ((30, 26), (66, round(26 * small))):
+        rows, columns = ellipse(middle, 42, 12, height, shape=x.shape)
+        marked[rows, columns] = True
+    x[marked] = -0.5
+    return x + 0.03 * np.random.default_rng(0).standard_normal(x.shape).astype(np.float32), marked
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def test_dark_regions_on_both_sides_are_lungs() -> None:
+    x, marked = phantom()
+    found = lungs.lungs_of(x)
+    assert found is not None and overlap(found, marked) > 0.9
+    for one_sided in (phantom(0.4)[0], np.where(np.arange(96)[:, None] < 48, 0.7, x)):
+        assert lungs.lungs_of(one_sided) is None
+
+
+def test_fluid_hides_the_lower_lung_and_nothing_else() -> None:
+    x, marked = (torch.from_numpy(a)[None] for a in phantom())
+    changes = [lungs.with_fluid(x, marked.float(), torch.Generator().manual_seed(n))[0] - x[0] for n in range(20)]
+    for change in changes:
+        assert change.abs()[:, :14].max() < 0.05  # above the lungs
+        assert max(change.abs()[:4].max(), change.abs()[92:].max()) < 0.05  # beside the body
+    below = torch.stack(changes)[:, marked[0] & (torch.arange(96) > 60)].mean(dim=1)
+    assert below.max() > 0.6 and below.min() == 0  # whole bases, and none
+
+
+def test_the_chest_models_roi_holds_the_lungs_and_what_lies_below() -> None:
+    """By the weights that the bundle has; half of the picture at most."""
+    x, marked = phantom()
+    image = MetaTensor(torch.from_numpy(x)[None, ..., None], affine=torch.eye(4), meta={"filename_or_obj": "x.png"})
+    roi = declared("roi", "chest", device="cpu")({"image": image})["roi"][0, ..., 0].numpy() > 0
+    assert roi[marked].mean() > 0.95 and roi.mean() < 0.6
+    assert roi[30, 70] and not roi[48, 95] and not roi[:6].any()
+
+
+def test_what_is_said_of_counterparts() -> None:
+    """Of two diseased images the judge called one diseased, and healthy after; a healthy one is changed a third as much."""
+    x, roi = torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    roi[:, :, :2] = True
+    healthy = x.clone()
+    healthy[:2, :, :2], healthy[2, :, :2], healthy[0, :, 3] = 0.3, 0.1, 0.2
+    labels = torch.tensor([1, 1, 0])
+    before, after = torch.tensor([0.9, 0.2, 0.6]), torch.tensor([0.1, 0.9, 0.9])
+    found = chest.healing(x, healthy, roi, labels, before, after)
+    assert (found["found"], found["healed"]) == (0.5, 1.0)
+    assert found["outside"] == pytest.approx(0.2 * 4 / 24)
+    assert found["diseased"] == pytest.approx((0.15 + 0.05 + 0.15) / 2) and found["healthy"] == pytest.approx(0.05)
+    assert found["ratio"] == pytest.approx(found["healthy"] / found["diseased"])
+    whole = chest.healing(x, healthy, torch.ones_like(roi), labels, torch.zeros(3), after)
+    assert "outside" not in whole and "healed" not in whole
+
+
+def test_images_with_regions_come_first() -> None:
+    items = [{"image": str(n), "label": n % 2, **({"mask": "m"} if n in (5, 9) else {})} for n in range(12)]
+    first = chest.chosen(items, 3, 0)
+    assert [item["label"] for item in first] == [1, 1, 1, 0, 0, 0]
+    assert {item["image"] for item in first[:2]} == {"5", "9"} and "mask" not in first[2]
