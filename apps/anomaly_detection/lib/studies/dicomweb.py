@@ -22,7 +22,7 @@ from lib.studies.base import Studies
 from lib.studies.dicom_server import DicomServer, spoken_sequence
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
-from lib.studies.objects import predicted, predicted_map, reviewed
+from lib.studies.objects import predicted, predicted_map, predicted_overlay, reviewed
 from lib.studies.register import exclusively
 from lib.studies.reviews import Reviews
 from lib.studies.tags import FINAL, FINAL_OF, MAP_TAG, ORIGINAL, SCORE
@@ -35,7 +35,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     """Studies on a DICOMweb server: every series of the models' modalities is an image, its SeriesInstanceUID the id.
 
     Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
-    back to the server, in series of their own; those of a radiograph stay here.
+    back to the server, in series of their own; of a radiograph's the mask, and a picture of it with the mask's outline.
 
     Args:
         modalities: of the series, in DICOM's words; every other one is left out.
@@ -211,12 +211,13 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         return found
 
     def series(self, image_id: str) -> list[Dataset]:
-        """The instances of a series, in order, as `get_image_uri` fetched them before."""
-        from scripts.dicom.series import read_series
+        """The instances of a series, in order, or its radiograph, as `get_image_uri` fetched them before."""
+        from scripts.dicom.series import read_images
 
         if not self._is_fetched(image_id):
             self.get_image_uri(image_id)
-        return read_series(self._folder_of(image_id))
+        folder = self._folder_of(image_id)
+        return read_images(picture_of(folder) if self._is_picture(image_id) else folder)
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
@@ -230,7 +231,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             file = converted or label_filename
             # refuses what is not fit before anything is sent
             self._writer(image_id, plain(label_tag, "label tag"), file)
-            if label_tag == FINAL and not self._is_picture(image_id):
+            if label_tag == FINAL:
                 seg = reviewed(self.series(image_id), file, self.version)
                 self._server.store(seg)
                 label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
@@ -248,23 +249,18 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         """A predicted mask of a series as a DICOM Segmentation.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, see `predicted`; or it is of a radiograph.
+            MONAILabelException: INVALID_INPUT, see `predicted`.
         """
-        if self._is_picture(image_id):
-            raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT,
-                f"{image_id}: is a radiograph; a Segmentation is made for series of slices.",
-            )
         return predicted(self.series(image_id), mask, params)
 
     def save_results(
         self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
     ) -> None:
-        """As for a folder; a mask and its map go to the DICOM server first, once for every setting that made them.
+        """As for a folder; what is stored of them goes to the DICOM server first, once for every setting that made it.
 
-        Those of a radiograph stay here. Of two that are sent the second may fail; then the next time only that one is sent.
+        Of two objects that are sent the second may fail; then the next time only that one is sent.
         """
-        if self._store_results and tag == ORIGINAL and not self._is_picture(image_id):
+        if self._store_results and tag == ORIGINAL:
             self._send(image_id, labels, results[MAP_TAG], params)
         super().save_results(image_id, tag, labels, results, params)
 
@@ -276,7 +272,9 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         if len(sent) == 2:
             return
         series = self.series(image_id)
-        pair = [predicted(series, mask, params), predicted_map(series, anomaly_map, params)]
+        picture = self._is_picture(image_id)
+        shown = predicted_overlay(series, mask, params) if picture else predicted_map(series, anomaly_map, params)
+        pair = [predicted(series, mask, params), shown]
         for dataset in pair[len(sent) :]:
             self._server.store(dataset)
             sent.append(str(dataset.SeriesInstanceUID))
