@@ -79,7 +79,7 @@ def radiograph_affine(dataset: Dataset) -> torch.Tensor:
 
 def _spacing(dataset: Dataset) -> tuple[float, float] | None:
     """That of columns and of rows in mm; None where the file doesn't say it."""
-    values: Sequence[float] = next((dataset[k].value for k in _SPACINGS if dataset.get(k)), ())
+    values: Sequence[float] = next((np.atleast_1d(dataset[k].value) for k in _SPACINGS if dataset.get(k)), ())
     if len(values) != 2 or min(map(float, values)) <= 0:
         return None
     return float(values[1]), float(values[0])

@@ -35,7 +35,8 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     """Studies on a DICOMweb server: every series of the models' modalities is an image, its SeriesInstanceUID the id.
 
     Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
-    back to the server, in series of their own; of a radiograph's the mask, and a picture of it with the mask's outline.
+    back to the server, in series of their own. Of a radiograph, a picture with the mask's outline does: OHIF stops at a study
+    with a Segmentation that has no place in space. Masks that readers submit for one stay here.
 
     Args:
         modalities: of the series, in DICOM's words; every other one is left out.
@@ -231,7 +232,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             file = converted or label_filename
             # refuses what is not fit before anything is sent
             self._writer(image_id, plain(label_tag, "label tag"), file)
-            if label_tag == FINAL:
+            if label_tag == FINAL and not self._is_picture(image_id):
                 seg = reviewed(self.series(image_id), file, self.version)
                 self._server.store(seg)
                 label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
@@ -258,7 +259,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     ) -> None:
         """As for a folder; what is stored of them goes to the DICOM server first, once for every setting that made it.
 
-        Of two objects that are sent the second may fail; then the next time only that one is sent.
+        Of several objects that are sent one may fail; then the next time only those that are missing are sent.
         """
         if self._store_results and tag == ORIGINAL:
             self._send(image_id, labels, results[MAP_TAG], params)
@@ -269,13 +270,15 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         known = self._datastore.objects.get(image_id)
         stored = dict(known.image.info.get("stored", {})) if known else {}
         sent = list(stored.get(made_with, []))
-        if len(sent) == 2:
-            return
-        series = self.series(image_id)
         picture = self._is_picture(image_id)
-        shown = predicted_overlay(series, mask, params) if picture else predicted_map(series, anomaly_map, params)
-        pair = [predicted(series, mask, params), shown]
-        for dataset in pair[len(sent) :]:
+        if len(sent) == (1 if picture else 2):
+            return
+        images = self.series(image_id)
+        if picture:
+            objects = [predicted_overlay(images, mask, params)]
+        else:
+            objects = [predicted(images, mask, params), predicted_map(images, anomaly_map, params)]
+        for dataset in objects[len(sent) :]:
             self._server.store(dataset)
             sent.append(str(dataset.SeriesInstanceUID))
             self.update_image_info(image_id, {"stored": {**stored, made_with: sent}})
