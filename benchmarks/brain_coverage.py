@@ -61,14 +61,14 @@ def coverage(
 ) -> None:
     """Write `output`; see the module."""
     preprocessing = declared("preprocessing", brain_cache=cache_dir)
-    fraction = declared("min_area_fraction")
+    min_area = declared("min_area")
     patients = []
     for item in tqdm(read_datalist(datalist, split), "preprocessing", unit="volume"):
         volume = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})
         inside = volume["foreground"]
         numbers = slice_numbers(inside)  # of the slices that hold brain
         assessed, brain = np.zeros(len(item["label"]), bool), np.zeros(len(item["label"]), int)
-        assessed[numbers] = assessed_slices(inside.as_tensor(), fraction).numpy()
+        assessed[numbers] = assessed_slices(inside.as_tensor(), min_area).numpy()
         brain[numbers] = (inside.as_tensor()[0] >= 0.5).sum(dim=(0, 1)).numpy()
         lesion = load_mask(item["mask"], volume["input_image"]).as_tensor()[0].sum(dim=(0, 1)).numpy()
         patients.append(counted(np.array(item["label"]) >= 0, assessed, brain, lesion))

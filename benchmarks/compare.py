@@ -386,7 +386,7 @@ def compare(
         return Path(cache_dir) / f"compare-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.pt"
 
     train = SliceDataset(
-        read_datalist(masked_datalist or datalist, "training"), preprocessing, cache_dir, declared("min_area_fraction")
+        read_datalist(masked_datalist or datalist, "training"), preprocessing, cache_dir, declared("min_area")
     )
 
     def of_rival(name: str) -> dict[str, Any]:

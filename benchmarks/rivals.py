@@ -286,7 +286,7 @@ class ReadersMasks(Dataset):
     Args:
         data: items with ``mask``, see `learning.datalists`.
         preprocessing: the bundle's.
-        min_area_fraction: see `method.slices.assessed_slices`.
+        min_area: see `method.slices.assessed_slices`.
         augmentation, seed: as `SliceDataset` has them.
 
     Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``, labels 0 or 1; ``labels`` are the image-level ones.
@@ -296,7 +296,7 @@ class ReadersMasks(Dataset):
         self,
         data: Sequence[dict[str, Any]],
         preprocessing: Compose,
-        min_area_fraction: float,
+        min_area: int,
         augmentation: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         seed: int = 0,
     ) -> None:
@@ -308,7 +308,7 @@ class ReadersMasks(Dataset):
             image = volume["image"]
             mask = load_mask(source["mask"], volume["input_image"])
             mask = to_grid(mask, mask.affine, image.affine, image.shape[1:]) > 0.5
-            for z, label in labelled_slices(volume["foreground"], source["label"], min_area_fraction):
+            for z, label in labelled_slices(volume["foreground"], source["label"], min_area):
                 self.items.append({"image": image.as_tensor()[..., z], "label": mask[..., z].float()})
                 self.labels.append(label)
 
@@ -332,7 +332,7 @@ def supervised(datalist: str, cache_dir: str, minutes: float) -> torch.nn.Module
                 "_target_": "rivals.ReadersMasks",
                 "data": parser[f"{split}#dataset#data"],
                 "preprocessing": "@preprocessing",
-                "min_area_fraction": "@min_area_fraction",
+                "min_area": "@min_area",
                 **({"augmentation": "@train#augmentation", "seed": "@seed"} if split == "train" else {}),
             }
         parser["checkpoint#settings"], parser["checkpoint#record"] = {}, None

@@ -12,14 +12,15 @@ from scripts.images.restoring import RestoreGridd
 from scripts.method.slices import assessed_slices
 
 
-def perfect_result(item: dict[str, Any], threshold: float = 0.3) -> dict[Any, Any]:
+def perfect_result(item: dict[str, Any], threshold: float = 0.3, min_area: int = 87) -> dict[Any, Any]:
     """What a perfect network would give: everything brighter than the median of the brain is brought back to it."""
     d = declared("preprocessing")(item)
     x = d["image"].as_tensor()
+    assessed = assessed_slices(d["foreground"], min_area)
     d["pred"] = {
         "counterfactual": torch.where(d["foreground"] >= 0.5, x.clamp_max(0), x),
-        "assessed": assessed_slices(d["foreground"], 0.5),
-        "probability": torch.where(assessed_slices(d["foreground"], 0.5), 0.75, torch.nan),
+        "assessed": assessed,
+        "probability": torch.where(assessed, 0.75, torch.nan),
     }
     d = AnomalyMapd("image")(d)
     return RestoreGridd("image", threshold=threshold)(d)

@@ -24,7 +24,7 @@ def test_settings_tell_what_results_depend_on(weights: dict[str, str]) -> None:
         ("pixel_size", 2.0),
         ("median_size", 1),
         ("scheduler#beta_end", 0.03),
-        ("min_area_fraction", 0.4),
+        ("min_area", 40),
         ("target_class", 1),
     ):
         assert told(**{id_: value}) != first, id_

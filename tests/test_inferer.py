@@ -42,7 +42,7 @@ def inside(x: torch.Tensor) -> torch.Tensor:
 
 def inferer(channels: int = 1, **options: Any) -> CounterfactualInferer:
     """With the exact classifier, float32 and scale 1 unless told otherwise."""
-    return exact(NoisedClassifier(channels), **{"guidance_scale": 1.0, "precision": "float32", **options})
+    return exact(NoisedClassifier(channels), **{"guidance_scale": 1.0, "precision": "float32", "min_area": 5, **options})
 
 
 def lesion(x: torch.Tensor) -> torch.Tensor:
@@ -174,7 +174,7 @@ BAD_NUMBERS: dict[str, tuple[list[Any], str]] = {
     "noise_level": ([500.5, "500", True, 1e30, None], "above 0 and below 1000"),
     "num_inference_steps": ([7.5, "7", True, None], "from 1 to the noise_level, 500"),
     "num_fixed_point_iterations": ([-1, 101, 1.5, "1", True], "from 0 to 100"),
-    "min_area_fraction": ([-0.1, 1.1, "0.5", True, None], "from 0 to 1"),
+    "min_area": ([-1, 0, 1.5, "87", True, None], "1 or more"),
     "batch_size": ([0, -1, 2.0, "16", True], "from 1 to 65536"),
     "target_class": ([-1, 2, 0.0, "0", True], "from 0 to 1"),
 }
@@ -192,7 +192,7 @@ def test_refuses_what_is_no_number_of_its_range(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("label", [HEALTHY, DISEASED])
 def test_one_slice_volume(label: int) -> None:
-    """A radiograph: D = 1, assessed because it is its own largest."""
+    """A radiograph: D = 1, assessed as every other."""
     x = volume([label])
     result = inferer()(x, noise_model(), inside(x))
     assert result["counterfactual"].shape == (1, 1, 4, 4, 1) and result["assessed"].tolist() == [[True]]

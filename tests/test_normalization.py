@@ -42,3 +42,21 @@ def test_a_foreground_pixel_without_signal_is_minus_one_as_the_outside() -> None
     }
     out = NormalizeByMediand("image")(d)["image"].as_tensor()
     assert torch.equal(out > BACKGROUND, (brain > 0) & (image > 0)) and out.max() == 0
+
+
+def test_each_channel_has_its_own_multiple_of_the_median() -> None:
+    """A median of 10 and values of 30: 2 medians at 1 clips them, 3 medians at 1 does not, and the scale undoes it."""
+    image = torch.full((2, 4, 4, 1), 10.0)
+    image[:, 1, 1, 0] = 30.0
+    d = {
+        k: MetaTensor(v, affine=torch.eye(4), meta={"filename_or_obj": "a"})
+        for k, v in (("image", image), ("foreground", torch.ones(1, 4, 4, 1)))
+    }
+    out = NormalizeByMediand("image", highest=[2, 4])(d)["image"]
+    assert out[:, 0, 0, 0].tolist() == [0, -0.5] and out[:, 1, 1, 0].tolist() == [1, 0.5]
+    back = (out.as_tensor() + 1) * out.meta["intensity_scale"][:, None, None, None]
+    assert back[1].equal(image[1])
+    with pytest.raises(ValueError, match="highest must be one number, or one for each of 2 channels"):
+        NormalizeByMediand("image", highest=[2, 2, 2])(d)
+    with pytest.raises(ValueError, match="highest must be"):
+        NormalizeByMediand("image", highest=0.5)

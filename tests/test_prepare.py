@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from scripts.prepare.brats import brats
 from scripts.prepare.chexpert import chexpert
 from scripts.prepare.folder import folder
 from scripts.prepare.lgg import lgg
+from scripts.prepare.merge import merge
 from scripts.prepare.msd_brain import msd_brain
 from scripts.prepare.nih import nih
 from scripts.prepare.splitting import read_split, split_subjects
@@ -118,6 +120,9 @@ def test_slices_are_counted_from_the_bottom_and_faint_ones_are_left_out(tmp_path
         [item] = items_of(path)
         assert item["label"][:: 1 if upwards else -1] == [-1, 1, 0, 1, -1, -1]
         assert isinstance(item["image"], str)
+        brats(root=str(tmp_path / "data"), output=str(path), every=2, overwrite=True)
+        [item] = items_of(path)
+        assert item["label"][:: 1 if upwards else -1] == [0, -1, 0, -1, 1, -1]
 
 
 def test_damaged_cases_are_named_and_a_rerun_reads_only_what_is_new(
@@ -342,8 +347,11 @@ def test_brain_mr(tmp_path: Path) -> None:
     common = {"root": str(tmp_path)}
     brain_mr(output=str(tmp_path / "a.json"), **common)
     [item] = read_datalist(tmp_path / "a.json", "training")
-    assert item["label"] == [-1, 1, 0, 1, 1, -1] and item["spacing"] == [1.8, 1.8, 145 / 6]
+    assert item["label"] == [0, 1, 0, 1, 1, 0] and item["spacing"] == [1.736, 1.736, 145 / 6]
     assert len(items_of(tmp_path / "a.json")) == 3
+    brain_mr(output=str(tmp_path / "m.json"), middle=True, **common)
+    [item] = read_datalist(tmp_path / "m.json", "training")
+    assert item["label"] == [-1, 1, 0, 1, 1, -1]
     brain_mr(output=str(tmp_path / "b.json"), sequences="flair,t1", brain_masks=True, **common)
     [item] = items_of(tmp_path / "b.json")
     assert Path(item["foreground"]).name == "brain.nii.gz" and len(item["image"]) == 2
@@ -679,3 +687,26 @@ def test_a_volumes_mask_in_a_folder_says_which_slices_are_diseased(tmp_path: Pat
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
     folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
     assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "b": [0, 1, 0, 0], "c": 1}
+
+
+def test_datalists_become_one(tmp_path: Path) -> None:
+    """Each item keeps its split, labels and spacing; paths stay true; a patient in two splits is refused."""
+    for name, subject in (("one", "p"), ("two", "q")):
+        folder = tmp_path / name
+        for image in ("a", "b"):
+            write_volume(folder / f"{image}.nii.gz")
+        content = {
+            "training": [{"image": f"{name}/a.nii.gz", "label": [0, 1, 0, 1, 1, -1], "subject": subject}],
+            "test": [{"image": f"{name}/b.nii.gz", "label": 1, "spacing": [1, 2, 3]}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    output = tmp_path / "deeper" / "both.json"
+    merge(root=str(tmp_path), output=str(output), datalists="one.json,two.json")
+    assert [os.path.realpath(i["image"]) for i in read_datalist(output, "training")] == [
+        os.path.realpath(tmp_path / name / "a.nii.gz") for name in ("one", "two")
+    ]
+    assert [i["spacing"] for i in read_datalist(output, "test")] == [[1, 2, 3]] * 2
+    assert read_datalist(output, "training")[1]["label"] == [0, 1, 0, 1, 1, -1]
+    (tmp_path / "bad.json").write_text(json.dumps({"test": [{"image": "x.nii.gz", "label": 1, "subject": "p"}]}))
+    with pytest.raises(ValueError, match="p is published in 'training' and in 'test'"):
+        merge(root=str(tmp_path), output=str(output), datalists="one.json,bad.json", overwrite=True)

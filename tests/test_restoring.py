@@ -45,16 +45,19 @@ def test_results_lie_on_the_inputs_grid(grid: str, tmp_path: Path) -> None:
 
 def test_foreground_that_was_not_assessed_is_marked(tmp_path: Path) -> None:
     item = write_head(tmp_path, "oblique")
-    d = perfect_result(item)
+    pixels = 2000  # of the networks' grid, so many that the head's outer slices have fewer
+    d = perfect_result(item, min_area=pixels)
     brain = np.asarray(nib.load(item["foreground"]).dataobj) > 0
     area = brain.sum(axis=(0, 1))
-    unseen = brain & (area < 0.5 * area.max())
-    assert unseen.any()
+    spacing = np.linalg.norm(nib.load(item["image"]).affine[:3, :2], axis=0)
+    area = area * spacing.prod() / 2.4**2
+    unseen = brain & (area < pixels)
+    assert unseen.any() and not unseen[brain].all()
     mask, a = d["pred"][0].numpy(), d["anomaly_map"][0].numpy()
     np.testing.assert_array_equal(np.isnan(a), mask == NOT_ASSESSED)
     np.testing.assert_array_equal(mask == NOT_ASSESSED, unseen)
     for row in d["slices"]:
-        seen = area[row["slice"]] >= 0.5 * area.max()
+        seen = area[row["slice"]] >= pixels
         assert row["assessed"] == seen
         assert (row["score"] is None) == (not seen)
         assert row["p_diseased"] == (0.75 if seen else None)
@@ -64,7 +67,7 @@ def test_a_students_map_needs_no_counterfactual(tmp_path: Path) -> None:
     """Its probability is the map, dimmed by the gate, on the input's grid; no counterfactual is invented."""
     d = declared("preprocessing")(write_head(tmp_path, "oblique"))
     x = d["image"].as_tensor()
-    assessed = assessed_slices(d["foreground"], 0.5)
+    assessed = assessed_slices(d["foreground"], 1)
     d["pred"] = {
         "student": (x > 0.5).float(),
         "assessed": assessed,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+import pytest
 import torch
 
-from scripts.weights import weights_digest
+from scripts.weights import for_training, weights_digest
 
 
 def test_the_digest_of_weights_is_theirs_alone() -> None:
@@ -21,3 +23,17 @@ def test_the_digest_of_weights_is_theirs_alone() -> None:
     with torch.no_grad():
         layer.weight[0, 0, 0, 0] += 1e-6
     assert weights_digest(layer) != digest
+
+
+def test_a_network_begins_with_what_fits_of_anothers_weights(tmp_path: Path) -> None:
+    """The first layer has two channels instead of one and stays as it was made, the second is taken."""
+    given, made = (
+        torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3), torch.nn.Conv2d(4, 4, 3)) for channels in (1, 2)
+    )
+    path = str(tmp_path / "given.pt")
+    torch.save(given.state_dict(), path)
+    before = made[0].weight.clone()
+    begun = for_training(made, "cpu", path)
+    assert begun[0].weight.equal(before) and begun[1].weight.equal(given[1].weight)
+    with pytest.raises(ValueError, match="given.pt: none of its 4 weights has a name and shape of this Linear"):
+        for_training(torch.nn.Linear(2, 2), "cpu", path)

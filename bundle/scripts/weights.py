@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 
 from .files import write
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "weights.json"
 """Beside the weights: see `read_manifest`."""
@@ -29,20 +32,32 @@ def load_weights(network: torch.nn.Module, path: str, device: torch.device | str
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no weights there; train them or give another bundle_root.")
-    return for_training(network, device, path).eval().requires_grad_(False)
+    _load(network, path)
+    return for_training(network, device).eval().requires_grad_(False)
 
 
 def for_training(
     network: torch.nn.Module, device: torch.device | str, initial_weights: str | None = None
 ) -> torch.nn.Module:
-    """`network` on `device`, in the layout that it is fastest in, with the state dict in a file or as it is initialised.
+    """`network` on `device`, in the layout that it is fastest in, as it is initialised or begun with another's weights.
+
+    Args:
+        initial_weights: a file with a state dict, also of another network: what has the same name and shape is taken, such as
+            the encoder of a diffusion network for a classifier; how much that was is logged.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as for `load_weights`.
+        ValueError: the file is no state dict, or nothing in it fits.
     """
     if initial_weights is not None:
-        _load(network, initial_weights)
+        own, given = network.state_dict(), _read(initial_weights)
+        fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
+        if not fitting:
+            raise ValueError(
+                f"{initial_weights}: none of its {len(given)} weights has a name and shape of this {type(network).__name__}."
+            )
+        network.load_state_dict(fitting, strict=False)
+        logger.info("%s: began with %d of the network's %d weights", initial_weights, len(fitting), len(own))
     # the layout that convolutions are fastest in, on CPUs up to threefold
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
 
@@ -177,11 +192,18 @@ def calibrate(manifest: str | Path, values: Mapping[str, float], weights: Mappin
         ) from error
 
 
-def _load(network: torch.nn.Module, path: str) -> None:
+def _read(path: str) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: is not a PyTorch state dict ({type(error).__name__}).") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path}: is not a PyTorch state dict ({type(state).__name__}).")
+    return dict(state)
+
+
+def _load(network: torch.nn.Module, path: str) -> None:
+    state = _read(path)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -30,16 +30,16 @@ class Targets(Protocol):
 
 
 def labelled_slices(
-    foreground: MetaTensor, label: int | Sequence[int], min_area_fraction: float
+    foreground: MetaTensor, label: int | Sequence[int], min_area: int
 ) -> Iterator[tuple[int, int]]:
     """The index and the label of every slice of a preprocessed volume that is to be trained on.
 
     Args:
         foreground: ``(1, H, W, D)``, with ``input_affine`` in its meta.
         label: see `SliceDataset`.
-        min_area_fraction: see `method.slices.assessed_slices`.
+        min_area: see `method.slices.assessed_slices`.
     """
-    for z, n in trained_slices(foreground, min_area_fraction):
+    for z, n in trained_slices(foreground, min_area):
         of_slice = label if isinstance(label, int) else label[n]
         if of_slice >= 0:
             yield z, of_slice
@@ -48,7 +48,7 @@ def labelled_slices(
 class SliceDataset(Dataset):
     """Labelled axial slices of a datalist's volumes, read one by one from a cache that is made once.
 
-    The preprocessing, the same as for inference, runs once a volume; its slices within the trained range are kept, see
+    The preprocessing, the same as for inference, runs once a volume; its slices with enough foreground are kept, see
     `SliceCache`. Memory is bounded by the batch, not by the data set. A volume is found again by a hash of its files (path,
     size and time of change), the preprocessing and the versions. So another datalist, or one that was stopped, repeats no
     volume; a file that was replaced in place is another volume.
@@ -61,7 +61,7 @@ class SliceDataset(Dataset):
         preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)`` and ``foreground`` ``(1, H, W, D)``, and
             keep ``input_image``.
         cache_dir: where the cache lies.
-        min_area_fraction: see `method.slices.assessed_slices`.
+        min_area: see `method.slices.assessed_slices`.
         augmentation: applied to every draw.
         seed: of the augmentation.
         targets: makes what takes the place of the labels.
@@ -81,18 +81,18 @@ class SliceDataset(Dataset):
         data: Sequence[dict[str, Any]],
         preprocessing: Compose,
         cache_dir: str,
-        min_area_fraction: float,
+        min_area: int,
         augmentation: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         seed: int = 0,
         targets: Callable[[SliceDataset], Targets] | None = None,
         workers: int = 0,
     ) -> None:
         self.augmentation, self.seed = augmentation, seed
-        settings = fingerprint([min_area_fraction, list(Entry.__annotations__)], preprocessing)
+        settings = fingerprint([min_area, list(Entry.__annotations__)], preprocessing)
         self._cache = SliceCache(Path(cache_dir) / f"slices-{settings}")
         sources = [{k: v for k, v in item.items() if k in ("image", "spacing", "foreground")} for item in data]
         keys = [json_digest(identified(source))[:16] for source in sources]
-        found = fill(self._cache, dict(zip(keys, sources, strict=True)), preprocessing, min_area_fraction, workers)
+        found = fill(self._cache, dict(zip(keys, sources, strict=True)), preprocessing, min_area, workers)
         left_out = sum(key not in found for key in keys)
         if left_out:
             logger.warning("%d of %d volumes were left out; the next start tries them again.", left_out, len(data))
@@ -111,7 +111,7 @@ class SliceDataset(Dataset):
             self._rows += [entry.first + n for n in kept]
             digest.update(repr((entry.digest, of_slices)).encode())
         if not self.labels:
-            raise ValueError("the datalist has no labelled slice within the trained range; see the warnings above.")
+            raise ValueError("the datalist has no labelled slice with enough foreground; see the warnings above.")
         self.digest = digest.hexdigest()[:16]
         """A hash of the slices and what they teach, wherever their files lie, 16 hexadecimal digits."""
         self._targets: Targets | None = None

@@ -21,22 +21,22 @@ from .cache import Entry, SliceCache
 logger = logging.getLogger(__name__)
 
 
-def trained_slices(foreground: MetaTensor, min_area_fraction: float) -> Iterator[tuple[int, int]]:
-    """The index of every slice of a preprocessed volume in the trained range, and its number in the file.
+def trained_slices(foreground: MetaTensor, min_area: int) -> Iterator[tuple[int, int]]:
+    """The index of every slice of a preprocessed volume with enough foreground, and its number in the file.
 
     Args:
         foreground: ``(1, H, W, D)``, with ``input_affine`` in its meta.
-        min_area_fraction: see `method.slices.assessed_slices`.
+        min_area: see `method.slices.assessed_slices`.
     """
-    wanted = assessed_slices(foreground.as_tensor(), min_area_fraction)
+    wanted = assessed_slices(foreground.as_tensor(), min_area)
     return ((z, n) for z, n in enumerate(slice_numbers(foreground)) if wanted[z])
 
 
 class _Volumes(Dataset):
     """Items to the arguments of `SliceCache.append`, or to the error that kept one from it."""
 
-    def __init__(self, sources: Sequence[dict[str, Any]], preprocessing: Compose, min_area_fraction: float) -> None:
-        self.sources, self.preprocessing, self.min_area_fraction = sources, preprocessing, min_area_fraction
+    def __init__(self, sources: Sequence[dict[str, Any]], preprocessing: Compose, min_area: int) -> None:
+        self.sources, self.preprocessing, self.min_area = sources, preprocessing, min_area
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -48,7 +48,7 @@ class _Volumes(Dataset):
             exhausted = out_of_resources(error)
             return ("exhausted", str(exhausted)) if exhausted is not None else ("left out", str(cause_of(error)))
         image, foreground = (volume[key].as_tensor().numpy() for key in ("image", "foreground"))
-        found = list(trained_slices(volume["foreground"], self.min_area_fraction))
+        found = list(trained_slices(volume["foreground"], self.min_area))
         planes = [z for z, _ in found]
         images, inside = (np.moveaxis(a, -1, 0)[planes] for a in (image, foreground))
         depth = axial(volume["input_image"]).shape[3]
@@ -59,7 +59,7 @@ def fill(
     cache: SliceCache,
     sources: dict[str, dict[str, Any]],
     preprocessing: Compose,
-    min_area_fraction: float,
+    min_area: int,
     workers: int = 0,
 ) -> dict[str, Entry]:
     """Preprocess what a cache lacks; one that can't be used is named in the log and left out.
@@ -69,7 +69,7 @@ def fill(
         sources: items of a datalist by the hash that `SliceCache` finds them by.
         preprocessing: dictionary transforms that make ``image`` ``(C, H, W, D)`` and ``foreground`` ``(1, H, W, D)``, and keep
             ``input_image``.
-        min_area_fraction: see `trained_slices`.
+        min_area: see `trained_slices`.
         workers: processes that preprocess; 0 is this one.
 
     Returns:
@@ -83,7 +83,7 @@ def fill(
         return found
     with cache.writing() as found:
         missing = [key for key in sources if key not in found]
-        volumes = _Volumes([sources[key] for key in missing], preprocessing, min_area_fraction)
+        volumes = _Volumes([sources[key] for key in missing], preprocessing, min_area)
         # a process that has used a GPU can't be forked
         start = "spawn" if workers and torch.cuda.is_initialized() else None
         loader = DataLoader(

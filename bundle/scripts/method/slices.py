@@ -38,21 +38,19 @@ def each(found: Findings, change: Callable[[torch.Tensor], torch.Tensor]) -> Fin
     return cast(Findings, {name: change(cast(torch.Tensor, values)) for name, values in found.items()})
 
 
-def assessed_slices(foreground: torch.Tensor, min_area_fraction: float) -> torch.Tensor:
-    """Which slices hold enough foreground to be in the trained range.
+def assessed_slices(foreground: torch.Tensor, min_area: int) -> torch.Tensor:
+    """Which slices hold enough foreground to be trained on and looked at.
 
-    The paper drops the lowest and highest slices of BRATS; the counterpart for any scan is a foreground area of at least
-    `min_area_fraction` of the volume's largest. A radiograph's one slice is assessed.
+    The paper drops the lowest and highest slices of BRATS. A reader can't, so all count but those with next to nothing.
 
     Args:
         foreground: ``(..., 1, H, W, D)``, inside from 0.5 on.
-        min_area_fraction: in [0, 1].
+        min_area: pixels.
 
     Returns:
         bool ``(..., D)``.
     """
-    area = (foreground[..., 0, :, :, :] >= 0.5).sum(dim=(-3, -2))
-    return (area > 0) & (area >= min_area_fraction * area.amax(dim=-1, keepdim=True))
+    return (foreground[..., 0, :, :, :] >= 0.5).sum(dim=(-3, -2)) >= max(min_area, 1)
 
 
 def with_neighbours(probability: torch.Tensor) -> torch.Tensor:
@@ -81,7 +79,7 @@ class SliceInferer(Inferer):
         target_class: the healthy class, 0 or 1; p(diseased) is 1 - p(target).
         temperature: of p(diseased), from 0.01 to 100: the logits are divided by it, so that above 1 it is less sure (Guo et
             al. 2017). Guidance knows none.
-        min_area_fraction: slices with less of the largest slice's foreground are not assessed; from 0 to 1.
+        min_area: slices with less foreground are not assessed; pixels of the networks' grid, 1 or more.
         batch_size: slices in one network call, 1 or more; by default `CPU_BATCH`, or on a GPU the largest that its memory
             holds: from `GPU_BATCH` down, halved whenever memory runs out.
         precision: "float32", or "bfloat16" for autocast within the networks.
@@ -96,7 +94,7 @@ class SliceInferer(Inferer):
         classifier: torch.nn.Module,
         target_class: int = HEALTHY,
         temperature: float = 1.0,
-        min_area_fraction: float = 0.5,
+        min_area: int = 1,
         batch_size: int | None = None,
         precision: str = "float32",
         progress: bool = False,
@@ -106,13 +104,13 @@ class SliceInferer(Inferer):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
         check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
         check_number("temperature", temperature, 0.01, 100)
-        check_number("min_area_fraction", min_area_fraction, 0, 1)
+        check_number("min_area", min_area, 1, 10**12, "1 or more", whole=True)
         if batch_size is not None:
             check_number("batch_size", batch_size, 1, 65536, whole=True)
         self.classifier = classifier
         self.target_class = target_class
         self.temperature = temperature
-        self.min_area_fraction = min_area_fraction
+        self.min_area = min_area
         self.batch_size = batch_size
         self.precision = precision
         self.progress = progress
@@ -138,7 +136,7 @@ class SliceInferer(Inferer):
         x = convert_to_tensor(inputs).float()
         inside = torch.ones_like(x[:, :1]) if foreground is None else convert_to_tensor(foreground).to(x.device)
         if assessed is None:
-            assessed = assessed_slices(inside, self.min_area_fraction)
+            assessed = assessed_slices(inside, self.min_area)
         slices, inside = x.movedim(-1, 1), inside.movedim(-1, 1)  # (B, D, C, H, W)
         found = self.unassessed(slices)
         found["probability"] = torch.full(assessed.shape, torch.nan, device=x.device)

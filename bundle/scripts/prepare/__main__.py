@@ -17,11 +17,12 @@ from .brats import brats
 from .chexpert import chexpert
 from .folder import folder
 from .lgg import lgg
+from .merge import merge
 from .msd_brain import msd_brain
 from .nih import nih
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command for command in (brats, msd_brain, lgg, brain_mr, chexpert, nih, arrays, folder)
+    command.__name__: command for command in (brats, msd_brain, lgg, brain_mr, chexpert, nih, arrays, folder, merge)
 }
 
 

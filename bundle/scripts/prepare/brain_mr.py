@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checks import is_true
-from .lgg import STACK_HEIGHT
+from .lgg import PIXEL, STACK_HEIGHT
 from .options import choice, folder_of, rows_of, texts
 from .preparation import Preparation
 from .splitting import section_of
@@ -24,6 +24,7 @@ def brain_mr(
     output: str,
     sequences: Any = "flair",
     brain_masks: bool = False,
+    middle: bool = False,
     split: str | None = None,
     fractions: Any = (0.7, 0.1, 0.2),
     seed: int = 0,
@@ -31,14 +32,16 @@ def brain_mr(
 ) -> None:
     """TCGA-LGG as volumes/<patient>/<sequence>.nii.gz and slices.csv, with the split that slices.csv gives.
 
-    The headers' 2 x 2 x 5 mm are nominal. Pixels are taken as 1.8 mm and the slices as evenly spread over 145 mm, as for the
-    bundled weights. Slices that are not marked mid_slice are left out.
+    The headers' 2 x 2 x 5 mm are nominal. Pixels are taken as 1.736 mm, the median of benchmarks/pixel_size.json, and the
+    slices as evenly spread over 145 mm.
 
     Args:
         root: the folder with slices.csv.
         output: the datalist to write, a .json file.
         sequences: one a channel, of flair, t1 and t1gd; a patient without one of them is left out.
         brain_masks: take the set's own brain masks, and leave out the patients whose mask it marks as not to be trusted.
+        middle: leave out the slices that are not marked mid_slice, whose brain is under half of the largest slice's, as the
+            paper leaves out BRATS's outer slices.
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where slices.csv gives none.
         seed: of the draw.
@@ -46,7 +49,7 @@ def brain_mr(
     """
     made = Preparation("brain_mr", folder_of(root), dict(locals()))
     wanted = [choice(s, SEQUENCES, "sequences") for s in texts(sequences, "sequences")]
-    masks = is_true(brain_masks, "brain_masks")
+    masks, inner = is_true(brain_masks, "brain_masks"), is_true(middle, "middle")
     patients: dict[str, list[dict[str, str]]] = {}
     for row in rows_of(Path(root) / "slices.csv", COLUMNS):
         patients.setdefault(row["patient"], []).append(row)
@@ -64,11 +67,11 @@ def brain_mr(
             paths = [f"{folder}/{name}.nii.gz" for name in wanted]
             item = {
                 "image": paths if len(paths) > 1 else paths[0],
-                "label": [int(row["has_tumour"]) if row["mid_slice"] == "1" else -1 for row in rows],
+                "label": [-1 if inner and row["mid_slice"] != "1" else int(row["has_tumour"]) for row in rows],
                 "mask": f"{folder}/seg.nii.gz",
                 **({"foreground": f"{folder}/brain.nii.gz"} if masks else {}),
                 "subject": patient,
-                "spacing": [1.8, 1.8, STACK_HEIGHT / len(rows)],
+                "spacing": [2 * PIXEL, 2 * PIXEL, STACK_HEIGHT / len(rows)],
             }
             made.add(item, section_of(rows[0]["split"]) or None)
     made.write("Expected are slices.csv and the folder volumes.")

@@ -32,6 +32,7 @@ def brats(
     sequences: Any = "flair",
     slices: Any = None,
     least_voxels: int = 1,
+    every: int = 1,
     split: str | None = None,
     fractions: Any = (0.7, 0.1, 0.2),
     seed: int = 0,
@@ -48,6 +49,7 @@ def brats(
         sequences: one a channel, of t1, t1ce, t2 and flair, such as t1,t1ce,t2,flair.
         slices: the first and the last to use, counted from 0 at the bottom; the paper's are 80,128 of 155. By default all.
         least_voxels: that make a slice diseased; slices with fewer, but some, are left out.
+        every: 2 takes every second slice, and so on.
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where no split is given.
         seed: of the draw.
@@ -57,6 +59,7 @@ def brats(
     wanted = [choice(s, SEQUENCES, "sequences") for s in texts(sequences, "sequences")]
     between = checked_slices(slices)
     check_number("least_voxels", least_voxels, 1, 10**9, whole=True)
+    check_number("every", every, 1, 10**3, whole=True)
     published = _published(Path(root) / "cases.csv")
     for folder, files in tqdm(list(_cases(Path(root))), desc="brats", unit="case"):
         name = folder.name
@@ -74,7 +77,7 @@ def brats(
         made.add(
             {
                 "image": paths if len(paths) > 1 else paths[0],
-                "label": labels_of(lesion, between, least_voxels),
+                "label": labels_of(lesion, between, least_voxels, every),
                 "mask": files["seg"].relative_to(root).as_posix(),
                 "subject": re.sub(r"(?<=-\d{5})-\d{3}$", "", name),
             },

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import DISEASED, HEALTHY
+from ..checks import check_number
 from ..images.dicom_series import describe
 from ..images.formats import DICOM, NIFTI, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
 from .options import folder_of
@@ -25,6 +26,8 @@ def folder(
     *,
     root: str,
     output: str,
+    least_voxels: int = 1,
+    every: int = 1,
     split: str | None = None,
     fractions: Any = (0.7, 0.1, 0.2),
     seed: int = 0,
@@ -41,12 +44,16 @@ def folder(
     Args:
         root: the folder.
         output: the datalist to write, a .json file.
+        least_voxels: of a NIfTI mask that make a slice diseased; slices with fewer, but some, are left out.
+        every: 2 takes every second slice of such a volume, and so on.
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where no split is given.
         seed: of the draw.
         overwrite: write over a datalist that was made in another way.
     """
     made = Preparation("folder", folder_of(root), dict(locals()))
+    check_number("least_voxels", least_voxels, 1, 10**9, whole=True)
+    check_number("every", every, 1, 10**3, whole=True)
     others = {"mask": dict(_files(Path(root) / "masks")), "foreground": dict(_files(Path(root) / "foregrounds"))}
     found = {name: defaultdict[str, list[str]](list) for name in CLASSES}
     for name, paths_of in found.items():
@@ -79,7 +86,7 @@ def folder(
                 except (OSError, ValueError) as error:
                     made.damaged(str(item["image"]), str(error))
                     continue
-                item["label"] = labels_of(lesion, None, 1)
+                item["label"] = labels_of(lesion, None, least_voxels, every)
             made.add(item)
     made.write(f"Expected are images ({', '.join(SUFFIXES)}) in the folders healthy and diseased.")
 

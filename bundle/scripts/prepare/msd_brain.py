@@ -32,6 +32,7 @@ def msd_brain(
     images: str | None = None,
     slices: Any = None,
     least_voxels: int = 1,
+    every: int = 1,
     split: str | None = None,
     fractions: Any = (0.7, 0.1, 0.2),
     seed: int = 0,
@@ -49,6 +50,7 @@ def msd_brain(
         images: the folder to write volumes to, needed for other sequences than all four in this order.
         slices: the first and the last to use, counted from 0 at the bottom. By default all.
         least_voxels: that make a slice diseased; slices with fewer, but some, are left out.
+        every: 2 takes every second slice, and so on.
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where no split is given.
         seed: of the draw.
@@ -64,6 +66,7 @@ def msd_brain(
     may_replace = is_true(overwrite, "overwrite")
     between = checked_slices(slices)
     check_number("least_voxels", least_voxels, 1, 10**9, whole=True)
+    check_number("every", every, 1, 10**3, whole=True)
     for entry in tqdm(_entries(source / "dataset.json"), desc="msd_brain", unit="case"):
         image, mask = (source / entry[key] for key in ("image", "label"))
         name = image.name.split(".nii")[0]
@@ -77,7 +80,7 @@ def msd_brain(
         made.add(
             {
                 "image": relative if len(relative) > 1 else relative[0],
-                "label": labels_of(lesion, between, least_voxels),
+                "label": labels_of(lesion, between, least_voxels, every),
                 "mask": Path(entry["label"]).as_posix(),
                 "subject": name,
             }

@@ -39,18 +39,21 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
     return {"voxels": [int(n) for n in counts], "upwards": bool(orientation[axis, 1] > 0)}
 
 
-def labels_of(lesion: dict[str, Any], slices: tuple[int, int] | None, least_voxels: int) -> list[int]:
+def labels_of(
+    lesion: dict[str, Any], slices: tuple[int, int] | None, least_voxels: int, every: int = 1
+) -> list[int]:
     """0 (healthy), 1 (diseased) or -1 (leave out) for each slice, in the file's order.
 
     Args:
         lesion: see `lesion_voxels`.
         slices: first and last that are wanted, counted from 0 at the bottom of the head; the others are left out.
         least_voxels: that make a slice diseased; a slice with fewer, but some, is left out.
+        every: 2 takes every second slice, and so on: those of 1 mm repeat their neighbours.
     """
     counts = lesion["voxels"] if lesion["upwards"] else lesion["voxels"][::-1]
     first, last = slices or (0, len(counts) - 1)
     labels = [
-        -1 if not first <= n <= last or 0 < count < least_voxels else DISEASED if count else HEALTHY
+        -1 if not first <= n <= last or n % every or 0 < count < least_voxels else DISEASED if count else HEALTHY
         for n, count in enumerate(counts)
     ]
     return labels if lesion["upwards"] else labels[::-1]

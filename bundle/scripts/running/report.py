@@ -206,7 +206,7 @@ class Report:
                 print(f"{v['name']}: FAILED: {v['error']}")
                 continue
             if v["score"] is None:
-                print(f"{v['name']}: not assessed: no slice lies within the trained range.")
+                print(f"{v['name']}: not assessed: no slice has enough foreground.")
             else:
                 unit = next(key for key in v if key.startswith("lesion_")).removeprefix("lesion_")
                 digits = 0 if unit == "pixels" else 1

@@ -1,0 +1,49 @@
+"""Augmentation of what scanners change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable
+from monai.utils import convert_to_tensor
+
+from ..images.normalization import BACKGROUND
+
+
+class AsMagnitude(MapTransform, Randomizable):
+    """Apply transforms to images as magnitudes: 0 where there is no signal, whereas the networks see -1 there.
+
+    MONAI's bias field and intensity scale multiply, and its gamma takes the least value for black. The background stays as it
+    is, and values are clipped to [-1, 1], as `images.normalization.NormalizeByMediand` does.
+
+    Args:
+        keys: images ``(C, H, W)`` in [-1, 1].
+        transforms: MONAI's, of images without keys.
+    """
+
+    def __init__(self, keys: KeysCollection, transforms: Sequence[Callable[[Any], Any]]) -> None:
+        super().__init__(keys)
+        self.transforms = list(transforms)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> AsMagnitude:
+        """Of this and of all of its transforms."""
+        super().set_random_state(seed, state)
+        for transform in self.transforms:
+            if isinstance(transform, Randomizable):
+                transform.set_random_state(state=self.R)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            x = d[key]
+            magnitude = x - BACKGROUND
+            for transform in self.transforms:
+                magnitude = transform(magnitude)
+            changed = (convert_to_tensor(magnitude) + BACKGROUND).clamp(-1, 1)
+            d[key] = torch.where(x > BACKGROUND, changed, x)
+        return d
