@@ -378,7 +378,9 @@ def test_a_radiograph_is_work_where_a_model_takes_it_and_a_picture_of_its_mask_g
     studies = DICOMwebStudies(
         client=archive, search_filter={}, modalities=["MR", "DX"], cache_path=str(tmp_path / "both")
     )
-    assert studies.list_images() == [str(slices[0].SeriesInstanceUID), uid] and studies.modality(uid) == "DX"
+    both = [str(slices[0].SeriesInstanceUID), uid]
+    assert studies.list_images() == both and studies.modality(uid) == "DX"
+    assert (studies.taken_by(both, ["MR"]), studies.taken_by(both, ["CR", "DX"])) == (both[:1], both[1:])
     image = nib.load(studies.get_image_uri(uid))
     np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0], pixels.T)
     np.testing.assert_allclose(image.header.get_zooms()[:2], (0.3, 0.2), rtol=1e-6)

@@ -42,7 +42,9 @@ def inside(x: torch.Tensor) -> torch.Tensor:
 
 def inferer(channels: int = 1, **options: Any) -> CounterfactualInferer:
     """With the exact classifier, float32 and scale 1 unless told otherwise."""
-    return exact(NoisedClassifier(channels), **{"guidance_scale": 1.0, "precision": "float32", "min_area": 5, **options})
+    return exact(
+        NoisedClassifier(channels), **{"guidance_scale": 1.0, "precision": "float32", "min_area": 5, **options}
+    )
 
 
 def lesion(x: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,9 @@ class NormalizeByMediand(MapTransform):
                     f"{image.meta['filename_or_obj']}: no foreground is left at the networks' pixel size."
                 )
             if len(self.highest) not in (1, len(image)):
-                raise ValueError(f"highest must be one number, or one for each of {len(image)} channels, got {self.highest}.")
+                raise ValueError(
+                    f"highest must be one number, or one for each of {len(image)} channels, got {self.highest}."
+                )
             scale = torch.stack([channel[inside].median() for channel in image.as_tensor()])
             scale = scale * scale.new_tensor(self.highest) / 2
             if bool((scale <= 0).any()):

@@ -29,9 +29,7 @@ class Targets(Protocol):
         """The target of slice `i`."""
 
 
-def labelled_slices(
-    foreground: MetaTensor, label: int | Sequence[int], min_area: int
-) -> Iterator[tuple[int, int]]:
+def labelled_slices(foreground: MetaTensor, label: int | Sequence[int], min_area: int) -> Iterator[tuple[int, int]]:
     """The index and the label of every slice of a preprocessed volume that is to be trained on.
 
     Args:

@@ -39,9 +39,7 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
     return {"voxels": [int(n) for n in counts], "upwards": bool(orientation[axis, 1] > 0)}
 
 
-def labels_of(
-    lesion: dict[str, Any], slices: tuple[int, int] | None, least_voxels: int, every: int = 1
-) -> list[int]:
+def labels_of(lesion: dict[str, Any], slices: tuple[int, int] | None, least_voxels: int, every: int = 1) -> list[int]:
     """0 (healthy), 1 (diseased) or -1 (leave out) for each slice, in the file's order.
 
     Args:

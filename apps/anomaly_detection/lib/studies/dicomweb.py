@@ -68,6 +68,11 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         found = known.image.info if known else self._server.one_series(image_id)
         return str(found.get("Modality") or "") or None
 
+    def taken_by(self, images: Sequence[str], modalities: Sequence[str]) -> list[str]:
+        searches = [{**self._search_filter, "Modality": modality} for modality in modalities]
+        found = {str(series.SeriesInstanceUID) for search in searches for series in self._server.series(**search)}
+        return [image for image in images if image in found]
+
     def named(self, image_id: str) -> str | None:
         known = self._datastore.objects.get(plain(image_id, "image id"))
         return spoken_sequence(known.image.info if known else self._server.one_series(image_id))
