@@ -59,8 +59,9 @@ def read_radiograph(
         if not allow_any_image:
             raise InvalidImageError(f"{path}: its {what} is {value}; the model takes {' or '.join(allowed)}.")
         warnings.append(f"The {what} is {value}, the model takes {' or '.join(allowed)}.")
-    if views and not view:
-        warnings.append(f"The file doesn't name its view; whether it is {' or '.join(views)} was not checked.")
+    for what, value, allowed in checks[1:]:
+        if allowed and not value:
+            warnings.append(f"The file doesn't name its {what}; whether it is {' or '.join(allowed)} was not checked.")
     if (row, column) != ("L", "F"):
         warnings.append(
             "The file says that it lies turned or mirrored. The networks saw it upright, the patient's left on the right."
