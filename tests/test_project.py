@@ -162,4 +162,4 @@ def test_an_overlay_restates_nothing(name: str) -> None:
 def test_the_overlays_of_training_are_short() -> None:
     for name in ("train_classifier", "train_student"):
         lines = (ROOT / "bundle" / "configs" / f"{name}.json").read_text("utf-8").splitlines()
-        assert len(lines) <= 40, name
+        assert len(lines) <= 45, name
