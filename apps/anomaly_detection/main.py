@@ -208,8 +208,11 @@ class AnomalyDetection(MONAILabelApp):
     def _modalities_of(self, request: Mapping[str, Any]) -> list[str]:
         """Of a request's model; of all where there is no such model, which `infer` says."""
         task = self._infers.get(str(request.get("model")))
-        models = self.models if task is None else [task.model]
-        return list(dict.fromkeys(m for model in models for m in model.declared.modalities))
+        return self._modalities if task is None else task.model.declared.modalities
+
+    @property
+    def _modalities(self) -> list[str]:
+        return list(dict.fromkeys(m for model in self.models for m in model.declared.modalities))
 
     def _is_done(self, request: Mapping[str, Any], datastore: Datastore) -> bool:
         """Whether what `infer` would keep is there, from the same images, options, config, weights and version."""
@@ -248,6 +251,6 @@ class AnomalyDetection(MONAILabelApp):
             search_filter=dict(settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER),
             cache_path=(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip() or None,
             # MONAI Label's default is CT, whatever the models take
-            modalities=self._modalities_of({}),
+            modalities=self._modalities,
             store_results=self.conf.get("store_results", "true").lower() != "false",
         )
