@@ -131,14 +131,18 @@ def series_uid(files: list[Path]) -> str:
 
 
 def write_bundle(folder: Path) -> Path:
-    """The bundle, and in it a chest model with throw-away weights, whose mask is a fifth of the sample radiograph."""
+    """The bundle, and in it a chest model with throw-away weights, whose mask is a fifth of the sample radiograph.
+
+    The brain model looks at slices of a good size alone, so that the viewers have something to show that was not assessed.
+    """
     bundle = folder / "bundle"
     (bundle / "models" / "chest").mkdir(parents=True)
     shutil.copytree(serve.BUNDLE / "configs", bundle / "configs")
     for file in (serve.BUNDLE / "scripts", *(p for p in (serve.BUNDLE / "models").iterdir() if p.is_file())):
         (bundle / file.relative_to(serve.BUNDLE)).symlink_to(file)
-    overlay = bundle / "configs" / "chest.json"
-    overlay.write_text(json.dumps({**json.loads(overlay.read_text()), "displayable_configs#num_inference_steps": 2}))
+    for name, change in (("inference", {"min_area": 1000}), ("chest", {"displayable_configs#num_inference_steps": 2})):
+        path = bundle / "configs" / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     declared = Declaration(bundle, "cpu", "chest.json")
     torch.manual_seed(0)
     for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
