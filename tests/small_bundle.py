@@ -36,6 +36,9 @@ def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> 
     shutil.copytree(source / "scripts", bundle / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(source / "configs", bundle / "configs")
     (bundle / "bright.py").write_text(BRIGHT)
+    for overlay in (bundle / "configs").glob("*.json"):  # its other models are not made small
+        if overlay.name != "inference.json" and "model" in json.loads(overlay.read_text()):
+            overlay.unlink()
     path = bundle / "configs" / "inference.json"
     config: dict[str, Any] = json.loads(path.read_text())
     config["num_channels"] = len(channels)

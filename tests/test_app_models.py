@@ -135,6 +135,16 @@ def test_a_model_of_pictures_with_two_channels_shows_up(tmp_path: Path) -> None:
         app.infer({"model": "lesion_mask", "image": "1_high_energy"})
     assert app.next_sample({"strategy": "most_anomalous_first"})["id"] == "1_high_energy"
 
+    # beside volumes, each model's work is what it takes
+    write_head(studies, "plain", "head_flair")
+    (studies / "head_flair_brain.nii.gz").unlink()
+    for kind, first, unread in (("DX_CR", "1_high_energy", 2), ("MR", "head_flair", 1)):
+        sample = app.next_sample({"strategy": f"most_anomalous_{kind}_first"})
+        assert (sample["id"], sample["unread"]) == (first, unread)
+    assert set(app.batch_infer({"model": "lesion_mask", "images": "all", "device": "cpu"})) == {"head_flair"}
+    found = app.batch_infer({"model": "knee_lesion_mask", "images": "unlabeled", "device": "cpu"})
+    assert {i: row["status"] for i, row in found.items()} == {"0_high_energy": "ok", "1_high_energy": "skipped"}
+
 
 def test_a_student_without_a_threshold_of_its_own_gives_no_preview(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

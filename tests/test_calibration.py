@@ -36,6 +36,11 @@ def test_the_temperature_divides_the_logits() -> None:
 def test_numbers_are_read_from_the_manifest(tmp_path: Path) -> None:
     manifest = tmp_path / "weights.json"
     assert calibrated(manifest, "temperature", 1.0) == 1.0
+    with pytest.raises(
+        ValueError, match="holds no threshold, and there are no weights beside it; train the model first"
+    ):
+        calibrated(manifest, "threshold")
+    (tmp_path / "model.pt").touch()
     with pytest.raises(ValueError, match="weights.json: holds no threshold; run the config calibrate.json"):
         calibrated(manifest, "threshold")
     manifest.write_text('{"calibration": {"values": {"threshold": 0.2, "temperature": "hot"}}}')

@@ -88,13 +88,13 @@ def test_what_is_no_dicom_is_a_failed_volume_and_the_others_run(
     assert run(weights, input=path, output_dir=str(tmp_path / "out"), write_dicom=True) == 1
     found = summary(tmp_path / "out")
     assert found["nifti"]["error"].endswith(
-        "flair.nii.gz: is no folder with a series of DICOM images; --write_dicom true needs one."
+        "flair.nii.gz: is no DICOM image, nor a folder with a series of them; --write_dicom true needs one."
     )
     assert found["dicom"]["status"] == "ok" and "segmentation.dcm" in found["dicom"]["outputs"]
     # alone it is a mistake in the command, which costs no older result
     with pytest.raises(Exception) as error:
         run(weights, input=item["image"], output_dir=str(tmp_path / "alone"), write_dicom=True)
-    assert "is no folder with a series of DICOM images" in str(error.value.__cause__)
+    assert "is no DICOM image, nor a folder with a series of them" in str(error.value.__cause__)
     assert not (tmp_path / "alone").exists()
     # without it, the same volume has NIfTI files alone
     assert run(weights, input=path, output_dir=str(tmp_path / "out")) == 0

@@ -367,7 +367,7 @@ def test_a_readers_label_has_the_lesion_alone_and_one_that_does_not_fit_is_sent_
 # -- radiographs
 
 
-def test_a_radiograph_is_work_where_a_model_takes_it_and_its_results_stay_here(tmp_path: Path) -> None:
+def test_a_radiograph_is_work_where_a_model_takes_it_and_a_picture_of_its_mask_goes_back(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 4096, (40, 50), dtype=np.uint16)
     made = dicom.image(pixels, PixelSpacing=[0.2, 0.3], SeriesDescription="Chest")
     radiograph = pydicom.dcmread(dicom.save(made, tmp_path / "chest.dcm"))
@@ -378,18 +378,26 @@ def test_a_radiograph_is_work_where_a_model_takes_it_and_its_results_stay_here(t
     studies = DICOMwebStudies(
         client=archive, search_filter={}, modalities=["MR", "DX"], cache_path=str(tmp_path / "both")
     )
-    assert studies.list_images() == [str(slices[0].SeriesInstanceUID), uid] and studies.modality(uid) == "DX"
+    both = [str(slices[0].SeriesInstanceUID), uid]
+    assert studies.list_images() == both and studies.modality(uid) == "DX"
+    assert (studies.taken_by(both, ["MR"]), studies.taken_by(both, ["CR", "DX"])) == (both[:1], both[1:])
     image = nib.load(studies.get_image_uri(uid))
     np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0], pixels.T)
     np.testing.assert_allclose(image.header.get_zooms()[:2], (0.3, 0.2), rtol=1e-6)
     assert pydicom.dcmread(studies.input_of(uid)).SOPInstanceUID == radiograph.SOPInstanceUID
     mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid), depth=0)
-    studies.save_label(uid, mask, FINAL, {})
+    studies.version = "1"
     params = {"score": 0.5, "p_diseased": 0.9, "options": {}, "weights": "w", "version": "1"}
-    studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, params)
-    assert archive.asked["store"] == 0 and studies.get_labeled_images() == [uid]
-    with pytest.raises(MONAILabelException, match="is a radiograph"):
-        studies.segmentation_of(uid, mask, params)
+    for _ in range(2):  # the second time, it is there
+        studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, params)
+    assert studies.get_labeled_images() == []
+    studies.save_label(uid, mask, FINAL, {})
+    [sent] = archive.instances[1 + len(slices) :]
+    assert sent.Modality == "OT" and sent.pixel_array.shape == (40, 50, 3)
+    assert studies.get_labeled_images() == [uid]
+    marked = np.asarray(nib.load(mask).dataobj)[:, :, 0].T == 1
+    np.testing.assert_array_equal(studies.segmentation_of(uid, mask, params).pixel_array == 1, marked)
+    assert studies.list_images() == [str(slices[0].SeriesInstanceUID), uid]  # none of them is work
 
 
 def test_a_series_of_several_radiographs_is_refused(tmp_path: Path) -> None:

@@ -322,7 +322,11 @@ def test_what_is_marked_in_a_picture_is_an_area(kind: str, marked: dict[str, flo
 def test_what_a_file_leaves_out_is_said(tmp_path: Path) -> None:
     about = {"PixelSpacing": [1, 1], "PatientOrientation": ["R", "F"], "BurnedInAnnotation": "YES"}
     warnings = load(dx(tmp_path, GREY, ViewPosition=None, BodyPartExamined=None, **about))["warnings"]
-    for said, words in zip(warnings, ("AP or PA was not checked", "turned or mirrored", "burned into"), strict=True):
+    for said, words in zip(
+        warnings,
+        ("THORAX was not checked", "AP or PA was not checked", "turned or mirrored", "burned into"),
+        strict=True,
+    ):
         assert words in said
     assert load(dx(tmp_path, GREY, ViewPosition="AP PORTABLE", BodyPartExamined="PORT CHEST"))["warnings"][1:] == []
 

@@ -41,7 +41,7 @@ DOCUMENTS = [
 CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 """Those that speak of the project as it is."""
 PYTHON = re.compile(r"(PYTHONPATH=bundle )?(\.venv/bin/)?python(?= )")
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
 
 def blocks(path: Path, language: str) -> Iterator[str]:

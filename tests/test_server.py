@@ -48,6 +48,7 @@ from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.servers import ServeError, running, watch
 from lib.http.answers import without_paths
 from lib.http.guard import Guard
+from lib.http.ohif import PICTURES
 from lib.http.processes import SERVER
 from lib.http.proxy import resource
 from lib.models.abandoning import Abandoned, abandoned
@@ -469,6 +470,13 @@ def test_cross_origin_headers_are_for_configured_origins_alone(server: Server) -
     assert server.raw("GET", "/info/", {"Host": "evil.example"})[0] == 400
     assert server.raw("GET", "/ohif/", {"Host": "labels.example"})[0] == 200
     assert server.raw("POST", "/reload")[0] in (404, 405)
+
+
+def test_ohif_loads_its_configuration_and_what_shows_pictures(server: Server) -> None:
+    answer = server.call("GET", "/ohif/app-config.js")
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert answer.text.startswith("window.config = {") and PICTURES.read_text("utf-8") in answer.text
+    assert 'src="/ohif/app-config.js"' in server.call("GET", "/ohif/viewer").text
 
 
 def test_error_texts_hold_no_paths_nor_passwords() -> None:

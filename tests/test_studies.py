@@ -485,6 +485,9 @@ class Away:
             raise MONAILabelException(MONAILabelError.SERVER_ERROR, "The DICOM server doesn't answer.")
         return ["e", "d", "c", "b", "a"]
 
+    def taken_by(self, images: list[str], modalities: list[str]) -> list[str]:
+        return images
+
 
 def test_a_batch_goes_on_after_errors_and_says_what_failed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -505,7 +508,7 @@ def test_a_batch_goes_on_after_errors_and_says_what_failed(
             raise ConnectionError("is away")
         return bool(request["image"] == "a")
 
-    batch = EveryStudy(is_done)
+    batch = EveryStudy(is_done, lambda request: ["MR"])
     request = {"model": "lesion_mask", "device": "cpu"}
     with caplog.at_level(logging.INFO):
         result = batch(request, Away(2), infer)  # type: ignore[arg-type]

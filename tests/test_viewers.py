@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ import numpy as np
 import pydicom
 import pytest
 import requests
+import torch
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.client import MONAILabelClient
@@ -35,8 +37,10 @@ from lib.demonstration.label_server import label_server, ohif_url
 from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.orthanc import find_orthanc, orthanc, upload
 from lib.demonstration.servers import LOGIN, ServeError, answers, running
+from lib.models.declaration import Declaration
+from lib.models.model import Model
 from scripts.dicom.parametric_map import NOT_ASSESSED
-from serve import SAMPLE, sample_study
+from serve import RADIOGRAPH, SAMPLE, sample_study
 from test_app import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -126,6 +130,35 @@ def series_uid(files: list[Path]) -> str:
     return str(pydicom.dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID)
 
 
+def write_bundle(folder: Path) -> Path:
+    """The bundle, and in it a chest model with throw-away weights, whose mask is a fifth of the sample radiograph.
+
+    The brain model looks at slices of a good size alone, so that the viewers have something to show that was not assessed.
+    """
+    bundle = folder / "bundle"
+    (bundle / "models" / "chest").mkdir(parents=True)
+    shutil.copytree(serve.BUNDLE / "configs", bundle / "configs")
+    for file in (serve.BUNDLE / "scripts", *(p for p in (serve.BUNDLE / "models").iterdir() if p.is_file())):
+        (bundle / file.relative_to(serve.BUNDLE)).symlink_to(file)
+    for name, change in (("inference", {"min_area": 1000}), ("chest", {"displayable_configs#num_inference_steps": 2})):
+        path = bundle / "configs" / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    declared = Declaration(bundle, "cpu", "chest.json")
+    torch.manual_seed(0)
+    for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
+        network = declared.parsed(definition)
+        for parameter in network.parameters():
+            if not parameter.any():  # MONAI's diffusion networks begin with a last layer of zeros
+                torch.nn.init.normal_(parameter, std=0.05)
+        torch.save(network.state_dict(), declared.models_dir / f"{name}.pt")
+    manifest = declared.models_dir / "weights.json"
+    manifest.write_text(json.dumps({"calibration": {"values": {"threshold": 1.0}}}))
+    model = Model(Declaration(bundle, "cpu", "chest.json"))
+    found = model([str(RADIOGRAPH)], model.declared.options())["anomaly_map"]
+    manifest.write_text(json.dumps({"calibration": {"values": {"threshold": float(np.quantile(found, 0.8))}}}))
+    return bundle
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
@@ -141,7 +174,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with ExitStack() as archive:
         dicomweb = archive.enter_context(orthanc(folder / "orthanc", port))
         upload([*sample, *healthy], port)
-        with label_server(dicomweb, folder / "server", free_port(), env=LOGIN) as server:
+        bundle = {"bundle": str(write_bundle(folder))}
+        with label_server(dicomweb, folder / "server", free_port(), bundle, LOGIN) as server:
             yield Site(folder, port, server, study, series_uid(sample), series_uid(healthy), archive)
 
 
@@ -212,14 +246,23 @@ def drawn(picture: np.ndarray) -> np.ndarray:
 
 def on_canvas(page: Page, labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The labels where the viewport shows them, ``(H, W)``, by its own geometry: the nearest voxel to each pixel."""
+    return sampled(labels, nib.affines.apply_affine(np.linalg.inv(affine), places(page) * TO_LPS))
+
+
+def places(page: Page, of: str = "v.canvasToWorld(p)") -> np.ndarray:
+    """Where the centres of the viewport's pixels lie, ``(H, W, 3)``, of a linear function of its corners."""
     width, height, corners = page.evaluate(
-        f"(v => [v.canvas.width, v.canvas.height, [[0, 0], [1, 0], [0, 1]].map(p => [...v.canvasToWorld(p)])])({VIEWPORT})"
+        f"(v => [v.canvas.width, v.canvas.height, [[0, 0], [1, 0], [0, 1]].map(p => [...{of}])])({VIEWPORT})"
     )
     origin, x, y = np.array(corners)
     # the centre of a pixel is half a pixel from its corner
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    world = origin + columns[..., None] * (x - origin) + rows[..., None] * (y - origin)
-    index = np.rint(nib.affines.apply_affine(np.linalg.inv(affine), world * TO_LPS)).astype(int)
+    return np.asarray(origin + columns[..., None] * (x - origin) + rows[..., None] * (y - origin))
+
+
+def sampled(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The labels at indices ``(H, W, 3)``; 0 outside."""
+    index = np.rint(index).astype(int)
     inside = ((index >= 0) & (index < labels.shape)).all(-1)
     return np.where(inside, labels[tuple(np.where(inside[..., None], index, 0).transpose(2, 0, 1))], 0)
 
@@ -291,9 +334,10 @@ def test_serve_says_what_to_open_and_ends_with_ctrl_c(tmp_path: Path) -> None:
             assert line, said
             said += line
         addresses = [word for word in said.split() if "/ohif/" in word]
-        assert [a.split("/ohif/")[1].split("?")[0] for a in addresses] == ["monai-label", "viewer"]
+        modes = ["monai-label"] * (1 + serve.CHEST.is_file()) + ["viewer"]
+        assert [a.split("/ohif/")[1].split("?")[0] for a in addresses] == modes
         assert all(requests.get(address, timeout=10).status_code == 200 for address in addresses)
-        assert requests.get(f"http://127.0.0.1:{port}/datastore/", timeout=10).json()["total"] == 1
+        assert requests.get(f"http://127.0.0.1:{port}/datastore/", timeout=10).json()["total"] == len(modes) - 1
         process.send_signal(signal.SIGINT)
         try:
             process.wait(30)
@@ -487,3 +531,47 @@ def test_ohifs_basic_viewer_draws_the_parametric_map(site: Site, triage: Triage,
     assert lesion.sum() > 500
     assert drawn(picture)[lesion].mean() > 0.95
     viewer.close()
+
+
+def test_ohif_draws_the_mask_and_the_graded_map_of_a_radiograph(site: Site, page: Page) -> None:
+    """As one picture, which MONAI Label's mode for OHIF does not do by itself."""
+    upload([RADIOGRAPH], site.port)
+    about = pydicom.dcmread(RADIOGRAPH, stop_before_pixels=True)
+    study, series = str(about.StudyInstanceUID), str(about.SeriesInstanceUID)
+    page.goto(ohif_url(site.server, study))
+    page.wait_for_function("window.cornerstone?.getRenderingEngines()[0]?.getViewports().length", timeout=60_000)
+    assert not drawn(canvas(page)).any()
+    page.fill("#monailabelServerURL", f"{site.server}/")
+    page.click(".settingsTable .actionButton")
+    page.wait_for_selector("select.selectBox")
+    page.wait_for_function("services.segmentationService.getLabelmapVolume('1')")
+    page.wait_for_timeout(2000)
+
+    client = MONAILabelClient(site.server, tmpdir=str(site.folder))
+    for task, fewest in (("lesion_mask", 1), ("anomaly_heat_map", 4)):
+        picture = run_in_ohif(page, f"chest_effusion_{task}")
+        page.screenshot(path=ARTIFACTS / f"ohif_radiograph_{task}.png")
+        labels, _ = volume(client.infer(f"chest_effusion_{task}", series, {"result_extension": ".nii.gz"})[0])
+        assert labels.shape == (1024, 1024, 1)
+        # a picture has no place in the body, and OHIF makes one up
+        shown = sampled(labels, places(page, "v.getImageData().imageData.worldToIndex(v.canvasToWorld(p))"))
+        assert (shown > 0).sum() > 1000 and overlap(drawn(picture), shown > 0) > 0.95
+        colours = [np.median(chroma(picture)[shown == n], 0) for n in range(1, 10) if (shown == n).sum() > 200]
+        assert len(colours) >= fewest
+        assert min((np.abs(a - b).max() for i, a in enumerate(colours) for b in colours[:i]), default=99) > 10
+
+    # the work of this model alone; beside the radiograph a picture with the outline is stored
+    response = site.post("batch/infer/chest_effusion_lesion_mask?images=unlabeled&run_sync=true", json={})
+    assert {i: row["status"] for i, row in response.json().items()} == {series: "ok"}
+    assert site.post("activelearning/most_anomalous_CR_DX_first", json={}).json()["id"] == series
+    [overlay] = site.objects("OT", study)
+    assert site.objects("SEG", study) == []
+    mask, _ = site.label(series, "original")
+    red = (overlay.pixel_array == (255, 64, 64)).all(-1)
+    assert red.any() and (mask[:, :, 0].T[red] == 1).all()
+    page.goto(ohif_url(site.server, study))
+    page.wait_for_function("window.cornerstone?.getRenderingEngines()[0]?.getViewports().length", timeout=60_000)
+    page.get_by_text(str(overlay.SeriesDescription)).first.dblclick()
+    page.wait_for_timeout(1000)
+    assert drawn(canvas(page)).any()
+    page.screenshot(path=ARTIFACTS / "ohif_radiograph_overlay.png")

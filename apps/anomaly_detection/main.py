@@ -120,13 +120,17 @@ class AnomalyDetection(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         # OHIF's "Next Sample" always asks for "random"
-        return {"most_anomalous_first": MostAnomalousFirst(), "random": MostAnomalousFirst()}
+        strategies = {"most_anomalous_first": MostAnomalousFirst(), "random": MostAnomalousFirst()}
+        kinds = {"_".join(model.declared.modalities): model.declared.modalities for model in self.models}
+        if len(kinds) > 1:  # scores of a brain and of a chest don't compare
+            strategies |= {f"most_anomalous_{kind}_first": MostAnomalousFirst(names) for kind, names in kinds.items()}
+        return strategies
 
     def init_scoring_methods(self) -> dict[str, Any]:
         return {"dice": Dice()}
 
     def init_batch_infer(self) -> EveryStudy:
-        return EveryStudy(self._is_done)
+        return EveryStudy(self._is_done, self._modalities_of)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a model on an image of the studies or on an upload.
@@ -210,6 +214,15 @@ class AnomalyDetection(MONAILabelApp):
             )
         return [f"The series is named as {named}, the model takes {takes}."]
 
+    def _modalities_of(self, request: Mapping[str, Any]) -> list[str]:
+        """Of a request's model; of all where there is no such model, which `infer` says."""
+        task = self._infers.get(str(request.get("model")))
+        return self._modalities if task is None else task.model.declared.modalities
+
+    @property
+    def _modalities(self) -> list[str]:
+        return list(dict.fromkeys(m for model in self.models for m in model.declared.modalities))
+
     def _is_done(self, request: Mapping[str, Any], datastore: Datastore) -> bool:
         """Whether what `infer` would keep is there, from the same images, options, config, weights and version."""
         task = self._infers[request["model"]]
@@ -247,6 +260,6 @@ class AnomalyDetection(MONAILabelApp):
             search_filter=dict(settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER),
             cache_path=(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip() or None,
             # MONAI Label's default is CT, whatever the models take
-            modalities=list(dict.fromkeys(m for model in self.models for m in model.declared.modalities)),
+            modalities=self._modalities,
             store_results=self.conf.get("store_results", "true").lower() != "false",
         )

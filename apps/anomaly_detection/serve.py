@@ -1,4 +1,4 @@
-"""Show the bundle's sample study in real viewers: Orthanc keeps the DICOM, MONAI Label runs the models."""
+"""Show the bundle's sample studies in real viewers: Orthanc keeps the DICOM, MONAI Label runs the models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.orthanc import find_orthanc, orthanc, upload
 from lib.demonstration.servers import LOGIN, ServeError, watch
 
-SAMPLE = APP.parents[1] / "bundle" / "sample" / "TCGA_FG_6692_flair.nii.gz"
+BUNDLE = APP.parents[1] / "bundle"
+SAMPLE = BUNDLE / "sample" / "TCGA_FG_6692_flair.nii.gz"
+RADIOGRAPH = BUNDLE / "sample" / "NIH_61_effusion.dcm"
+CHEST = BUNDLE / "models" / "chest" / "model.pt"
+"""The weights without which no model takes the radiograph."""
 NOTICE = "Research software, not for clinical use."
 
 
@@ -29,7 +33,7 @@ def sample_study(folder: str | Path) -> tuple[list[Path], str]:
 
 
 def serve(folder: str = "output/serve", port: int = 8000, orthanc_port: int = 8043, **conf: str) -> None:
-    """Serve the sample study until Ctrl-C: to OHIF and 3D Slicer; without Orthanc to 3D Slicer only.
+    """Serve the sample studies until Ctrl-C: to OHIF and 3D Slicer; without Orthanc to 3D Slicer only.
 
     It ends with status 1, and says why, when one of its servers ends by itself.
 
@@ -49,15 +53,19 @@ def serve(folder: str = "output/serve", port: int = 8000, orthanc_port: int = 80
             if find_orthanc() is None:
                 studies = root / "studies"
                 studies.mkdir(parents=True, exist_ok=True)
-                shutil.copy(SAMPLE, studies)
+                for sample in (SAMPLE, RADIOGRAPH):
+                    shutil.copy(sample, studies)
                 server = stack.enter_context(label_server(str(studies), root, port, options))
                 ohif = "needs Orthanc with its DICOMweb plugin: `make viewers` installs them on Debian and Ubuntu"
             else:
                 files, study = sample_study(root / "dicom")
                 dicomweb = stack.enter_context(orthanc(root / "orthanc", orthanc_port))
-                upload(files, orthanc_port)
+                upload([*files, RADIOGRAPH], orthanc_port)
                 server = stack.enter_context(label_server(dicomweb, root, port, options, LOGIN))
                 ohif = f"{ohif_url(server, study)}\n             server, in the MONAI Label panel: {server}/"
+                if CHEST.is_file():
+                    radiograph = str(pydicom.dcmread(RADIOGRAPH, stop_before_pixels=True).StudyInstanceUID)
+                    ohif += f"\n             the radiograph: {ohif_url(server, radiograph)}"
                 ohif += f"\n             anomaly map, once a model ran: {ohif_url(server, study, 'viewer')}"
             print(f"\n  OHIF       {ohif}\n  3D Slicer  module MONAILabel, server {server}", flush=True)
             print(f"  Files      {root}\n\n{NOTICE} Ctrl-C ends it.", flush=True)

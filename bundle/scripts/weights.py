@@ -156,8 +156,10 @@ def calibrated(manifest: str | Path, name: str, default: float | None = None) ->
     """
     value = read_manifest(manifest).get("calibration", {}).get("values", {}).get(name, default)
     if value is None:
+        trained = any(Path(manifest).parent.glob("*.pt"))
+        what = "run the config calibrate.json, or give the number as an option" if trained else "train the model first"
         raise ValueError(
-            f"{manifest}: holds no {name}; run the config calibrate.json, or give the number as an option."
+            f"{manifest}: holds no {name}{'' if trained else ', and there are no weights beside it'}; {what}."
         )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{manifest}: its {name} must be a number, got {value!r}.")

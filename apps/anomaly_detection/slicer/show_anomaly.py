@@ -19,7 +19,6 @@ import vtk
 
 import slicer
 
-MODEL = "lesion_mask"
 COLORS = "Inferno"
 
 
@@ -49,13 +48,14 @@ def _load(server, image_id, tag):
         os.rmdir(os.path.dirname(path))
 
 
-def show_anomaly(server="http://127.0.0.1:8000", image=None):
+def show_anomaly(server="http://127.0.0.1:8000", image=None, model="lesion_mask"):
     """Run the model on the volume in the red view, unless it has run, and show the result.
 
     Args:
         server: address of the MONAI Label server.
         image: the volume's node; by default the one in the background of the red view. Its name is the image's id, as
             MONAI Label's plug-in names the volumes that it loads.
+        model: what to run, such as "chest_effusion_lesion_mask" on a radiograph.
 
     Returns:
         The scores, a dictionary.
@@ -70,7 +70,7 @@ def show_anomaly(server="http://127.0.0.1:8000", image=None):
     image_id = image.GetName()
     body = urllib.parse.urlencode({"params": json.dumps({"save_label": True})}).encode()
     query = urllib.parse.urlencode({"image": image_id, "output": "json"})
-    scores = json.loads(_ask(f"{server}/infer/{MODEL}?{query}", body))
+    scores = json.loads(_ask(f"{server}/infer/{model}?{query}", body))
     anomaly_map = _load(server, image_id, "anomaly_map")
     counterfactual = _load(server, image_id, "counterfactual")
 

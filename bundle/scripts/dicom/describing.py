@@ -9,19 +9,29 @@ import pydicom
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
+from .series import is_radiograph
+
 ALGORITHM = "Diffusion anomaly detection"
 """The name of the algorithm and of the software in the objects that are written."""
 AUTOMATIC_LABEL = "ANOMALY_AI"
 """Content Label of a segmentation that no reader has reviewed. A server's other segmentations are readers' labels."""
 REVIEWED_LABEL = "ANOMALY"
 """Content Label of a segmentation that a reader drew or submitted."""
-BRAIN = Code("12738006", "SCT", "Brain")
+BRAIN, CHEST = Code("12738006", "SCT", "Brain"), Code("51185008", "SCT", "Chest")
 LONG_STRING, SHORT_TEXT = 64, 1024
 """Characters that these value representations hold (PS3.5 6.2)."""
 # of characters, that the name of the source has at least
 _ROOM = 9
 # behind a scanner's own series in a viewer's list
-NUMBERS = {"map": 901, AUTOMATIC_LABEL: 902, REVIEWED_LABEL: 903}
+NUMBERS = {"map": 901, AUTOMATIC_LABEL: 902, REVIEWED_LABEL: 903, "overlay": 904}
+
+
+def regions_of(images: Sequence[pydicom.Dataset]) -> list[Code]:
+    """What of the body is seen: of a radiograph as far as its file says it; of a series of slices the brain."""
+    if not is_radiograph(images):
+        return [BRAIN]
+    words = str(images[0].get("BodyPartExamined") or "").upper()
+    return [CHEST] if any(word in words for word in ("CHEST", "THORAX")) else []
 
 
 def source_of(series: Sequence[pydicom.Dataset]) -> str:

@@ -1,4 +1,4 @@
-"""A volume on the grid of a series."""
+"""A volume on the grid of a series, or of a radiograph."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pydicom
+import torch
 from numpy.typing import NDArray
 
 from ..images.dicom_planes import TOLERANCE, orientation, position
+from ..images.masks import reordered
+from ..images.radiographs import radiograph_affine
+from .series import is_radiograph
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -25,6 +29,28 @@ def check_on_series(series: Sequence[pydicom.Dataset], shape: Sequence[int], aff
         ValueError: the volume doesn't lie on the series' grid, within `TOLERANCE` of a voxel.
     """
     on_series(series, np.empty(tuple(shape), dtype=bool), affine)
+
+
+def on_images(
+    images: Sequence[pydicom.Dataset], array: NDArray[np.generic], affine: NDArray[np.floating]
+) -> NDArray[np.generic]:
+    """As `on_series`; of a radiograph ``(X, Y, 1)`` as ``(1, rows, columns)`` of its file.
+
+    Raises:
+        ValueError: the grids don't coincide.
+    """
+    if not is_radiograph(images):
+        return on_series(images, array, affine)
+    rows, columns = int(images[0].Rows), int(images[0].Columns)
+    voxels = torch.from_numpy(np.ascontiguousarray(array))[None]
+    placed = None
+    if array.ndim == 3:
+        placed = reordered(voxels, torch.as_tensor(affine), radiograph_affine(images[0]), (columns, rows, 1))
+    if placed is None:
+        raise ValueError(
+            f"the volume {array.shape} does not lie on the pixels of the radiograph ({rows} rows, {columns} columns)."
+        )
+    return placed[0].numpy().transpose(2, 1, 0)
 
 
 def on_series(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 import pydicom
@@ -15,17 +16,18 @@ from pydicom.sr.coding import Code
 from .describing import (
     ALGORITHM,
     AUTOMATIC_LABEL,
-    BRAIN,
     NUMBERS,
     REVIEWED_LABEL,
     SHORT_TEXT,
     dated,
     described,
     new_series,
+    regions_of,
     shortened,
     source_of,
 )
-from .placing import on_series
+from .placing import on_images
+from .series import is_radiograph
 
 # PS3.16 CID 7150, 7151, 4, 7162, 7181, 7180
 _ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -58,8 +60,10 @@ def segmentation(
     Every slice has a frame, also those without a marked pixel: readers that take the extent of the frames for that of
     the volume then get the images' grid, and a mask without any marked pixel is an object like others.
 
+    A radiograph has no plane in space. Its mask's pixels are those of the image that the object refers to.
+
     Args:
-        series: as `read_series` gives it.
+        series: as `read_images` gives it.
         mask: ``(X, Y, Z)``, 1 marked, 2 not assessed (not in a reader's), else 0; on the series' grid, its axes in any
             order and direction.
         affine: ``(4, 4)`` from the mask's indices to mm, right, anterior, superior (RAS) as in NIfTI.
@@ -78,7 +82,8 @@ def segmentation(
     Raises:
         ValueError: other values, a mask that doesn't lie on the series' grid.
 
-    Source: PS3.3 A.51 (Segmentation IOD), C.8.20.2 (Segmentation Image), 10.16 (Algorithm Identification).
+    Source: PS3.3 A.51 (Segmentation IOD), A.51.5.1 (without a frame of reference), C.8.20.2 (Segmentation Image), 10.16
+    (Algorithm Identification).
     """
     allowed = (0, 1, 2) if algorithm else (0, 1)
     if not np.isin(mask, allowed).all():
@@ -101,7 +106,7 @@ def segmentation(
             segmented_property_type=kind,
             algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC if algorithm else SegmentAlgorithmTypeValues.MANUAL,
             algorithm_identification=identification if algorithm else None,
-            anatomic_regions=[BRAIN],
+            anatomic_regions=regions_of(series) or None,
         )
         item.RecommendedDisplayCIELabValue = list(colour.value)
         return item
@@ -110,8 +115,8 @@ def segmentation(
     if (np.asarray(mask) == 2).any():
         segments.append(segment(2, "not assessed", _CONCEPT, _NOT_ASSESSED, _GREY))
     dataset = Segmentation(
-        source_images=series,
-        pixel_array=on_series(series, np.asarray(mask), affine).astype(np.uint8),
+        source_images=[_without_place(series[0])] if is_radiograph(series) else series,
+        pixel_array=on_images(series, np.asarray(mask), affine).astype(np.uint8),
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=segments,
         content_label=content_label,
@@ -120,6 +125,19 @@ def segmentation(
         series_description=description,
         **new_series(NUMBERS[content_label], version),
     )
+    if is_radiograph(series):
+        dataset.PatientOrientation = series[0].get("PatientOrientation")
+        if series[0].get("FrameOfReferenceUID"):
+            dataset.FrameOfReferenceUID = series[0].FrameOfReferenceUID
+            dataset.PositionReferenceIndicator = series[0].get("PositionReferenceIndicator")
     if warnings:
         dataset.SegmentSequence[0].SegmentDescription = " ".join(warnings)[:SHORT_TEXT]
     return dated(dataset)
+
+
+def _without_place(image: pydicom.Dataset) -> pydicom.Dataset:
+    """A radiograph without what highdicom would make a plane in space of, or ask for one."""
+    plain = copy(image)
+    for keyword in ("FrameOfReferenceUID", "PixelSpacing"):
+        plain.pop(keyword, None)
+    return plain

@@ -59,21 +59,31 @@ def read_radiograph(
         if not allow_any_image:
             raise InvalidImageError(f"{path}: its {what} is {value}; the model takes {' or '.join(allowed)}.")
         warnings.append(f"The {what} is {value}, the model takes {' or '.join(allowed)}.")
-    if views and not view:
-        warnings.append(f"The file doesn't name its view; whether it is {' or '.join(views)} was not checked.")
+    for what, value, allowed in checks[1:]:
+        if allowed and not value:
+            warnings.append(f"The file doesn't name its {what}; whether it is {' or '.join(allowed)} was not checked.")
     if (row, column) != ("L", "F"):
         warnings.append(
             "The file says that it lies turned or mirrored. The networks saw it upright, the patient's left on the right."
         )
     if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
         warnings.append("Text is burned into the pixels; the networks see it too.")
-    spacing = next((dataset[k].value for k in _SPACINGS if k in dataset and not dataset[k].is_empty), None)
-    if spacing is not None and (len(spacing) != 2 or min(map(float, spacing)) <= 0):
-        spacing = None
-    size = (1.0, 1.0) if spacing is None else (float(spacing[1]), float(spacing[0]))
     voxels = np.ascontiguousarray(_shown(path, dataset).T[:, :, None], dtype=np.float32)
-    affine = picture_affine(size, row, column)
-    return Loaded(torch.from_numpy(voxels), affine, tuple(warnings), has_size=spacing is not None)
+    has_size = _spacing(dataset) is not None
+    return Loaded(torch.from_numpy(voxels), radiograph_affine(dataset), tuple(warnings), has_size=has_size)
+
+
+def radiograph_affine(dataset: Dataset) -> torch.Tensor:
+    """The affine ``(4, 4)``, RAS in mm, of a radiograph as `read_radiograph` gives it; see `picture_affine`."""
+    return picture_affine(_spacing(dataset) or (1.0, 1.0), *_directions(dataset))
+
+
+def _spacing(dataset: Dataset) -> tuple[float, float] | None:
+    """That of columns and of rows in mm; None where the file doesn't say it."""
+    values: Sequence[float] = next((np.atleast_1d(dataset[k].value) for k in _SPACINGS if dataset.get(k)), ())
+    if len(values) != 2 or min(map(float, values)) <= 0:
+        return None
+    return float(values[1]), float(values[0])
 
 
 def _shown(path: str, dataset: Dataset) -> np.ndarray:

@@ -17,6 +17,8 @@ from .masks import reordered
 
 LESION, NOT_ASSESSED = 1, 2
 """Labels of the mask; 0 is everything that was assessed and holds no lesion, and all that is not foreground."""
+COLOURS = {LESION: (255, 64, 64), NOT_ASSESSED: (91, 155, 255)}
+"""Of the labels in a picture; what is not marked is transparent."""
 
 
 class RestoreGridd(MapTransform):

@@ -48,7 +48,7 @@ class Report:
         pipeline: all else that they depend on: transforms and inferer.
         overwrite: compute again what was computed before from the same input in the same way.
         manifest: says which weights belong together, see `weights.not_together`; where they don't, every volume has a warning.
-        write_dicom: also write ``segmentation.dcm`` and ``anomaly_map.dcm``; an item that is no DICOM series is a failed one.
+        write_dicom: also write DICOM objects, see `write_dicom_objects`; an item that is no DICOM is a failed one.
     """
 
     def __init__(

@@ -12,10 +12,7 @@ from PIL import Image
 
 from ..images.formats import NIFTI, VOLUMES
 from ..images.geometry import affine_like, load_nifti
-from ..images.restoring import LESION, NOT_ASSESSED
-
-COLOURS = {LESION: (255, 64, 64), NOT_ASSESSED: (91, 155, 255)}
-"""Of the labels in a picture; what is not marked is transparent."""
+from ..images.restoring import COLOURS
 
 GRID = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),

@@ -183,6 +183,10 @@ class Studies(Register):
         """The Modality of an image, in DICOM's words; None where nothing says it."""
         return None
 
+    def taken_by(self, images: Sequence[str], modalities: Sequence[str]) -> list[str]:
+        """Those of these images that may be of one of the modalities, in DICOM's words."""
+        raise NotImplementedError
+
     def siblings(self, image_id: str, channels: Sequence[str]) -> list[str]:
         """The images of the same study that hold `channels`, in that order; `image_id` is one of them.
 

@@ -23,7 +23,7 @@ from lib.studies.base import Studies
 from lib.studies.dicom_server import DicomServer, spoken_sequence
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
-from lib.studies.objects import predicted, predicted_map, reviewed
+from lib.studies.objects import predicted, predicted_map, predicted_overlay, reviewed
 from lib.studies.register import exclusively
 from lib.studies.reviews import Reviews
 from lib.studies.tags import FINAL, FINAL_OF, MAP_TAG, ORIGINAL, SCORE
@@ -39,7 +39,8 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     """Studies on a DICOMweb server: every series of the models' modalities is an image, its SeriesInstanceUID the id.
 
     Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
-    back to the server, in series of their own; those of a radiograph stay here.
+    back to the server, in series of their own. Of a radiograph, a picture with the mask's outline goes back: OHIF fails on a
+    Segmentation without a place in space. Masks that readers submit for one stay here.
 
     Args:
         modalities: of the series, in DICOM's words; every other one is left out.
@@ -70,6 +71,11 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         known = self._datastore.objects.get(plain(image_id, "image id"))
         found = known.image.info if known else self._server.one_series(image_id)
         return str(found.get("Modality") or "") or None
+
+    def taken_by(self, images: Sequence[str], modalities: Sequence[str]) -> list[str]:
+        searches = [{**self._search_filter, "Modality": modality} for modality in modalities]
+        found = {str(series.SeriesInstanceUID) for search in searches for series in self._server.series(**search)}
+        return [image for image in images if image in found]
 
     def named(self, image_id: str) -> str | None:
         known = self._datastore.objects.get(plain(image_id, "image id"))
@@ -218,12 +224,13 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         return {s: sorted(in_order(c), key=lambda one: one.place != image_id) for s, c in found.items()}
 
     def series(self, image_id: str) -> list[Dataset]:
-        """The instances of a series, in order, as `get_image_uri` fetched them before."""
-        from scripts.dicom.series import read_series
+        """The instances of a series, in order, or its radiograph, as `get_image_uri` fetched them before."""
+        from scripts.dicom.series import read_images
 
         if not self._is_fetched(image_id):
             self.get_image_uri(image_id)
-        return read_series(self._folder_of(image_id))
+        folder = self._folder_of(image_id)
+        return read_images(picture_of(folder) if self._is_picture(image_id) else folder)
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
@@ -255,23 +262,18 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         """A predicted mask of a series as a DICOM Segmentation.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, see `predicted`; or it is of a radiograph.
+            MONAILabelException: INVALID_INPUT, see `predicted`.
         """
-        if self._is_picture(image_id):
-            raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT,
-                f"{image_id}: is a radiograph; a Segmentation is made for series of slices.",
-            )
         return predicted(self.series(image_id), mask, params)
 
     def save_results(
         self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
     ) -> None:
-        """As for a folder; a mask and its map go to the DICOM server first, once for every setting that made them.
+        """As for a folder; what is stored of them goes to the DICOM server first, once for every setting that made it.
 
-        Those of a radiograph stay here. Of two that are sent the second may fail; then the next time only that one is sent.
+        Of several objects that are sent one may fail; then the next time only those that are missing are sent.
         """
-        if self._store_results and tag == ORIGINAL and not self._is_picture(image_id):
+        if self._store_results and tag == ORIGINAL:
             self._send(image_id, labels, results[MAP_TAG], params)
         super().save_results(image_id, tag, labels, results, params)
 
@@ -280,11 +282,15 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         known = self._datastore.objects.get(image_id)
         stored = dict(known.image.info.get("stored", {})) if known else {}
         sent = list(stored.get(made_with, []))
-        if len(sent) == 2:
+        picture = self._is_picture(image_id)
+        if len(sent) == (1 if picture else 2):
             return
-        series = self.series(image_id)
-        pair = [predicted(series, mask, params), predicted_map(series, anomaly_map, params)]
-        for dataset in pair[len(sent) :]:
+        images = self.series(image_id)
+        if picture:
+            objects = [predicted_overlay(images, mask, params)]
+        else:
+            objects = [predicted(images, mask, params), predicted_map(images, anomaly_map, params)]
+        for dataset in objects[len(sent) :]:
             self._server.store(dataset)
             sent.append(str(dataset.SeriesInstanceUID))
             self.update_image_info(image_id, {"stored": {**stored, made_with: sent}})

@@ -171,6 +171,13 @@ class FolderStudies(Studies):
             self._look()
         return self._named(image_id)[0] if image_id in self._datastore.objects else None
 
+    def taken_by(self, images: Sequence[str], modalities: Sequence[str]) -> list[str]:
+        from scripts.images.formats import takes_pictures, takes_volumes
+
+        pictures, volumes = takes_pictures(modalities), takes_volumes(modalities)
+        files = [(image, str(self._file_of(image)).lower()) for image in images]
+        return [image for image, file in files if (volumes if file.endswith(FORMATS) else pictures)]
+
     def _listed(self) -> list[str]:
         wanted = (None, *self.sequences)
         return [i for i in self._datastore.objects if not self.sequences or self._named(i)[0] in wanted]

@@ -41,6 +41,18 @@ def predicted_map(series: Sequence[Dataset], anomaly_map: Path, params: Mapping[
     return parametric_map(series, *read_volume(anomaly_map), **_said_of(params))
 
 
+def predicted_overlay(images: Sequence[Dataset], mask: str, params: Mapping[str, Any]) -> Dataset:
+    """The mask in a file over its radiograph, as a DICOM Secondary Capture.
+
+    Raises:
+        ValueError: it doesn't lie on the radiograph's pixels.
+    """
+    from scripts.dicom.overlay import overlay
+
+    array, affine = read_volume(mask)
+    return overlay(images, array.astype(np.uint8), affine, **_said_of(params))
+
+
 def reviewed(series: Sequence[Dataset], mask: str, version: str) -> Dataset:
     """The lesions of a reader's mask in a file as a DICOM Segmentation.
 

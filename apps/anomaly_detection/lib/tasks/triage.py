@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.grids import grid_of, read_volume, reordered
+from lib.studies.base import Studies
 from lib.studies.tags import FINAL, ORIGINAL, SCORE
 from lib.tasks.views import LESION
 
@@ -28,13 +29,21 @@ LISTING_WAITS = (5.0, 30.0)
 
 
 class MostAnomalousFirst(Strategy):
-    """The unread study with the highest stored score; then those without a score, by their id. Nothing is left to chance."""
+    """The unread study with the highest stored score; then those without a score, by their id. Nothing is left to chance.
 
-    def __init__(self) -> None:
-        super().__init__("Most anomalous first, by the score that batch inference stored")
+    Args:
+        modalities: of the studies, in DICOM's words; none allows all.
+    """
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        scores = {i: _number(datastore.get_image_info(i).get(SCORE)) for i in datastore.get_unlabeled_images()}
+    def __init__(self, modalities: Sequence[str] = ()) -> None:
+        among = f" among {', '.join(modalities)}" if modalities else ""
+        super().__init__(f"Most anomalous first{among}, by the score that batch inference stored")
+        self._modalities = modalities
+
+    def __call__(self, request: dict[str, Any], datastore: Studies) -> dict[str, Any] | None:
+        unread = datastore.get_unlabeled_images()
+        unread = datastore.taken_by(unread, self._modalities) if self._modalities else unread
+        scores = {i: _number(datastore.get_image_info(i).get(SCORE)) for i in unread}
         ranked = sorted(scores, key=lambda i: (scores[i] is None, -(scores[i] or 0.0), i))
         return {"id": ranked[0], "score": scores[ranked[0]], "unread": len(ranked)} if ranked else None
 
@@ -52,15 +61,20 @@ class EveryStudy(BatchInferTask):
 
     Args:
         is_done: whether the result of a request, which names a model and an image, is there.
+        modalities_of: of a request's model. Images of others are not run, unless the request names them one by one.
     """
 
-    def __init__(self, is_done: Callable[[dict[str, Any], Datastore], bool]) -> None:
-        self._is_done = is_done
+    def __init__(
+        self,
+        is_done: Callable[[dict[str, Any], Studies], bool],
+        modalities_of: Callable[[dict[str, Any]], Sequence[str]],
+    ) -> None:
+        self._is_done, self._modalities_of = is_done, modalities_of
 
     def __call__(
-        self, request: dict[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
+        self, request: dict[str, Any], datastore: Studies, infer: Callable[..., dict[str, Any]]
     ) -> dict[str, Any]:
-        def one(task: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        def one(task: dict[str, Any], datastore: Studies) -> dict[str, Any]:
             try:
                 result = infer(task, datastore)
             except Exception as error:
@@ -98,17 +112,23 @@ class EveryStudy(BatchInferTask):
             logger.warning("FAILED %s: %s", image_id, message)
         return result
 
-    def _listed(self, request: dict[str, Any], datastore: Datastore) -> list[str]:
+    def get_images(self, request: dict[str, Any], datastore: Studies) -> list[str]:
+        """The ids of the studies to run: as MONAI Label chooses them, of the model's modalities."""
+        images = list(super().get_images(request, datastore))
+        named = isinstance(request.get("images"), list)
+        return images if named else datastore.taken_by(images, self._modalities_of(request))
+
+    def _listed(self, request: dict[str, Any], datastore: Studies) -> list[str]:
         """The studies to run; a server that does not answer is asked again, and that is said."""
         for wait in LISTING_WAITS:
             try:
-                return list(self.get_images(request, datastore))
+                return self.get_images(request, datastore)
             except MONAILabelException as error:
                 if error.error != MONAILabelError.SERVER_ERROR:
                     raise
                 logger.warning("The studies can't be listed: %s Asked again in %g s.", error.msg, wait)
                 time.sleep(wait)
-        return list(self.get_images(request, datastore))
+        return self.get_images(request, datastore)
 
 
 def _said(error: Exception) -> str:
