@@ -35,8 +35,8 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     """Studies on a DICOMweb server: every series of the models' modalities is an image, its SeriesInstanceUID the id.
 
     Series are fetched whole or not at all, and again when their images on the server are others. Predicted masks and maps go
-    back to the server, in series of their own. Of a radiograph, a picture with the mask's outline does: what draws Segmentations
-    in OHIF fails on one without a place in space. Masks that readers submit for one stay here.
+    back to the server, in series of their own. Of a radiograph, a picture with the mask's outline does: OHIF's view of
+    Segmentations fails on one without a place in space. Masks that readers submit for a radiograph stay here.
 
     Args:
         modalities: of the series, in DICOM's words; every other one is left out.
