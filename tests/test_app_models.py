@@ -13,7 +13,7 @@ import pytest
 import torch
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-from lib.models.declaration import FULL, PREVIEW
+from lib.models.declaration import FULL, PREVIEW, Declaration
 from lib.models.finding import find_models
 from main import AnomalyDetection
 from small_bundle import write_small_bundle
@@ -110,7 +110,8 @@ def test_a_model_of_pictures_with_two_channels_shows_up(tmp_path: Path) -> None:
     bundle = write_small_bundle(tmp_path)
     (bundle / "configs" / "knee.json").write_text(json.dumps(OVERLAY))
     (bundle / "models" / "knee").mkdir()
-    declared = find_models(bundle, "cpu")[1].declared
+    assert [m.declared.name for m in find_models(bundle, "cpu")] == ["brain_flair"]  # it has no weights yet
+    declared = Declaration(bundle, "cpu", "knee.json")
     for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
         torch.save(declared.parsed(definition).state_dict(), bundle / "models" / "knee" / f"{name}.pt")
     studies = tmp_path / "studies"
@@ -161,28 +162,33 @@ def test_a_student_without_a_threshold_of_its_own_gives_no_preview(
 
 
 def test_a_model_that_is_broken_leaves_the_others_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """No JSON, no channels, no threshold, no weights: each is named in the log with its reason."""
+    """No JSON, no channels, no threshold, no weights, weights of others: each is named in the log with its reason."""
+    caplog.set_level("INFO")
     bundle = write_two_models(tmp_path)
-    configs, folder = bundle / "configs", {"_target_": "scripts.bundle.models_dir", "folder": "models/new"}
+    configs = bundle / "configs"
     (configs / "broken.json").write_text('{"model": ')
     (configs / "unlike.json").write_text(json.dumps({"model": "unlike", "models_dir": "@nothing"}))
     chosen = {"_target_": "scripts.weights.calibrated", "manifest": "@manifest", "name": "threshold"}
-    uncalibrated = {"model": "uncalibrated", "models_dir": folder, "displayable_configs": {"threshold": chosen}}
-    (configs / "uncalibrated.json").write_text(json.dumps(uncalibrated))
-    (configs / "untrained.json").write_text(json.dumps({"model": "untrained", "models_dir": folder}))
+    for name, options in (("uncalibrated", {"threshold": chosen}), ("untrained", OPTIONS), ("misfit", OPTIONS)):
+        folder = {"_target_": "scripts.bundle.models_dir", "root": "@bundle_root", "folder": f"models/{name}"}
+        overlay = {"model": name, "models_dir": folder, "displayable_configs": options}
+        (configs / f"{name}.json").write_text(json.dumps(overlay))
+        if name != "untrained":
+            (bundle / "models" / name).mkdir()
+            shutil.copy(bundle / "models" / "classifier.pt", bundle / "models" / name / "model.pt")
     (tmp_path / "studies").mkdir()
     (tmp_path / "app").mkdir()
     app = AnomalyDetection(str(tmp_path / "app"), str(tmp_path / "studies"), {"bundle": str(bundle), "device": "cpu"})
-    assert [m.declared.name for m in app.models] == ["brain_flair", "head_t2", "untrained"]
+    assert [m.declared.name for m in app.models] == ["brain_flair", "head_t2", "misfit"]
     app.load_models()
     assert [m.declared.name for m in app.models] == ["brain_flair", "head_t2"]
-    assert (
-        not any(name.startswith("untrained") for name in app.info()["models"]) and "head_t2_lesion_mask" in app._infers
-    )
+    assert not any(name.startswith("misfit") for name in app.info()["models"])
+    assert "head_t2_lesion_mask" in app._infers
     reasons = (
         "broken.json is left out: ",
         "unlike.json is left out: ",
         "holds no threshold",
-        "untrained is left out: ",
+        "models/untrained/model.pt: no weights there",
+        "misfit is left out: ",
     )
-    assert all(reason in caplog.text for reason in reasons) and "no weights there" in caplog.text
+    assert all(reason in caplog.text for reason in reasons) and "its weights don't fit" in caplog.text

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "weights.json"
 """Beside the weights: see `read_manifest`."""
+NETWORK = "model.pt"
+"""The diffusion network's, without which a model gives no results."""
 
 
 def load_weights(network: torch.nn.Module, path: str, device: torch.device | str = "cpu") -> torch.nn.Module:
@@ -156,7 +158,7 @@ def calibrated(manifest: str | Path, name: str, default: float | None = None) ->
     """
     value = read_manifest(manifest).get("calibration", {}).get("values", {}).get(name, default)
     if value is None:
-        trained = any(Path(manifest).parent.glob("*.pt"))
+        trained = Path(manifest).with_name(NETWORK).is_file()
         what = "run the config calibrate.json, or give the number as an option" if trained else "train the model first"
         raise ValueError(
             f"{manifest}: holds no {name}{'' if trained else ', and there are no weights beside it'}; {what}."

@@ -19,7 +19,7 @@ REPOSITORY_BUNDLE = Path(__file__).resolve().parents[4] / "bundle"
 def find_models(path: str | Path, device: str | None = None) -> list[Model]:
     """The models of a bundle: that of ``configs/inference.json``, and one for each config that sets another ``model``.
 
-    A config that is no JSON, or a model without a threshold, is named in the log and left out.
+    A config that is no JSON, or a model without weights or a threshold, is named in the log and left out.
 
     The bundle's folder is put on ``sys.path``: its code is imported as ``scripts``, the name that its configs use.
 
@@ -41,8 +41,12 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
         try:
             if file.stem != FULL and isinstance(ConfigParser.load_config_file(file).get("model"), str):
                 model = Model(Declaration(path, device, file.name))
-                model.declared.options()
-                models.append(model)
+                weights = model.declared.parsed("network#path")
+                if Path(weights).is_file():
+                    model.declared.options()
+                    models.append(model)
+                else:  # as a bundle is published before all of its models are trained
+                    logger.info("%s is left out: %s: no weights there.", file, weights)
         except Exception as error:  # a config can be wrong in every way
             logger.error("%s is left out: %s", file, error.__cause__ or error)
     return models
