@@ -2,8 +2,8 @@
 
     python benchmarks/brain_coverage.py --datalist FILE [--split test] [--output FILE]
 
-The evaluation takes the slices that the data set labels, the product those in which HD-BET finds at least half of the largest
-slice's brain. Where the two differ is counted here. No network but HD-BET runs. Writes brain_coverage.json.
+The evaluation takes the slices that the data set labels, the product those in which HD-BET finds at least 5 cm² of brain.
+Where the two differ is counted here. No network but HD-BET runs. Writes brain_coverage.json.
 """
 
 from __future__ import annotations
