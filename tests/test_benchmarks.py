@@ -162,7 +162,7 @@ def test_readers_masks_lie_on_the_lesions(grid: str, tmp_path: Path) -> None:
 
 
 def test_coverage_counts_what_is_not_looked_at() -> None:
-    """Five slices of 10, 40, 100, 60 and 30 pixels of brain: at half of the largest, two are assessed."""
+    """Five slices of 10, 40, 100, 60 and 30 pixels of brain; the two largest are assessed."""
     evaluated, assessed = np.array([0, 1, 1, 1, 0], bool), np.array([0, 0, 1, 1, 0], bool)
     found = brain_coverage.counted(evaluated, assessed, np.array([10, 40, 100, 60, 30]), np.array([0, 5, 4, 10, 1]))
     assert found == {
@@ -205,7 +205,7 @@ def test_a_splits_slices_come_back_as_cases(name: str, tmp_path: Path, monkeypat
 
 
 def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ellipsoid brain in nine slices: none in the outer two, in their neighbours a fifth of the largest slice's."""
+    """An ellipsoid brain in nine slices: none in the outer two, in their neighbours under 5 cm²."""
     monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
     image, _ = head((64, 80, 9))
     lesion = np.zeros(image.shape, np.uint8)
@@ -219,7 +219,7 @@ def test_coverage_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "image": "volumes/A/flair.nii.gz",
         "mask": "volumes/A/seg.nii.gz",
         "label": label,
-        "spacing": [1.8, 1.8, 145 / 9],
+        "spacing": [0.8, 0.8, 145 / 9],
     }
     datalist = tmp_path / "datalist.json"
     datalist.write_text(json.dumps({"test": [item]}))

@@ -152,16 +152,7 @@ def own_options() -> frozenset[str]:
 
 def is_option(name: str) -> bool:
     """Whether a config that is complete with the overlays before it has an option, or another command."""
-    for overlays in (
-        "",
-        "preview",
-        "evaluate",
-        "calibrate",
-        "train",
-        "train train_classifier",
-        "train train_student",
-        "paper",
-    ):
+    for overlays in ("", "preview", "evaluate", "calibrate", "train", "train train_classifier", "train train_student"):
         files = [str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", *overlays.split())]
         try:
             check_option(name, "@", ConfigParser.load_config_files(files))

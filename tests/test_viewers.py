@@ -138,7 +138,9 @@ def write_bundle(folder: Path) -> Path:
     bundle = folder / "bundle"
     (bundle / "models" / "chest").mkdir(parents=True)
     shutil.copytree(serve.BUNDLE / "configs", bundle / "configs")
-    for file in (serve.BUNDLE / "scripts", *(p for p in (serve.BUNDLE / "models").iterdir() if p.is_file())):
+    models = serve.BUNDLE / "models"
+    weights = [models / "chest" / "lungs.pt", *(path for path in models.iterdir() if path.is_file())]
+    for file in (serve.BUNDLE / "scripts", *weights):
         (bundle / file.relative_to(serve.BUNDLE)).symlink_to(file)
     for name, change in (("inference", {"min_area": 1000}), ("chest", {"displayable_configs#num_inference_steps": 2})):
         path = bundle / "configs" / f"{name}.json"
