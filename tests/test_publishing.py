@@ -108,8 +108,8 @@ def test_the_weights_of_the_bundle_belong_together() -> None:
     weights = {n: weights_digest(declared(n, device="cpu")) for n in ("network", "classifier", "student")}
     thresholds = [declared("displayable_configs", *overlays)["threshold"] for overlays in ((), ("preview",))]
     content = json.loads(manifest.read_text())
-    values = {"threshold": 0.349, "preview_threshold": 0.436, "temperature": 1.0}
+    values = {"temperature": 1.02089, "threshold": 0.354166, "preview_threshold": 0.451172}
     assert content == {"student": weights, "calibration": {"values": values, **weights}}
-    assert thresholds == [0.349, 0.436]
+    assert thresholds == [0.354166, 0.451172]
     assert [not_together(manifest, weights, t) for t in thresholds] == [[], []]
     assert len(not_together(manifest, weights | {"network": "0"}, thresholds[0])) == 2
