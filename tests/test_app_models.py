@@ -175,7 +175,8 @@ def test_a_model_that_is_broken_leaves_the_others_alone(tmp_path: Path, caplog: 
         (configs / f"{name}.json").write_text(json.dumps(overlay))
         if name != "untrained":
             (bundle / "models" / name).mkdir()
-            shutil.copy(bundle / "models" / "classifier.pt", bundle / "models" / name / "model.pt")
+            for file, source in (("model", "classifier"), ("classifier", "classifier"), ("student", "student")):
+                shutil.copy(bundle / "models" / f"{source}.pt", bundle / "models" / name / f"{file}.pt")
     (tmp_path / "studies").mkdir()
     (tmp_path / "app").mkdir()
     app = AnomalyDetection(str(tmp_path / "app"), str(tmp_path / "studies"), {"bundle": str(bundle), "device": "cpu"})
