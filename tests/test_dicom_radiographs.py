@@ -128,7 +128,9 @@ def test_the_command_line_writes_both(tmp_path: Path) -> None:
     assert "error" not in items[0]
     assert items[1]["error"].startswith("picture.png: is no DICOM image, nor a folder with a series of them")
     array, affine = on_grid(radiograph)
-    labels = MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine), meta={"source": items[0]["image"]})
+    labels = MetaTensor(
+        torch.from_numpy(array)[None], affine=torch.from_numpy(affine), meta={"source": items[0]["image"]}
+    )
     result = {"pred": labels, "anomaly_map": labels.float(), "input_image": labels, "slices": [], "warnings": []}
     write_dicom_objects(items[0], result, {"threshold": 0.3}, tmp_path)
     assert sorted(p.name for p in tmp_path.glob("*.dcm")) == ["overlay.dcm", "segmentation.dcm", "x.dcm"]
