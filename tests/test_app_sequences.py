@@ -12,6 +12,7 @@ import pytest
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 from main import AnomalyDetection
+from scripts.bundle import bundle_root
 from small_bundle import write_small_bundle
 from study import GRIDS, write_study
 from synthetic import write_head
@@ -20,8 +21,7 @@ from synthetic import write_head
 def write_bundle_of_two(folder: Path) -> Path:
     """The small bundle for T1 and FLAIR, which it registers as the model of four sequences does."""
     bundle = write_small_bundle(folder, ("T1", "FLAIR"))
-    overlay = json.loads((bundle / "configs" / "brats.json").read_text())
-    (bundle / "configs" / "brats.json").unlink()
+    overlay = json.loads(Path(bundle_root(), "configs", "brats.json").read_text())
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     transforms = config["preprocessing"]["transforms"]
     transforms[0]["own_grids"] = True
