@@ -23,7 +23,8 @@ from training_data import OVERLAYS, command, files, options, parsed, write_datal
 
 
 def shipped() -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in (Path(bundle_root()) / "models").iterdir()}
+    models = Path(bundle_root()) / "models"
+    return {str(p.relative_to(models)): p.read_bytes() for p in models.rglob("*") if p.is_file()}
 
 
 def run(config: str, folder: Path, images: int = 32, **overrides: Any) -> str:

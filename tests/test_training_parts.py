@@ -19,6 +19,7 @@ from monai.utils import set_determinism
 from scripts.bundle import declared
 from scripts.learning.budget import Budget
 from scripts.learning.datasets import SliceDataset
+from scripts.learning.ema import WarmedEMA
 from scripts.learning.handlers import ClipGradients
 from scripts.learning.noising import AutocastDiffusionInferer, AutocastInferer, NoisedPrepareBatch
 from scripts.learning.progress import Progress
@@ -241,3 +242,20 @@ def test_gradients_are_clipped() -> None:
     ClipGradients(network, 1.0)._clip(Engine(lambda e, b: None))
     assert network.weight.grad is not None
     assert network.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_momentum_of_the_average_falls_with_the_steps_of_the_training() -> None:
+    """0.5 at step 1, 0.3 at step 2, 0.1 from step 3 on; a training that goes on at step 3 does not begin anew."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema = WarmedEMA(network, momentum=0.1, momentum_warmup=0.5, warmup_iters=3)
+    torch.nn.init.zeros_(ema.ema_model.weight)
+    torch.nn.init.ones_(network.weight)
+    engine = Engine(lambda engine, batch: None)
+    ema.attach(engine)
+    engine.run([0] * 3, max_epochs=1)
+    assert ema.ema_model.weight.item() == pytest.approx(1 - 0.5 * 0.7 * 0.9)
+    later = Engine(lambda engine, batch: None)
+    ema.attach(later)
+    later.state.iteration = 7
+    later.fire_event(Events.ITERATION_COMPLETED)
+    assert later.state.ema_momentum == pytest.approx(0.1)
