@@ -183,9 +183,9 @@ def test_a_dry_run_says_what_would_be_trained(tmp_path: Path) -> None:
     # what only inference uses is not there
     assert not {"report", "postprocessing", "evaluator", "student", "publish"} & config.keys()
     training = plan["data"]["training"]
-    assert training["slices_by_class"] == {"0": 4, "1": 7}
-    assert training["slices_by_subject"] == {"plain": 4, "flipped": 4, "oblique": 3}
-    assert plan["data"]["validation"]["slices"] == training["slices"] == 11
+    assert training["slices_by_class"] == {"0": 4, "1": 9}
+    assert training["slices_by_subject"] == {"plain": 4, "flipped": 4, "oblique": 5}
+    assert plan["data"]["validation"]["slices"] == training["slices"] == 13
     sizes = plan["sizes"]
     assert (sizes["images_a_step"], sizes["steps"], sizes["epochs"]) == (16, 10, 1) and sizes["parameters"] > 1000
     run("train_classifier", tmp_path, images=160, **{"classifier_def#channels": [8, 16]})
@@ -205,7 +205,7 @@ def test_a_compiled_training_writes_the_same_kind_of_weights(tmp_path: Path) -> 
 
 
 def test_classifier_is_validated_at_several_noise_levels(tmp_path: Path) -> None:
-    """One that calls every slice diseased, and learns nothing: right in 7 of the 11 slices, and it ranks none above another."""
+    """One that calls every slice diseased, and learns nothing: right in 9 of the 13 slices, and it ranks none above another."""
     network = declared("classifier_def", **TINY)
     state = {name: torch.zeros_like(values) for name, values in network.state_dict().items()}
     state[[name for name in state if name.endswith("bias")][-1]][1] = 1.0
@@ -213,9 +213,9 @@ def test_classifier_is_validated_at_several_noise_levels(tmp_path: Path) -> None
     output = run("train_classifier", tmp_path, initial_weights=str(tmp_path / "given.pt"), learning_rate=0.0)
     for level in (0, 250, 500, 750):
         assert re.findall(rf"val_auroc_t{level}: ([\d.]+)", output) == ["0.5000"]
-        assert re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output) == ["0.6364"]
+        assert re.findall(rf"val_accuracy_t{level}: ([\d.]+)", output) == ["0.6923"]
     assert float(re.findall(r"val_loss: ([\d.]+)", output)[0]) == pytest.approx(
-        (7 * math.log(1 + math.exp(-1)) + 4 * math.log(1 + math.e)) / 11, abs=1e-3
+        (9 * math.log(1 + math.exp(-1)) + 4 * math.log(1 + math.e)) / 13, abs=1e-3
     )
     assert re.search(r"images/s, [\d.]+ % of the time waiting for data", output)
     assert (tmp_path / "run" / "model.pt").exists()
