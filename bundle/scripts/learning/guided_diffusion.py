@@ -9,7 +9,8 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 
 from .. import HEALTHY
-from ..weights import read_state, replace_weights
+from ..weights import read_state
+from .publishing import put
 
 RESIDUAL = {
     "in_layers.0": "norm1",
@@ -49,16 +50,7 @@ def convert(checkpoint: str | None, path: str, network: torch.nn.Module) -> None
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from error
     target = Path(path)
-    part = target.with_suffix(".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, part)
-        kept = replace_weights(part, target)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SystemExit(
-            f"{target}: can't be written ({reason}); give a copy of the bundle as --bundle_root."
-        ) from error
+    kept = put(state, target)
     print(f"{target}: converted." + (f" The old weights are {kept}." if kept else ""))
 
 

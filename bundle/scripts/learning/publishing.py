@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,19 +50,11 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
     manifest = target.with_name(MANIFEST)
     belonging = read_manifest(manifest)
-    copy = target.with_suffix(".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(published, copy)
-        kept = replace_weights(copy, target)
-        if teacher is not None:
-            belonging["student"] = {**teacher, "student": digest}
+    kept = put(published, target)
+    if teacher is not None:
+        belonging["student"] = {**teacher, "student": digest}
+        with _writing(target):
             write(manifest, (json.dumps(belonging, indent=4) + "\n").encode())
-    except (OSError, RuntimeError) as error:  # of a full disk, torch says either
-        reason = getattr(error, "strerror", None) or error
-        raise SystemExit(
-            f"{target}: can't be written ({reason}); give a copy of the bundle as --bundle_root."
-        ) from error
     print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
     if teacher is None and digest not in belonging.get("student", {}).values():
         whose = "belong to other networks" if belonging else "are still to be made"
@@ -71,3 +64,27 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
         )
     elif teacher is not None and digest not in belonging.get("calibration", {}).values():
         print("The threshold was chosen for another student: choose one anew with calibrate.json.")
+
+
+def put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:
+    """Write weights to where the bundle reads them; the name of those that were there, see `weights.replace_weights`.
+
+    Raises:
+        SystemExit: they can't be written.
+    """
+    part = target.with_suffix(".part")
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, part)
+        return replace_weights(part, target)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # of a full disk, torch says either
+        reason = getattr(error, "strerror", None) or error
+        raise SystemExit(
+            f"{target}: can't be written ({reason}); give a copy of the bundle as --bundle_root."
+        ) from error
