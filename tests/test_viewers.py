@@ -241,6 +241,18 @@ def chroma(picture: np.ndarray) -> np.ndarray:
     return picture[..., :2] - picture[..., 1:]
 
 
+def connect(page: Page, site: Site) -> None:
+    """MONAI Label's panel of a page that was opened, on which nothing is drawn yet, to the server."""
+    page.wait_for_function("window.cornerstone?.getRenderingEngines()[0]?.getViewports().length", timeout=60_000)
+    assert not drawn(canvas(page)).any()
+    page.fill("#monailabelServerURL", f"{site.server}/")
+    page.click(".settingsTable .actionButton")
+    page.wait_for_selector("select.selectBox")
+    page.wait_for_function("services.segmentationService.getLabelmapVolume('1')")
+    # the panel sets its colours a second later
+    page.wait_for_timeout(2000)
+
+
 def drawn(picture: np.ndarray) -> np.ndarray:
     """Where something is drawn over the image, which is grey: ``(H, W)``."""
     return np.asarray(np.abs(chroma(picture)).max(-1) > 3)
@@ -368,14 +380,7 @@ def test_orthanc_answers_the_label_server_alone(site: Site) -> None:
 def test_ohif_draws_the_mask_and_the_graded_map_where_they_are(site: Site, page: Page) -> None:
     page.goto(ohif_url(site.server, site.study))
     page.get_by_text("Confirm and Hide").click()
-    page.wait_for_function("window.cornerstone?.getRenderingEngines()[0]?.getViewports().length", timeout=60_000)
-    assert not drawn(canvas(page)).any()
-    page.fill("#monailabelServerURL", f"{site.server}/")
-    page.click(".settingsTable .actionButton")
-    page.wait_for_selector("select.selectBox")
-    page.wait_for_function("services.segmentationService.getLabelmapVolume('1')")
-    # the panel sets its colours a second later
-    page.wait_for_timeout(2000)
+    connect(page, site)
     # the axial view alone
     page.evaluate("commandsManager.runCommand('toggleOneUp')")
     page.wait_for_function("cornerstone.getRenderingEngines()[0].getViewports().length == 1")
@@ -541,13 +546,7 @@ def test_ohif_draws_the_mask_and_the_graded_map_of_a_radiograph(site: Site, page
     about = pydicom.dcmread(RADIOGRAPH, stop_before_pixels=True)
     study, series = str(about.StudyInstanceUID), str(about.SeriesInstanceUID)
     page.goto(ohif_url(site.server, study))
-    page.wait_for_function("window.cornerstone?.getRenderingEngines()[0]?.getViewports().length", timeout=60_000)
-    assert not drawn(canvas(page)).any()
-    page.fill("#monailabelServerURL", f"{site.server}/")
-    page.click(".settingsTable .actionButton")
-    page.wait_for_selector("select.selectBox")
-    page.wait_for_function("services.segmentationService.getLabelmapVolume('1')")
-    page.wait_for_timeout(2000)
+    connect(page, site)
 
     client = MONAILabelClient(site.server, tmpdir=str(site.folder))
     for task, fewest in (("lesion_mask", 1), ("anomaly_heat_map", 4)):
