@@ -259,3 +259,15 @@ def test_the_momentum_of_the_average_falls_with_the_steps_of_the_training() -> N
     later.state.iteration = 7
     later.fire_event(Events.ITERATION_COMPLETED)
     assert later.state.ema_momentum == pytest.approx(0.1)
+
+
+def test_an_average_without_a_warm_up_keeps_its_momentum() -> None:
+    """As the paper's, whose overlay says so."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema = WarmedEMA(network, momentum=0.1, momentum_warmup=None, warmup_iters=None)
+    torch.nn.init.zeros_(ema.ema_model.weight)
+    torch.nn.init.ones_(network.weight)
+    engine = Engine(lambda engine, batch: None)
+    ema.attach(engine)
+    engine.run([0] * 2, max_epochs=1)
+    assert ema.ema_model.weight.item() == pytest.approx(1 - 0.9 * 0.9)

@@ -16,14 +16,22 @@ class WarmedEMA(EMAHandler):
     Args:
         model: whose weights are averaged.
         momentum: the share of the newest weights, after the first steps.
-        momentum_warmup: that at the first step.
-        warmup_iters: steps that it takes.
+        momentum_warmup: that at the first step; None is no warm-up.
+        warmup_iters: steps that it takes; None likewise.
     """
 
-    def __init__(self, model: torch.nn.Module, momentum: float, momentum_warmup: float, warmup_iters: int) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        momentum: float,
+        momentum_warmup: float | None = None,
+        warmup_iters: int | None = None,
+    ) -> None:
         super().__init__(model, momentum)
-        self._warm_up = EMAWarmUp(momentum_warmup, warmup_iters, momentum)
+        warms = momentum_warmup is not None and warmup_iters is not None
+        self._warm_up = EMAWarmUp(momentum_warmup, warmup_iters, momentum) if warms else None
 
     def _update_ema_model(self, engine: Engine, name: str) -> None:
-        setattr(engine.state, name, self._warm_up(engine.state.iteration))
+        if self._warm_up is not None:
+            setattr(engine.state, name, self._warm_up(engine.state.iteration))
         super()._update_ema_model(engine, name)
