@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,11 +21,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from filelock import FileLock
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.grids import read_volume, reordered
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.labels import checked_label
+from lib.studies.register import Register
 from lib.studies.tags import FINAL, result_tag
 from lib.tasks import triage
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
@@ -417,6 +420,18 @@ def test_what_is_known_survives_another_process_and_a_broken_file(
     assert [p.read_text() for p in path.parent.glob("*.broken")] == ["{"]
     assert "can't be read" in caplog.text
     assert again.status()["left_out"] == {}
+
+
+def test_what_another_process_wrote_is_read_after_a_change_never_in_its_middle(studies: FolderStudies) -> None:
+    """The watcher's thread waits for the one that changes, whose change an older content would undo."""
+    register = Register(studies._datastore_path, auto_reload=True)
+    watcher = threading.Thread(target=lambda: register._handler.on_moved(None))
+    with FileLock(f"{register._datastore_config_path}.lock", is_singleton=True):
+        watcher.start()
+        watcher.join(0.5)
+        assert watcher.is_alive()
+    watcher.join(30)
+    assert not watcher.is_alive()
 
 
 def test_an_uploaded_image_replaces_no_other(studies: FolderStudies, tmp_path: Path) -> None:
