@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from gaussians import NoisedClassifier, exact, images, modes
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
+from scripts.judging.cases import SliceCase
 from scripts.learning.augmenting import RandSharedGammad
 from scripts.learning.counterfactuals import OneStepTeacher
 from scripts.learning.one_step_loss import OneStepLoss
 from scripts.learning.pseudo_labels import Teacher
 from scripts.learning.seeding import augmented
 from scripts.method.one_step import OneStepInferer
+from test_evaluation import parsed, write_patients
 from test_pseudo_labels import FakeSlices, healed
 from test_training import run, tiny_weights
 from tiny_run import TINY
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import onestep
 
 
 def onestep_network(**options: Any) -> torch.nn.Module:
@@ -159,3 +168,42 @@ def test_it_trains_by_its_config(map_channels: int, tmp_path: Path) -> None:
     network.load_state_dict(torch.load(tmp_path / "run" / "model.pt", weights_only=True))
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["teacher"].keys() == {"network", "classifier"}
+
+
+def test_how_far_counterparts_are_apart_is_the_median_over_healthy_tissue() -> None:
+    """Two pixels of lesion and one outside the foreground don't count; the others differ by 0.1, 0.2 and 0.9."""
+    foreground, truth = np.array([[0, 1, 1, 1, 1, 1]], bool), np.array([[0, 0, 0, 0, 1, 1]], bool)
+    many = np.zeros((1, 6), np.float32)
+    one = np.array([[5, 0.1, 0.2, -0.9, 1, 1]], np.float32)
+    cases = [
+        SliceCase("A", 0, many + 0.5, foreground, truth, 1, counterfactual=healthy.astype(np.float32))
+        for healthy in (one, many)
+    ]
+    assert onestep.apart(cases[:1], cases[1:]) == pytest.approx({"x1_to_x_many": 0.2, "x_to_x_many": 0.5}, abs=2e-4)
+
+
+def test_the_benchmark_of_untrained_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained network of one step gives the slice back; calls of each algorithm are timed in turns."""
+    write_patients(tmp_path / "data")
+
+    def tiny(*configs: str, **overrides: Any) -> ConfigParser:
+        parser = parsed(tmp_path / "data", *configs, **{"displayable_configs#noise_level": 100} | overrides)
+        if "onestep" in configs:
+            parser["network"] = "@onestep_def"
+        return parser
+
+    monkeypatch.setattr(onestep, "parsed", tiny)
+    output = tmp_path / "record.json"
+    onestep.benchmark(
+        str(tmp_path / "data" / "datalist.json"), timed=1, rounds=2, output=str(output), cache_dir=str(tmp_path)
+    )
+    record = json.loads(output.read_text())
+    assert record["split"] == {"name": "test", "volumes": 2, "slices": 8}
+    assert set(record["quality"]) == {"default", "student", "one step"} == set(record["milliseconds_a_slice"])
+    for readings in record["quality"].values():
+        first = next(iter(readings.values()))
+        assert 0 <= first["pixel_ap"]["value"] <= 1 and 0 <= first["image_auroc"]["value"] <= 1
+    differences = record["median_difference_in_healthy_tissue"]
+    assert differences["x1_to_x_many"] == pytest.approx(differences["x_to_x_many"], abs=1e-3)
+    assert 0 < record["time_of_the_default"]["one step"]["median"] < 1
+    assert record["seed"] == 0 and "torch" in record["versions"] and record["machine"]
