@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..files import write
+from ..manifest import renew
 from ..weights import MANIFEST, load_weights, read_manifest, replace_weights, weights_digest
 from .checkpoint import RUN
 
@@ -55,6 +56,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
         belonging["student"] = {**teacher, "student": digest}
         with _writing(target):
             write(manifest, (json.dumps(belonging, indent=4) + "\n").encode())
+            renew(manifest)
     print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
     if teacher is None and digest not in belonging.get("student", {}).values():
         whose = "belong to other networks" if belonging else "are still to be made"
