@@ -43,7 +43,12 @@ def test_a_bundle_that_is_worked_on_has_none(tmp_path: Path) -> None:
 
 
 def test_an_unchanged_bundle_passes_with_what_a_run_leaves_in_it(released: Path) -> None:
-    for name in ("cache/x.pt", "scripts/__pycache__/a.pyc", "output/p1/result.json", "models/model-20260101T000000Z.pt"):
+    for name in (
+        "cache/x.pt",
+        "scripts/__pycache__/a.pyc",
+        "output/p1/result.json",
+        "models/model-20260101T000000Z.pt",
+    ):
         (released / name).parent.mkdir(parents=True, exist_ok=True)
         (released / name).touch()
     assert check_manifest(released) == 5

@@ -1,7 +1,7 @@
 """Whether a released bundle is as it was released: the hash of each of its files, as ``sha256sum`` writes them.
 
-``python -m scripts.manifest check`` compares, ``write`` writes; both take a folder, by default this bundle's. Which weights belong
-together is another question, see `weights.read_manifest`. Whether the hashes are those of the release, a signature tells.
+``python -m scripts.manifest check`` compares, ``write`` writes; both take a folder, by default this one. Whether the hashes
+are those of the release, a signature tells. Which weights belong together is another question, see `weights.read_manifest`.
 
 This file imports no other of the bundle, so that it can run before any of them is loaded.
 """
