@@ -1,8 +1,8 @@
 """Write the locks beside this file anew from the pins in pyproject.toml: ``make lock``.
 
-``locked.txt`` has the project and its tests, but for torch. That is in ``cpu.txt``, PyTorch's build without CUDA, where pip finds it on
-this machine; and in ``cuda.txt``, the registry's, with all that it needs on a GPU. ``monailabel.txt`` is installed without its own
-requirements. ``tools.txt`` has what `make lock`, `make audit` and `make sbom` run.
+``locked.txt`` has the project and its tests, but for torch. That is in ``cpu.txt``, PyTorch's build without CUDA, where pip
+finds it on this machine; and in ``cuda.txt``, the registry's, with all that it needs on a GPU. ``monailabel.txt`` is installed
+without its own requirements. ``tools.txt`` has what `make lock`, `make audit` and `make sbom` run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def locked(*options: str) -> list[str]:
 
 
 def cpu_build(torch: str) -> list[str]:
-    """torch without CUDA with the hashes of the files that pip finds here for each Python; nothing if it finds none."""
+    """PyTorch without CUDA, with the hashes of the files that pip finds here for each Python; nothing if it finds none."""
     pin, hashes = f"{torch}+cpu", []
     for python in ("3.11", "3.12"):
         found = subprocess.run([*PIP, *FOR, "--python-version", python, pin], check=False, capture_output=True)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from packaging.specifiers import SpecifierSet
-from pydicom.dataelem import DataElement
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 
 from dicom import image, save, save_series, series
 from scripts.errors import InvalidImageError
