@@ -7,7 +7,7 @@ TOOLS := .tools/.ready
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-chest explain serve viewers test lock audit sbom clean
+.PHONY: help demo demo-chest explain serve viewers test test-all lock audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
@@ -36,11 +36,14 @@ viewers: ## install what OHIF and its tests need from Debian or Ubuntu: orthanc,
 	@echo "The package starts an Orthanc of its own, ports 8042 and 4242, that nothing here uses;" \
 		"to stop it: systemctl disable --now orthanc"
 
-test: $(READY) ## lint, format, types and tests
+test: $(READY) ## lint, format, types and the tests that take seconds
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: test ## all of that, then the slow tests: trainings, servers and browsers
+	$(BIN)/python -m pytest -m slow
 
 lock: $(TOOLS) ## renew the locked versions and hashes in requirements/ after a change of the pins in pyproject.toml
 	.tools/bin/python requirements/lock.py
@@ -67,7 +70,8 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	"$(PYTHON)" -m venv .venv
 ifeq ($(shell uname -sm),Linux x86_64)
 	$(PIP) $(LOCKED)/cpu.txt || { echo "No torch without CUDA here; with it instead."; $(PIP) $(LOCKED)/cuda.txt; }
-	$(PIP) $(LOCKED)/locked.txt -r requirements/monailabel.txt
+	$(PIP) $(LOCKED)/locked.txt
+	$(PIP) --no-build-isolation $(LOCKED)/monailabel.txt
 else
 	$(PIP) "pip>=25.1"
 	$(PIP) -e ".[app,dev]"

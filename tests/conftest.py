@@ -8,6 +8,16 @@ import torch
 from scripts.bundle import declared
 from tiny_run import TINY
 
+SLOW = ("test_viewers.py",)
+"""Files and tests that `make test` leaves to `make test-all`, by their measured durations."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        if name.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
