@@ -3,10 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TOOLS := .tools/.ready
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-chest explain serve viewers test clean
+.PHONY: help demo demo-chest explain serve viewers test test-all lock audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
@@ -35,20 +36,51 @@ viewers: ## install what OHIF and its tests need from Debian or Ubuntu: orthanc,
 	@echo "The package starts an Orthanc of its own, ports 8042 and 4242, that nothing here uses;" \
 		"to stop it: systemctl disable --now orthanc"
 
-test: $(READY) ## lint, format, types and tests
+test: $(READY) ## lint, format, types and the tests that take seconds
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: test ## all of that, then the slow tests: trainings, servers and browsers
+	$(BIN)/python -m pytest -m slow
+
+lock: $(TOOLS) ## renew the locked versions and hashes in requirements/ after a change of the pins in pyproject.toml
+	.tools/bin/python requirements/lock.py
+
+audit: $(TOOLS) ## ask the package index for known advisories of the locked versions
+	.tools/bin/pip-audit --no-deps --disable-pip -r requirements/locked.txt -r requirements/monailabel.txt
+
+sbom: $(READY) $(TOOLS) ## list what is installed, with versions and licences, in CycloneDX's form in dist/
+	mkdir -p dist
+	.tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+		--output-file dist/sbom.cdx.json $(BIN)/python
 
 clean: ## remove the environment, the results and the caches
-	rm -rf .venv output build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .tools output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# torch is pinned among the dependencies, so nothing in this one command can pull another build of it
-$(READY): pyproject.toml
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+LOCKED := --no-deps --require-hashes -r requirements
+
+# Where the versions are locked, pip takes nothing but the very files whose hashes are there. torch without CUDA is taken where an
+# index of this machine has it, else the registry's.
+$(READY): pyproject.toml $(wildcard requirements/*.txt)
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check "pip>=25.1"
-	$(BIN)/python -m pip install -e ".[app,dev]"
-	$(BIN)/python -m pip install --no-deps --group monailabel
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(PIP) $(LOCKED)/cpu.txt || { echo "No torch without CUDA here; with it instead."; $(PIP) $(LOCKED)/cuda.txt; }
+	$(PIP) $(LOCKED)/locked.txt
+	$(PIP) --no-build-isolation $(LOCKED)/monailabel.txt
+else
+	$(PIP) "pip>=25.1"
+	$(PIP) -e ".[app,dev]"
+	$(PIP) --no-deps --group monailabel
+endif
+	touch $@
+
+# These need other versions than the project, so they have an environment of their own.
+$(TOOLS): requirements/tools.txt
+	"$(PYTHON)" -m venv .tools
+	.tools/bin/python -m pip install --disable-pip-version-check $(LOCKED)/tools.txt
 	touch $@

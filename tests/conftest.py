@@ -8,6 +8,32 @@ import torch
 from scripts.bundle import declared
 from tiny_run import TINY
 
+SLOW = (
+    "test_app.py::test_fine_tuning_over_http",
+    "test_app.py::test_triage_and_scoring",
+    "test_bundle.py::test_the_",  # all that run the sample
+    "test_command.py::test_ctrl_c_leaves_whole_results_and_a_summary",
+    "test_evaluation.py::test_an_evaluation_goes_on_after_a_bad_volume_and_where_it_was_stopped",
+    "test_explain.py::test_make_explain",
+    "test_monai_tools.py",
+    "test_network.py",
+    "test_resuming.py",
+    "test_signing.py",
+    "test_studies.py::test_a_batch_again_runs_only_what_changed",
+    "test_training.py",
+    "test_viewers.py",
+)
+"""What `make test` leaves to `make test-all`: files that take over half a minute and tests that take about ten seconds or more,
+alone on two cores. A name stands for all that begin so."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them, so that ``-m slow`` and ``-m "not slow"`` choose."""
+    for item in items:
+        name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        if name.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

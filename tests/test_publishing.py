@@ -11,6 +11,7 @@ import torch
 from scripts.bundle import bundle_root, declared
 from scripts.errors import message_of
 from scripts.learning.publishing import halved
+from scripts.manifest import check_manifest, write_manifest
 from scripts.running.report import Report
 from scripts.weights import MANIFEST, load_weights, not_together, weights_digest
 from training_data import OVERLAYS, parsed
@@ -48,6 +49,7 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     manifest.write_text(json.dumps({"student": digests, "calibration": {"values": {"threshold": 0.3}, **digests}}))
     report = Report([], str(tmp_path / "out"), {"threshold": 0.3}, {}, {}, manifest=str(manifest))
     assert not_together(manifest, digests, 0.3) == report.warnings == []
+    write_manifest(bundle)
     with pytest.raises(SystemExit, match="model.pt: no weights there"):
         publishing(bundle, "train", tmp_path / "nowhere")
     publishing(bundle, "train", tmp_path / "train")
@@ -68,6 +70,7 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     assert "choose one anew" in capsys.readouterr().out
     assert not_together(manifest, new, 0.3) == [chosen] and not_together(manifest, new, 0.31) == []
     assert {p.stem for p in models.glob("*.pt") if "-2" not in p.stem} == set(old) and not list(models.glob("*.part"))
+    assert check_manifest(bundle)  # the hashes are those of what was published
 
 
 def test_half_precision_keeps_three_digits_and_what_it_cannot_hold() -> None:

@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     ROOT / name
     for name in (
-        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/own_data.md", "docs/training.md"),
+        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md"),
+        *("docs/own_data.md", "docs/training.md", "docs/trust.md", "docs/advisories.md", "docs/claim.md"),
         *(
             "apps/anomaly_detection/README.md",
             "benchmarks/README.md",
@@ -41,6 +42,8 @@ DOCUMENTS = [
 CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 """Those that speak of the project as it is."""
 PYTHON = re.compile(r"(PYTHONPATH=bundle )?(\.venv/bin/)?python(?= )")
+SIGNING = ("openssl ", ".tools/bin/model_signing ")
+"""See tests/test_signing.py."""
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
 
@@ -78,7 +81,7 @@ def of(documents: list[Path], prefix: str) -> list[Any]:
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
-    kinds = ("-m monai.bundle run", "-m scripts.prepare", "-m monailabel.main", "-m pytest", "benchmarks/")
+    kinds = ("-m monai.bundle run", "-m scripts.", "-m monailabel.main", "-m pytest", "benchmarks/")
     for line in commands(path):
         python = PYTHON.match(line)
         if python:
@@ -86,7 +89,7 @@ def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
         elif line.startswith("make"):
             assert re.split(r"\s+", re.sub(r" *#.*", "", line))[-1] in TARGETS, line
         else:
-            assert line.startswith(("curl ", ".venv/bin/pre-commit ")), line
+            assert line.startswith(("curl ", ".venv/bin/pre-commit ", *SIGNING)), line
 
 
 @pytest.mark.parametrize(("path", "argv"), of(CURRENT, "-m monai.bundle run"))
@@ -124,6 +127,18 @@ def test_data_sets_are_prepared_so(path: Path, argv: list[str]) -> None:
         spec: Any = GetFullArgSpec(COMMANDS[argv[0]])
         needed = {name for name in spec.kwonlyargs if name not in spec.kwonlydefaults}
         assert needed <= {option.removeprefix("--") for option in argv[1::2]}
+
+
+@pytest.mark.parametrize(("path", "argv"), of(CURRENT, "-m scripts."))
+def test_scripts_take_their_arguments(path: Path, argv: list[str]) -> None:
+    """Such as ``-m scripts.manifest check FOLDER``: the script says so itself, or it is one that is checked above."""
+    script = ROOT / "bundle" / "scripts" / argv[0]
+    assert script.with_suffix(".py").is_file() or (script / "__main__.py").is_file()
+    assert argv[0] in ("prepare", "explain") or (argv[0], *argv[1:2]) in (
+        ("manifest", "check"),
+        ("manifest", "write"),
+        ("reach", "FOLDER"),
+    )
 
 
 @pytest.mark.parametrize(("path", "argv"), [*of(CURRENT, "-m pytest"), *of(CURRENT, "-m monailabel.main start_server")])

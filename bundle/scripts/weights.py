@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .files import write
+from .manifest import renew
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def replace_weights(source: Path, target: Path) -> str | None:
     """
     if not target.exists():
         os.replace(source, target)
+        renew(target)
         return None
     kept = target.with_name(f"{target.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{target.suffix}")
     part = source.with_name(kept.name + ".part")
@@ -97,6 +99,7 @@ def replace_weights(source: Path, target: Path) -> str | None:
     except OSError:
         kept.unlink()
         raise
+    renew(target)
     return kept.name
 
 

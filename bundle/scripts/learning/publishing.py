@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..files import write
+from ..manifest import renew
 from ..weights import MANIFEST, load_weights, read_manifest, replace_weights, weights_digest
 from .checkpoint import RUN
 
@@ -56,6 +57,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module, manifest: str | N
         belonging[target.stem] = {**teacher, target.stem: digest}
         with _writing(target):
             write(written, (json.dumps(belonging, indent=4) + "\n").encode())
+            renew(written)
     print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
     if teacher is None and digest not in belonging.get("student", {}).values():
         whose = "belong to other networks" if belonging else "are still to be made"

@@ -21,6 +21,7 @@ from monailabel.endpoints import (
     info,
     logs,
     model,
+    ohif,
     proxy,
     scoring,
     session,
@@ -38,7 +39,7 @@ from lib.http.answers import answer, hidden_folders
 from lib.http.fields import CHOICES
 from lib.http.guard import Guard
 from lib.http.infer_route import infer
-from lib.http.ohif import ohif_config
+from lib.http.ohif import ohif_config, ohif_file
 from lib.http.processes import SERVER, end_tasks
 from lib.http.proxy import dicom_proxy
 from lib.http.threads import in_thread
@@ -109,6 +110,7 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
     app.include_router(router)
     connect, read = dicomweb_seconds(conf)
     app.include_router(dicom_proxy(httpx.Timeout(read, connect=connect)))
+    ohif.get_ohif = ohif_file
     # before MONAI Label's own, which takes every path of OHIF's
     app.router.routes[:0] = ohif_config().routes
     # built at the server's first call, before there was an app

@@ -1,15 +1,26 @@
-"""OHIF, as MONAI Label serves it, made to show radiographs too."""
+"""OHIF, as MONAI Label serves it, made to show radiographs too, and to ask nobody but this server."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fastapi import APIRouter, Response
-from monailabel.endpoints.ohif import get_ohif
+from fastapi.responses import FileResponse
+from monailabel.endpoints import ohif
 
 PICTURES = Path(__file__).with_name("ohif_pictures.js")
 CONFIG = "app-config.js"
 """The script that OHIF's page loads first."""
+POLICY = "default-src 'self' blob: data: 'unsafe-inline' 'unsafe-eval'"
+"""What a browser may load for OHIF's pages: they name fonts of another site, which would learn who looks at images when."""
+_served = ohif.get_ohif
+
+
+def ohif_file(path: str) -> FileResponse:
+    """A file of OHIF's, or its page, with `POLICY`."""
+    answer = _served(path)
+    answer.headers["Content-Security-Policy"] = POLICY
+    return answer
 
 
 def ohif_config() -> APIRouter:
@@ -18,7 +29,7 @@ def ohif_config() -> APIRouter:
 
     @router.get(f"/ohif/{CONFIG}", include_in_schema=False)
     def config() -> Response:
-        own = Path(get_ohif(CONFIG).path).read_text("utf-8")
+        own = Path(_served(CONFIG).path).read_text("utf-8")
         return Response(f"{own}\n{PICTURES.read_text('utf-8')}", media_type="text/javascript")
 
     return router

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import runpy
 import sys
 from pathlib import Path
 
@@ -28,12 +29,13 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
         device: as torch names it; by default a GPU if there is one.
 
     Raises:
-        ValueError: `path` is no bundle, or of another version than this app.
+        ValueError: `path` is no bundle, or of another version than this app; or not as it was released, see `check`.
     """
     path = Path(path).resolve()
     configs = path / "configs"
     if not (configs / f"{FULL}.json").is_file():
         raise ValueError(f"{path}: there is no configs/inference.json, so it is no MONAI bundle.")
+    check(path)
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
     models = [Model(Declaration(path, device))]
@@ -50,3 +52,16 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
         except Exception as error:  # a config can be wrong in every way
             logger.error("%s is left out: %s", file, error.__cause__ or error)
     return models
+
+
+def check(path: Path) -> None:
+    """Compare a released bundle with the hashes of its files, before anything of it is loaded.
+
+    Raises:
+        ValueError: a file was changed, is missing or was added.
+    """
+    # this project's own file, whatever bundle is served: one that was changed can't be asked whether it was
+    own = runpy.run_path(str(REPOSITORY_BUNDLE / "scripts" / "manifest.py"))
+    files = own["check_manifest"](path)
+    if files is not None:
+        logger.info("%s: all %d files are as they were released", path, files)

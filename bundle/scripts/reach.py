@@ -1,0 +1,189 @@
+"""What in a bundle's configs reaches outside MONAI, torch, ignite and the bundle's own scripts.
+
+A config can run any code. ``python -m scripts.reach [FOLDER]`` lists what does, to judge a bundle before it runs.
+Nothing of the bundle is run or imported. Its scripts are code as any other, and are to be read.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from configparser import ConfigParser as IniParser
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ConfigComponent
+
+from .bundle import bundle_root
+
+PACKAGES = ("ignite", "monai", "torch")
+OUTWARD = (
+    *(
+        "monai.apps",
+        "monai.bundle",
+        "monai.fl",
+        "monai.utils.misc.run_cmd",
+        "monai.utils.module",
+        "torch.hub",
+        "torch.jit",
+    ),
+    *("torch.classes", "torch.multiprocessing", "torch.ops", "torch.package", "torch.serialization"),
+    *("torch.utils.cpp_extension", "torch.utils.model_zoo"),
+)
+"""What of these packages fetches from elsewhere, imports by name, reads code from files or starts programs."""
+PLAIN = (
+    "abs",
+    "bool",
+    "dict",
+    "float",
+    "int",
+    "len",
+    "list",
+    "max",
+    "min",
+    "range",
+    "round",
+    "sorted",
+    "str",
+    "sum",
+    "tuple",
+)
+"""What of Python's own an expression may use."""
+OWN_PATH = {"_target_": "site.addsitedir", "sitedir": "@bundle_root"}
+"""The one way out that every bundle with scripts takes: its own folder onto Python's path."""
+LOGGING = r"\((sys\.std(out|err),?)?\)"
+"""What ``logging.conf`` may give to a handler, which Python evaluates."""
+
+
+def outward(folder: str | Path) -> list[str]:
+    """What reaches outside, one line each: the file, the id in it, what stands there and where it leads.
+
+    Raises:
+        ValueError: there are no configs in the folder.
+    """
+    configs = Path(folder) / "configs"
+    files = sorted(p for p in configs.glob("*") if p.suffix in (".json", ".yaml", ".yml") and p.stem != "metadata")
+    if not files:
+        raise ValueError(f"{configs}: there are no configs in it.")
+    found = []
+    for path in files:
+        for id_, node in _nodes(ConfigParser.load_config_file(path)):
+            why = _why(node, configs.parent / "scripts")
+            if why:
+                what = node.get("_target_") if isinstance(node, dict) else node
+                found.append(f"{path.name}: {id_}: {what!r} {why}")
+    return found + [line for path in sorted(configs.glob("*.conf")) for line in _logging(path)]
+
+
+def _nodes(node: Any, id_: str = "") -> Iterator[tuple[str, Any]]:
+    yield id_, node
+    if isinstance(node, (dict, list)) and node != OWN_PATH:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _nodes(value, f"{id_}#{key}" if id_ else str(key))
+
+
+def _why(node: Any, scripts: Path) -> str | None:
+    if isinstance(node, dict) and "_target_" in node and node != OWN_PATH:
+        return _leads_out(_full_name(node), scripts)
+    if isinstance(node, str) and node.startswith("$"):
+        return _expression(node[1:], scripts)
+    if isinstance(node, str) and re.match(r"%.*\.(json|ya?ml)\b", node):
+        return "reads another file"
+    return None
+
+
+def _full_name(node: dict[str, Any]) -> str:
+    """A component's name with its module, which MONAI finds for its own."""
+    try:
+        return str(ConfigComponent(node).resolve_module_name())
+    except (RuntimeError, ValueError):  # there are several of that name, or it is no name
+        return str(node["_target_"])
+
+
+def _leads_out(name: str, scripts: Path) -> str | None:
+    """Why a dotted name leads outside; None if it doesn't."""
+    root, *rest = name.split(".")
+    if any(part.startswith("_") for part in rest):
+        return "reaches into what is private"
+    if root == "scripts":
+        return None if _defines(scripts, rest) else "isn't defined in the bundle's scripts"
+    if root not in PACKAGES:
+        return f"uses {root}"
+    thing: Any = locate(name)
+    if thing is None:
+        return "isn't there"
+    if not rest:
+        return None
+    where = thing.__name__ if inspect.ismodule(thing) else f"{getattr(thing, '__module__', None) or root}.{rest[-1]}"
+    if where.split(".")[0] not in PACKAGES:
+        return f"uses {where.split('.')[0]}"
+    return "fetches, or runs other code" if _within(where) or _within(name) else None
+
+
+def _within(name: str) -> bool:
+    return any(name == outside or name.startswith(f"{outside}.") for outside in OUTWARD)
+
+
+def _defines(scripts: Path, parts: list[str]) -> bool:
+    """Whether ``scripts.parts`` is a module, or a class or function that is defined in one and not imported by it."""
+    for n in range(len(parts), -1, -1):
+        module = scripts.joinpath(*parts[:n])
+        file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+        if file.is_file():
+            tree = ast.parse(file.read_text("utf-8")).body
+            own = {d.name for d in tree if isinstance(d, (ast.ClassDef, ast.FunctionDef))}
+            return n == len(parts) or parts[n] in own
+    return False
+
+
+def _expression(text: str, scripts: Path) -> str | None:
+    try:
+        tree = ast.parse(re.sub(r"[@%][\w#:]+", "_id", text).strip())
+    except SyntaxError:
+        return "is no expression"
+    inside = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    for node in ast.walk(tree):
+        why = None
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            why = next(filter(None, (_leads_out(module + alias.name, scripts) for alias in node.names)), None)
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            why = "reaches into what is private"
+        elif isinstance(node, (ast.Attribute, ast.Name)) and id(node) not in inside:
+            name = ast.unparse(node)
+            if re.fullmatch(r"[\w.]+", name) and name.split(".")[0] != "_id" and name not in PLAIN:
+                why = _leads_out(name, scripts)
+        if why:
+            return why
+    return None
+
+
+def _logging(path: Path) -> Iterator[str]:
+    """Python evaluates what a logging config says of handlers and formatters."""
+    ini = IniParser(interpolation=None)
+    ini.read_string(path.read_text("utf-8"))
+    for section in ini.sections():
+        for key, value in ini.items(section):
+            wrong = key == "class" and value not in ("StreamHandler", "logging.Formatter")
+            if wrong or (key in ("args", "kwargs") and not re.fullmatch(LOGGING, value)):
+                yield f"{path.name}: {section}: {key} = {value} is evaluated by Python"
+
+
+def main() -> None:
+    """The command."""
+    folder = sys.argv[1] if len(sys.argv) > 1 else bundle_root()
+    try:
+        found = outward(folder)
+    except ValueError as error:
+        sys.exit(f"ERROR: {error}")
+    print("\n".join(found) or f"{folder}: nothing in the configs reaches outside MONAI, torch, ignite and its scripts.")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""docs/advisories.md: its versions are the installed ones, what it says we don't use isn't imported, and attacks fail."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packaging.specifiers import SpecifierSet
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
+
+from dicom import image, save, save_series, series
+from scripts.errors import InvalidImageError
+from scripts.images.loading import LoadVolumed
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = (ROOT / "docs" / "advisories.md").read_text("utf-8").split("\n## ")
+
+
+def rows(section: str) -> list[list[str]]:
+    """The cells of a section's table, without its head."""
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
+AFFECTED, PAST = rows(SECTIONS[1]), rows(SECTIONS[2])
+
+
+def test_the_tables_are_read() -> None:
+    assert ["CVE-2026-56445", "pynetdicom"] in [row[:2] for row in AFFECTED]
+    assert len(PAST) > 5 and all(len(row) == 4 for row in PAST) and all(len(row) == 5 for row in AFFECTED)
+
+
+@pytest.mark.parametrize(("package", "affected"), {(row[1], row[2]) for row in AFFECTED})
+def test_a_row_is_of_the_installed_version(package: str, affected: str) -> None:
+    """Otherwise the pin was raised past it, and the row is to be moved."""
+    assert importlib.metadata.version(package) in SpecifierSet(affected)
+
+
+@pytest.mark.parametrize(("package", "affected"), {(row[1], row[2]) for row in PAST})
+def test_the_installed_version_is_past(package: str, affected: str) -> None:
+    assert importlib.metadata.version(package) not in SpecifierSet(affected)
+
+
+def test_the_installed_versions_are_the_pinned_ones() -> None:
+    """So that both tables speak of what is released."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    pins = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["app"]]
+    pins += project["dependency-groups"]["monailabel"]
+    exact = dict(pin.split("==") for pin in pins if "==" in pin)
+    for package in {row[1] for row in [*AFFECTED, *PAST]} & exact.keys():
+        assert importlib.metadata.version(package).partition("+")[0] == exact[package]
+
+
+def imported(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_what_an_advisory_names_is_imported_nowhere() -> None:
+    """By nothing of ours, nor by MONAI Label, which brings these packages."""
+    banned = {name for row in AFFECTED for name in re.findall(r"[\w.]+", row[3])}
+    assert banned == {"pynetdicom.apps.qrscp", "pydicom.fileset"}
+    spec = importlib.util.find_spec("monailabel")
+    assert spec is not None and spec.submodule_search_locations
+    for folder in (ROOT / "bundle", ROOT / "apps", ROOT / "benchmarks", Path(spec.submodule_search_locations[0])):
+        found = {name for name in imported(folder) if any(f"{name}.".startswith(f"{b}.") for b in banned)}
+        assert found == set(), folder
+        assert not any("qrscp" in path.read_text("utf-8") for path in folder.rglob("*.py")), folder
+
+
+@pytest.mark.parametrize("bad", ["NaN", "inf", "1e400"])
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept", "PixelSpacing", "ImagePositionPatient"])
+def test_numbers_of_dicom_that_are_none_are_refused(keyword: str, bad: str, tmp_path: Path) -> None:
+    """CVE-2026-48705."""
+    values = {"PixelSpacing": [bad, "1"], "ImagePositionPatient": [bad, "0", "0"]}.get(keyword, bad)
+    pixels = np.random.default_rng(0).integers(0, 1000, (12, 14, 5)).astype(np.uint16)
+    wrong: Any = DataElement(tag_for_keyword(keyword), "DS", values, validation_mode=0)
+    slices = series(pixels, np.diag([2.0, 2.0, 5.0, 1.0]))
+    picture = image(pixels[..., 0])
+    for dataset in (*slices, picture):
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+        dataset[wrong.tag] = wrong
+    for modality, path in (("MR", save_series(slices, tmp_path / "series")), ("DX", save(picture, tmp_path / "x.dcm"))):
+        if modality == "DX" and keyword == "ImagePositionPatient":
+            continue  # of a radiograph it isn't read
+        with pytest.raises(InvalidImageError):
+            LoadVolumed(keys="image", channels=1, modalities=[modality])({"image": path})

@@ -1,0 +1,41 @@
+"""The workflow does what .ci/run does, on every Python that the project allows; no test runs twice, and none is left out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
+
+from conftest import SLOW
+from test_locks import PYPROJECT, ROOT
+
+WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
+RUN = (ROOT / ".ci" / "run").read_text("utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_the_workflow_runs_it_on_every_python() -> None:
+    job = WORKFLOW["jobs"]["ci"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    allowed = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    assert job["strategy"]["matrix"]["python"] == [f"3.{n}" for n in range(8, 20) if f"3.{n}" in allowed]
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+
+
+def test_every_test_runs_once() -> None:
+    assert re.findall(r"^make (\S+)$", RUN, re.MULTILINE) == ["viewers", "sbom", "test-all", "demo"]
+    assert re.findall(r"-m pytest (.*)$", MAKEFILE, re.MULTILINE) == ['-m "not slow"', "-m slow"]
+    assert re.search(r"^test-all: test ", MAKEFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_is_listed_as_slow_is_there(name: str) -> None:
+    file, _, test = name.partition("::")
+    assert f"def {test}" in (ROOT / "tests" / file).read_text("utf-8")
+
+
+def test_the_time_that_tests_take_is_shown() -> None:
+    assert "--durations=" in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]

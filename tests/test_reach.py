@@ -1,0 +1,112 @@
+"""What in configs reaches outside MONAI, torch, ignite and the scripts: nothing of ours does, and each way out is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.bundle import bundle_root
+from scripts.reach import OWN_PATH, outward
+
+SCRIPT = """import os
+from torch import nn
+
+raise SystemExit("imported")
+
+class Net(nn.Module):
+    pass
+
+def make():
+    pass
+"""
+
+
+def bundle(folder: Path, config: Any, logging: str = "") -> Path:
+    (folder / "scripts" / "room").mkdir(parents=True)
+    (folder / "scripts" / "room" / "nets.py").write_text(SCRIPT)
+    (folder / "configs").mkdir()
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
+    (folder / "configs" / "logging.conf").write_text(logging)
+    return folder
+
+
+def test_nothing_of_this_bundle_reaches_outside() -> None:
+    assert outward(bundle_root()) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"_target_": "scripts.room.nets.Net"},
+        {"_target_": "UNet", "spatial_dims": 2},
+        {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()"},
+        {"_target_": "ignite.metrics.Loss"},
+        OWN_PATH,
+        "$import scripts.room.nets",
+        "$torch.device('cpu')",
+        "$monai.utils.set_determinism(@seed)",
+        "$torch.float32",
+        "$@precision == 'float16'",
+        "$len(@train#dataset#data) + int(@x)",
+        "%other#id",
+        "a text",
+    ],
+)
+def test_what_stays_inside_passes(value: Any, tmp_path: Path) -> None:
+    assert outward(bundle(tmp_path, {"value": value})) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"_target_": "os.system", "command": "true"}, "'os.system' uses os"),
+        ({"_target_": "builtins.exec"}, "uses builtins"),
+        ({"_target_": "torch.os.system"}, "uses posix"),
+        ({"_target_": "run_cmd"}, "'run_cmd' fetches, or runs other code"),
+        ({"_target_": "monai.bundle.download"}, "fetches, or runs other code"),
+        ({"_target_": "torch.hub.load"}, "fetches, or runs other code"),
+        ({"_target_": "torch.load", "weights_only": False}, "fetches, or runs other code"),
+        ({"_target_": "scripts.room.nets.os.system"}, "isn't defined in the bundle's scripts"),
+        ({"_target_": "scripts.room.nets.nn"}, "isn't defined in the bundle's scripts"),
+        ({"_target_": "scripts.none.Net"}, "isn't defined in the bundle's scripts"),
+        ({"_target_": "site.addsitedir", "sitedir": "/tmp"}, "uses site"),
+        ({"_target_": "NoSuchNet"}, "uses NoSuchNet"),
+        ("$import glob", "'$import glob' uses glob"),
+        ("$from torch import os", "uses os"),
+        ("$__import__('os').system('true')", "uses __import__"),
+        ("$open('/etc/passwd').read()", "uses open"),
+        ("$@network.__init__.__globals__", "reaches into what is private"),
+        ("$().__class__.__base__.__subclasses__()", "reaches into what is private"),
+        ("$monai.utils.optional_import('os')[0].system('true')", "fetches, or runs other code"),
+        ("$torch.hub.os.system('true')", "uses posix"),
+        ("$os.listdir()", "uses os"),
+        ("%/elsewhere/other.json::id", "reads another file"),
+    ],
+)
+def test_every_way_out_is_found(value: Any, why: str, tmp_path: Path) -> None:
+    [found] = outward(bundle(tmp_path, {"fine": "@value", "list": [{"value": value}]}))
+    assert found.startswith("inference.json: list#0#value: ") and found.endswith(why)
+
+
+@pytest.mark.parametrize("line", ["class=os.system", "args=(open('/tmp/x', 'w'),)", "kwargs=__import__('os').environ"])
+def test_a_logging_config_may_only_name_the_terminal(line: str, tmp_path: Path) -> None:
+    [found] = outward(bundle(tmp_path, {}, f"[handler_a]\nlevel=INFO\n{line}\n"))
+    assert found.startswith("logging.conf: handler_a: ") and found.endswith("is evaluated by Python")
+
+
+def test_the_command_lists_and_refuses(tmp_path: Path) -> None:
+    bad = bundle(tmp_path / "bad", {"a": "$import os", "b": {"_target_": "subprocess.run"}})
+    command = [sys.executable, "-m", "scripts.reach"]
+    done = subprocess.run([*command, str(bad)], cwd=bundle_root(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "inference.json: a: '$import os' uses os",
+        "inference.json: b: 'subprocess.run' uses subprocess",
+    ]
+    done = subprocess.run([*command, str(tmp_path)], cwd=bundle_root(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "there are no configs" in done.stderr and "Traceback" not in done.stderr
