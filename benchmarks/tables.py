@@ -82,7 +82,9 @@ def of_rows(record: dict[str, Any], most: bool, columns: dict[str, str], methods
     counts = [row["slices"] for row in record["rows"]]
     number = max(counts) if most else min(counts)
     wanted = list(methods)
-    rows = [r for r in record["rows"] if r["slices"] == number and (not wanted or r["method"] in wanted)]
+    where = "all" if most else "subset"
+    rows = [r for r in record["rows"] if r["slices"] == number and r.get("where", where) == where]
+    rows = [r for r in rows if not wanted or r["method"] in wanted]
     rows.sort(key=lambda r: (r["method"] != BOUND, -float(r["pixel_ap"].split()[0])))
     shown = {name: title for name, title in columns.items() if any(name in r for r in rows)}
     cells = [[named(record, r["method"]), *(cell(n, r.get(n), most) for n in shown)] for r in rows]

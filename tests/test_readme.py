@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     ROOT / name
     for name in (
-        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/own_data.md", "docs/training.md"),
+        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/notebook.md", "docs/own_data.md", "docs/training.md"),
         *(
             "apps/anomaly_detection/README.md",
             "benchmarks/README.md",
