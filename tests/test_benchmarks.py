@@ -168,12 +168,12 @@ def slices_of(number: int) -> packs.Slices:
 
 @pytest.mark.parametrize("name", rivals.RIVALS)
 def test_rivals_read_slices(name: str, tmp_path: Path) -> None:
-    """Nothing outside the brain; what reconstructs marks the square after a hundred steps."""
+    """Nothing outside the brain; what reconstructs healthy slices marks the square after thirty steps."""
     if "ImageNet" in name:
         pytest.importorskip("efficientnet_lite_pytorch")
     slices = slices_of(16)
-    learned = rivals.RIVALS[name].is_trained and "GAN" not in name
-    work = rivals.Work(1600 if learned else 32, 0, tmp_path / "weights.pt", torch.device("cpu"))
+    learned = "healthy slices" in name
+    work = rivals.Work(480 if learned else 32, 0, tmp_path / "weights.pt", torch.device("cpu"))
     read = rivals.maker(name, slices, tiny_classifier(), work, rivals.RIVALS[name].settings[0])
     change = read(slices.x[:4], slices.foreground[:4])
     a = rivals.read(change, slices.foreground[:4], "hyperintense", 3)
@@ -199,14 +199,14 @@ def test_a_reading_by_hand() -> None:
 
 
 def test_the_best_reading_is_that_of_the_validation_masks() -> None:
-    """What is darker is the lesion here, and one bright pixel beside it is noise that a median filter takes away."""
+    """What is darker is the lesion here, and single pixels beside it are noise that a median filter takes away."""
     slices = slices_of(4)
     change = torch.zeros_like(slices.x)
     change[slices.lesion] = -0.5
-    change[:, :, 20, 20] = -2.0
+    change[:, :, 12:60:4, 20:36:4] = -2.0
     best = rivals.best_reading(change, slices, torch.rand(4), ("hyperintense", "both"), ("mean", "highest"))
     assert (best["polarity"], best["score"], best["image_auroc"]) == ("both", "mean", 1.0)
-    assert best["median_size"] > 1 and best["pixel_ap"] > 0.95
+    assert best["median_size"] > 1 and best["pixel_ap"] > 0.9
 
 
 def test_rivals_are_tuned_with_a_tenth_and_trained_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_synthetic_lesions_lie_in_the_foreground_and_leave_some_slices_alone() -
 
 def test_a_coreset_takes_the_farthest() -> None:
     patches = torch.tensor([[0.0, 0], [0.1, 0], [5, 0], [5, 0.2], [0, 9]])
-    assert patch_core.coreset(patches, 3).tolist() == [0, 4, 2]
+    assert patch_core.coreset(patches, 3).tolist() == [0, 4, 3]
     assert sorted(patch_core.coreset(patches, 9).tolist()) == [0, 1, 2, 3, 4]
 
 
@@ -350,8 +350,9 @@ def test_readers_masks_lie_on_the_lesions(grid: str, tmp_path: Path) -> None:
     lesion = (np.asarray(image.dataobj) > 150).astype(np.uint8)
     item["mask"] = str(tmp_path / "mask.nii.gz")
     nib.save(nib.Nifti1Image(lesion, image.affine), item["mask"])
-    item["label"] = [-1, *lesion.any(axis=(0, 1))[1:].astype(int)]
-    (tmp_path / "datalist.json").write_text(json.dumps({"training": [item]}))
+    item["label"] = [-1, *lesion.any(axis=(0, 1))[1:].astype(int).tolist()]
+    listed = {k: item[k] for k in ("image", "foreground", "mask", "label")}
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [listed]}))
     split = packs.Split(str(tmp_path / "datalist.json"), "training", declared("preprocessing"), min_area=1)
     found = taught.ReadersMasks(split.slices)
     in_brain = [z for z in range(1, image.shape[2]) if (np.asarray(image.dataobj)[..., z] > 50).any()]
@@ -406,13 +407,16 @@ def test_a_splits_slices_come_back_as_cases(name: str, tmp_path: Path, monkeypat
 def test_a_pack_holds_no_test_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the same wherever it is read, and other slices are another one."""
     monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
-    item = write_head(tmp_path) | {"label": [-1, 0, 1, 0, -1, -1], "subject": "A"}
-    image = nib.load(item["image"])
-    item["mask"] = str(tmp_path / "mask.nii.gz")
-    nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 150).astype(np.uint8), image.affine), item["mask"])
+    items = {}
+    for name in ("training", "validation", "test"):
+        (tmp_path / name).mkdir()
+        items[name] = {"image": write_head(tmp_path / name)["image"], "mask": str(tmp_path / name / "mask.nii.gz")}
+        image = nib.load(items[name]["image"])
+        lesion = (np.asarray(image.dataobj) > 150).astype(np.uint8)
+        nib.save(nib.Nifti1Image(lesion, image.affine), items[name]["mask"])
     found = []
-    for label in (item["label"], [-1, 0, 1, -1, -1, -1]):
-        lists = {name: [item | {"label": label}] for name in ("training", "validation", "test")}
+    for label in ([-1, 0, 1, 0, -1, -1], [-1, 0, 1, -1, -1, -1]):
+        lists = {name: [item | {"label": label}] for name, item in items.items()}
         (tmp_path / "datalist.json").write_text(json.dumps(lists))
         packs.write_pack(str(tmp_path / "datalist.json"), tmp_path / "pack.pt", str(tmp_path))
         found.append(packs.read_pack(tmp_path / "pack.pt"))
