@@ -1,13 +1,14 @@
 """Healthy counterparts of radiographs, judged by another classifier; algorithms side by side; and a figure.
 
-    python benchmarks/chest.py --datalist FILE [--training FILE] [--judge FILE] [--slow 8] [--minutes 3] [--seed 0]
+    python benchmarks/chest.py --datalist FILE [--training FILE] [--judge FILE] [--slow 8] [--minutes 3] [--images N] [--seed 0]
         [--output benchmarks/chest]
 
 `datalist` holds the validation and test images; `training`, by default the same file, what the judge and the VAE learn from.
 
 The judge is a DenseNet that learned from the training images by itself: another architecture, seed and augmentation draw, and
 no noise. What an algorithm changes until *our* classifier says healthy may be a trick on that one; the judge was never asked
-for a gradient. Its weights are read from `judge`, or trained for `minutes` and kept in the cache.
+for a gradient. Its weights are read from `judge`, or trained for `minutes` and kept in the cache. The VAE learns from `images`,
+by default as many as our three networks.
 
 Maps are read in the lungs where the model declares such a region. Thresholds are Otsu's of the diseased validation images, so
 no region that a reader drew chooses anything. `slow` diseased and as many healthy test images, those with regions first, and
@@ -32,12 +33,16 @@ from typing import Any
 import fire
 import numpy as np
 import torch
-from compare import DEFAULT, REFERENCE, Algorithms, kept, times
+from algorithms import DEFAULT, FAMILIES, REFERENCE, Algorithms, times
+from keeping import kept
 from matplotlib.figure import Figure
 from monai.networks.nets import DenseNet
-from rivals import trained
+from packs import Slices
+from rivals import Work, maker
+from rivals import read as read_change
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
+from tuning import our_images
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
@@ -60,7 +65,7 @@ from scripts.weights import weights_digest
 
 MODEL = "chest"
 VAE = "VAE of healthy slices"
-DDPM = "DDPM, L = 500, guided, s = 10"
+DDPM = FAMILIES["DDPM, guided"].name("DDPM, guided", FAMILIES["DDPM, guided"].published)
 SLOW = (REFERENCE, DDPM)
 PUBLISHED = "sum |x - x_healthy| (the paper's map)"
 HEALING = {
@@ -258,6 +263,7 @@ def main(
     judge: str | None = None,
     slow: int = 8,
     minutes: float = 3,
+    images: int | None = None,
     seed: int = 0,
     output: str = str(ROOT / "benchmarks" / "chest"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
@@ -265,7 +271,8 @@ def main(
     """See the module."""
     training = training or datalist
     config = parsed(MODEL, "evaluate", datalist=training, cache_dir=cache_dir)
-    algorithms = Algorithms(MODEL)
+    algorithms = Algorithms(MODEL, device="cpu")
+    budget = our_images(MODEL) if images is None else images
     items = {split: read_datalist(datalist, split) for split in ("validation", "test")}
     wanted = {"all": items}
     if slow:
@@ -290,17 +297,30 @@ def main(
         data = parsed(MODEL, "train", datalist=training, cache_dir=cache_dir).get_parsed_content("train#dataset")
         x = torch.stack([data[i]["image"] for i in range(len(data))])
         whole = torch.ones_like(x[:, :1], dtype=torch.bool)
-        reader = trained(VAE, x, whole, torch.tensor(data.labels), algorithms.classifier, minutes, seed)
+        slices = Slices(x, whole, torch.tensor(data.labels), [], [], None)
+        work = Work(budget, seed, cache("VAE weights", budget), algorithms.device)
+        reader = maker(VAE, slices, algorithms.classifier, work, {})
+
+        def mapped(images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+            a = read_change(reader(images.x, images.roi), images.roi, "hyperintense", 3)
+            return a, slice_score(a, images.roi, torch.ones(len(a)))
+
         return {
-            f"{where} {split}": reader(images.x, images.roi)
+            f"{where} {split}": mapped(images)
             for where, of_where in splits.items()
             for split, images in of_where.items()
         }
 
-    vae = kept(cache(VAE, minutes, slow, Path(training).stat().st_mtime_ns), of_vae)
+    vae = kept(cache(VAE, budget, slow, Path(training).stat().st_mtime_ns), of_vae)
     counterparts: dict[str, dict[str, float]] = {}
     quality: dict[str, Result] = {}
-    record: dict[str, Any] = {"settings": algorithms.default, "seed": seed, "minutes": minutes, "thresholds": {}}
+    record: dict[str, Any] = {
+        "settings": algorithms.default,
+        "seed": seed,
+        "minutes": minutes,
+        "images": budget,
+        "thresholds": {},
+    }
     for where, of_where in splits.items():
         cases: dict[str, list[SliceCase]] = {}
         for split, images in of_where.items():
@@ -311,13 +331,8 @@ def main(
             maps: dict[str, torch.Tensor] = {}
             scores: dict[str, torch.Tensor] = {"p(diseased)": p, "the judge's p(diseased)": before}
             for row in (DEFAULT, *(SLOW if where == "subset" else ())):
-                key = (row, where, split, slow, algorithms.default if row == DEFAULT else None)
-                made = kept(
-                    cache(*key),
-                    lambda row=row, images=images: algorithms.run(
-                        row, images.x, images.foreground, algorithms.rows[row].batch, seed
-                    ),
-                )
+                state = (row, where, split, slow, algorithms.default if row == DEFAULT else None)
+                made = algorithms.run(row, images.x, images.foreground, seed, Path(cache_dir), str(cache(*state)))
                 healthy = made["healthy"]
                 for name, (a, score) in read(images, healthy, p, median_size).items():
                     maps[f"{row}, {name}"], scores[f"{row}, {name}"] = a, score

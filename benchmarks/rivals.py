@@ -1,169 +1,187 @@
-"""Other ways to find anomalies with no mask, each trained here from nothing in the same time, of parts that MONAI has.
+"""Other ways to find anomalies with no mask, each trained here from nothing on as many images as ours, of parts that MONAI has.
 
-A rival takes the training slices with their foreground and image-level labels and returns a reader: slices ``(N, C, H, W)``
-with their foreground, bool ``(N, 1, H, W)``, to anomaly maps ``(N, 1, H, W)`` and image-level scores ``(N,)``. Those that
-reconstruct are read as ours is: where the slice is brighter than its reconstruction, with the same median filter. No backbone
-that was trained on photographs is used: where a method wants features, they are those of the bundle's own classifier.
-
-Beside them, `supervised`: what the student would be if radiologists' masks taught it.
+A rival takes the training slices and returns a reader: slices ``(N, C, H, W)`` with their foreground to what changed,
+``(N, C, H, W)``, or to a map ``(N, 1, H, W)``. Its knobs are tuned on the validation slices, see `tuned`: those of training
+with a tenth of the images each, then how what changed is read, by pixel AP, and how a map is scored, by image AUROC.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from costs import machine
+from keeping import fit, kept, place
 from monai.losses import PatchAdversarialLoss
 from monai.networks.layers import MedianFilter
 from monai.networks.nets import BasicUNet, PatchDiscriminator, VarAutoEncoder
-from monai.transforms import Compose
 from monai.utils import set_determinism
-from sklearn.neighbors import NearestNeighbors
-from torch.utils.data import Dataset
-from tqdm import tqdm
-from training import config
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bundle"))
+from packs import Slices
+from patch_core import of_classifier, of_imagenet, patch_core
+from restoration import corrupted
+from sklearn.metrics import roc_auc_score
 
 from scripts import DISEASED, HEALTHY
-from scripts.bundle import declared
-from scripts.images.geometry import to_grid
-from scripts.images.masks import load_mask
-from scripts.judging.radiograph_baselines import WithoutNoise, grad_cam
-from scripts.learning.datasets import labelled_slices
-from scripts.learning.seeding import Draw, augmented
-from scripts.method.maps import slice_score
+from scripts.device import autocast, fastest_precision
+from scripts.judging.radiograph_baselines import grad_cam
+from scripts.method.maps import POLARITIES, checked_polarity, slice_score
 
-Reader = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-class Slices(NamedTuple):
-    """What a rival learns from: ``x`` ``(N, C, H, W)``, ``foreground`` bool ``(N, 1, H, W)`` and ``labels`` ``(N,)``."""
-
-    x: torch.Tensor
-    foreground: torch.Tensor
-    labels: torch.Tensor
-
-    def of(self, label: int) -> Slices:
-        """Those of one class."""
-        chosen = self.labels == label
-        return Slices(*(values[chosen] for values in self))
-
-
-Rival = Callable[[Slices, torch.nn.Module, float], Reader]
+Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FEATURES = (16, 32, 64, 128, 128, 16)
 """Of every U-Net here, those of the student."""
+SIZES = (1, 3, 5)
+"""Sides of a median filter, among which a reading is tuned."""
+SHARE = 10
+"""A setting is tried with one in so many of the images."""
 
 
-def batches(x: torch.Tensor, minutes: float, size: int = 16) -> Iterator[torch.Tensor]:
-    """Indices of random batches until the time is up; a bar shows it."""
-    begin = time.monotonic()
-    with tqdm(total=round(60 * minutes), desc="training", unit="s", leave=False) as bar:
-        while (passed := time.monotonic() - begin) < 60 * minutes:
-            bar.update(int(passed) - bar.n)
-            yield torch.randint(len(x), (size,))
+class Work(NamedTuple):
+    """How much is trained, from which seed, where it is kept as it goes, and on which device."""
+
+    images: int
+    seed: int
+    path: Path
+    device: torch.device
 
 
-def flipped(x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left and right exchanged in half of the slices."""
-    these = torch.rand(len(x), 1, 1, 1) < 0.5
-    return torch.where(these, x.flip(2), x), torch.where(these, foreground.flip(2), foreground)
+@dataclass(frozen=True)
+class Rival:
+    """How a reader is made, and among which settings of its training it is tuned."""
+
+    make: Callable[..., Reader]
+    settings: tuple[dict[str, Any], ...] = ({},)
+    is_trained: bool = True
+    gives_map: bool = False
+    scores: tuple[str, ...] = ("mean", "highest")
+    """Of a map over the foreground; or p(diseased), for what is the classifier's own map."""
 
 
-def brighter(reconstruct: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Reader:
-    """The reader of a network that reconstructs: where the slice is brighter, 3 x 3 median, and the mean in the foreground."""
+def moved(x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slices flipped, turned, scaled and shifted, each anew, as far as the bundle's own training does it."""
+    n, _, height, width = x.shape
+    angle = 0.17 * (2 * torch.rand(n) - 1)
+    scale = 1 + 0.1 * (2 * torch.rand(n, 2) - 1)
+    shift = 2 * 4 / torch.tensor([width, height]) * (2 * torch.rand(n, 2) - 1)
+    flip = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+    cos, sin, ratio = angle.cos(), angle.sin(), height / width
+    theta = torch.stack(
+        [
+            torch.stack([scale[:, 0] * cos, -scale[:, 0] * sin * ratio, shift[:, 0]], 1),
+            torch.stack([flip * scale[:, 1] * sin / ratio, flip * scale[:, 1] * cos, shift[:, 1]], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False).to(x.device)
+    turned = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    inside = F.grid_sample(foreground.float(), grid, mode="nearest", align_corners=False) > 0.5
+    return torch.where(inside, turned, -torch.ones_like(turned)), inside
 
-    def read(x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+def reconstructing(reconstruct: Callable[..., torch.Tensor], device: torch.device) -> Reader:
+    """The reader of a network that gives the healthy slice: what is brighter or darker than that."""
+
+    def read(x: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            parts = zip(x.split(16), foreground.split(16), strict=True)
-            healthy = torch.cat([reconstruct(*part) for part in parts])
-        return filtered((x - healthy).clamp_min(0).sum(dim=1, keepdim=True), foreground)
+            parts = zip(x.split(64), foreground.split(64), strict=True)
+            healthy = torch.cat([reconstruct(b.to(device), inside.to(device)).float().cpu() for b, inside in parts])
+        return (x - healthy) * foreground
 
     return read
 
 
-def filtered(a: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps with a 3 x 3 median filter, 0 outside the foreground, and their means over it."""
-    a = MedianFilter(1, spatial_dims=2)(a) * foreground
-    return a, slice_score(a, foreground, torch.ones(len(a)))
-
-
-def fitted(
-    network: torch.nn.Module,
-    slices: Slices,
-    minutes: float,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> torch.nn.Module:
-    """`network` after as many minutes of AdamW on batches of the slices and their foreground."""
+def fitted(network: torch.nn.Module, slices: Slices, work: Work, loss: Callable[..., torch.Tensor]) -> torch.nn.Module:
+    """`network` after AdamW on batches of the slices and their foreground, in the precision that ours are trained in."""
+    network = network.to(work.device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    for i in batches(slices.x, minutes):
+
+    def step(i: torch.Tensor) -> None:
+        x, inside = moved(slices.x[i].to(work.device), slices.foreground[i].to(work.device))
+        with autocast(work.device, fastest_precision(work.device)):
+            found = loss(x, inside)
         optimizer.zero_grad()
-        loss(*flipped(slices.x[i], slices.foreground[i])).backward()
+        found.backward()
         optimizer.step()
+
+    fit((network, optimizer), step, len(slices.x), work.images, work.seed, work.path)
     return network.eval()
 
 
-def vae(slices: Slices, classifier: torch.nn.Module, minutes: float) -> Reader:
+def vae(slices: Slices, classifier: torch.nn.Module, work: Work, divergence: float = 1e-5) -> Reader:
     """A convolutional variational autoencoder of healthy slices (Kingma and Welling 2014), 128 latent numbers."""
     shape = slices.x.shape[1:]
     network = VarAutoEncoder(2, shape, shape[0], latent_size=128, channels=(32, 64, 128), strides=(2, 2, 2))
 
     def loss(x: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
-        y, mean, log_variance, _ = network(x)
-        divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(dim=1).mean()
-        return F.mse_loss(y, x) + 1e-5 * divergence
+        y, mean, log_variance, _ = (values.float() for values in network(x))
+        to_normal = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(dim=1).mean()
+        return F.mse_loss(y, x) + divergence * to_normal
 
-    fitted(network, slices.of(HEALTHY), minutes, loss)
-    return brighter(lambda x, foreground: network.decode_forward(network.encode_forward(x)[0]))
+    fitted(network, slices.of(HEALTHY), work, loss)
+    return reconstructing(lambda x, _: network.decode_forward(network.encode_forward(x)[0]), work.device)
 
 
-def denoising_autoencoder(slices: Slices, classifier: torch.nn.Module, minutes: float) -> Reader:
+def denoising_autoencoder(slices: Slices, classifier: torch.nn.Module, work: Work, noise: float = 0.4) -> Reader:
     """A U-Net that takes coarse noise off healthy slices (Kascenas, Pugeault and O'Neil, MIDL 2022).
 
-    Their noise: Gaussian on a grid an eighth as fine, a fifth of the intensity range strong, in the foreground.
+    Their noise: Gaussian on a grid an eighth as fine, by default a fifth of the intensity range strong, in the foreground.
     """
     channels = slices.x.shape[1]
     network = BasicUNet(2, channels, channels, features=FEATURES)
 
     def loss(x: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
-        coarse = 0.4 * torch.randn(*x.shape[:2], x.shape[2] // 8, x.shape[3] // 8)
-        noise = F.interpolate(coarse, x.shape[2:], mode="bilinear")
-        noise = noise.roll((int(torch.randint(8, ())), int(torch.randint(8, ()))), (2, 3)) * foreground
-        return F.mse_loss(network(x + noise), x)
+        coarse = noise * torch.randn(*x.shape[:2], x.shape[2] // 8, x.shape[3] // 8)
+        added = F.interpolate(coarse, x.shape[2:], mode="bilinear").to(x.device)
+        added = added.roll((int(torch.randint(8, ())), int(torch.randint(8, ()))), (2, 3)) * foreground
+        return F.mse_loss(network(x + added).float(), x)
 
-    fitted(network, slices.of(HEALTHY), minutes, loss)
-    return brighter(lambda x, foreground: network(x))
+    fitted(network, slices.of(HEALTHY), work, loss)
+    return reconstructing(lambda x, _: network(x), work.device)
 
 
-def healthy_translation_gan(slices: Slices, classifier: torch.nn.Module, minutes: float) -> Reader:
+def restoration(slices: Slices, classifier: torch.nn.Module, work: Work, strength: float = 0.8) -> Reader:
+    """A U-Net that undoes synthetic lesions of healthy slices in one step, see `restoration`; its change is the map."""
+    channels = slices.x.shape[1]
+    network = BasicUNet(2, channels, channels, features=FEATURES)
+
+    def loss(x: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
+        damaged = corrupted(x, foreground, strength)
+        return F.l1_loss(network(damaged).float(), x - damaged)
+
+    fitted(network, slices.of(HEALTHY), work, loss)
+    return reconstructing(lambda x, _: x + network(x), work.device)
+
+
+def healthy_translation_gan(slices: Slices, classifier: torch.nn.Module, work: Work, weight: float = 10) -> Reader:
     """A generator that takes a slice to either class, with the losses of Fixed-Point GAN (Siddiquee et al., ICCV 2019).
 
-    Adversarial, domain class, cycle and identity, the last two weighted 10; least squares for the first. One patch
-    discriminator gives both whether a patch is real and its class.
+    Adversarial, domain class, cycle and identity, the last two weighted; least squares for the first. One patch discriminator
+    gives both whether a patch is real and its class. In float32.
     """
-    channels = slices.x.shape[1]
-    generator = BasicUNet(2, channels + 1, channels, features=FEATURES)
-    critic = PatchDiscriminator(2, 32, channels, out_channels=3, num_layers_d=3)
+    channels, device = slices.x.shape[1], work.device
+    generator = BasicUNet(2, channels + 1, channels, features=FEATURES).to(device).train()
+    critic = PatchDiscriminator(2, 32, channels, out_channels=3, num_layers_d=3).to(device).train()
     real_or_not = PatchAdversarialLoss(criterion="least_squares")
     optimizers = [torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (generator, critic)]
 
     def to(x: torch.Tensor, inside: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        domain = label.view(-1, 1, 1, 1).float().expand(-1, 1, *x.shape[2:])
+        domain = label.view(-1, 1, 1, 1).to(x).expand(-1, 1, *x.shape[2:])
         return torch.where(inside, x + generator(torch.cat([x, domain], 1)), x)
 
     def judged(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         patches = critic(x)[-1]
         return patches[:, :1], patches[:, 1:].mean(dim=(2, 3))
 
-    for i in batches(slices.x, minutes):
-        (real, inside), label = flipped(slices.x[i], slices.foreground[i]), slices.labels[i]
-        target = torch.randint(2, label.shape)
+    def step(i: torch.Tensor) -> None:
+        real, inside = moved(slices.x[i].to(device), slices.foreground[i].to(device))
+        label = slices.labels[i].to(device)
+        target = torch.randint(2, label.shape).to(device)
         fake = to(real, inside, target)
         (patches, classes), (fake_patches, _) = judged(real), judged(fake.detach())
         truth = real_or_not(patches, True, for_discriminator=True) + real_or_not(
@@ -177,150 +195,141 @@ def healthy_translation_gan(slices: Slices, classifier: torch.nn.Module, minutes
         cycle = F.l1_loss(to(fake, inside, label), real)
         identity = F.l1_loss(to(real, inside, label), real)
         optimizers[0].zero_grad()
-        (fooled + 10 * cycle + 10 * identity).backward()
+        (fooled + weight * (cycle + identity)).backward()
         optimizers[0].step()
+
+    fit((generator, critic, *optimizers), step, len(slices.x), work.images, work.seed, work.path)
     generator.eval()
-    return brighter(lambda x, inside: to(x, inside, torch.full((len(x),), HEALTHY)))
+    return reconstructing(lambda x, inside: to(x, inside, torch.full((len(x),), HEALTHY)), device)
 
 
-def class_activation(slices: Slices, classifier: torch.nn.Module, minutes: float) -> Reader:
-    """Grad-CAM of the bundle's classifier, see `radiograph_baselines.grad_cam`: nothing is trained."""
-    network = WithoutNoise(classifier)
-
-    def read(x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        a, _ = filtered(torch.cat([grad_cam(classifier, b) for b in x.split(16)]), foreground)
-        with torch.no_grad():
-            return a, torch.cat([network(b).softmax(dim=1)[:, DISEASED] for b in x.split(16)])
-
-    return read
+def class_activation(slices: Slices, classifier: torch.nn.Module, work: Work) -> Reader:
+    """Grad-CAM of the bundle's classifier, see `radiograph_baselines.grad_cam`."""
+    classifier = classifier.to(work.device)
+    return lambda x, foreground: (
+        torch.cat([grad_cam(classifier, b.to(work.device)).cpu() for b in x.split(16)]) * foreground
+    )
 
 
-def patch_core(slices: Slices, classifier: torch.nn.Module, minutes: float) -> Reader:
-    """Distance to the nearest of 4,000 healthy patches (after PatchCore, Roth et al. 2022), features of our classifier.
-
-    Features are those of the first two blocks, averaged over 3 x 3 neighbours; the patches are drawn at random, as a
-    greedy choice among a hundred thousand takes longer than all else here. Nothing is trained.
-    """
-    seen: list[torch.Tensor] = []
-
-    def features(x: torch.Tensor) -> torch.Tensor:
-        hooks = [b.register_forward_hook(lambda *a: seen.append(a[2][0])) for b in list(classifier.down_blocks)[:2]]
-        with torch.no_grad():
-            WithoutNoise(classifier)(x)
-        for hook in hooks:
-            hook.remove()
-        fine, coarse = (F.avg_pool2d(f, 3, 1, 1) for f in seen)
-        seen.clear()
-        return torch.cat([fine, F.interpolate(coarse, fine.shape[2:], mode="bilinear")], 1).movedim(1, -1)
-
-    def inside_at(foreground: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        return F.adaptive_avg_pool2d(foreground.float(), size)[:, 0] > 0.5
-
-    bank = []
-    healthy = slices.of(HEALTHY)
-    for b, inside in zip(healthy.x.split(16), healthy.foreground.split(16), strict=True):
-        f = features(b)
-        patches = f[inside_at(inside, f.shape[1:3])]
-        bank.append(patches[torch.randperm(len(patches))[:200]])
-    patches = torch.cat(bank)
-    patches = patches[torch.randperm(len(patches))[:4000]]
-    scale = patches.std(dim=0).clamp_min(1e-6)
-    nearest = NearestNeighbors(n_neighbors=1).fit((patches / scale).numpy())
-
-    def read(x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = []
-        for b, whole in zip(x.split(16), foreground.split(16), strict=True):
-            f = features(b)
-            inside = inside_at(whole, f.shape[1:3])
-            a = torch.zeros(inside.shape)
-            a[inside] = torch.from_numpy(nearest.kneighbors((f[inside] / scale).numpy())[0][:, 0]).float()
-            maps.append(F.interpolate(a[:, None], x.shape[2:], mode="bilinear"))
-        a, _ = filtered(torch.cat(maps), foreground)
-        return a, a.amax(dim=(1, 2, 3))
-
-    return read
+def nearest_patch(features: Callable, slices: Slices, classifier: torch.nn.Module, work: Work) -> Reader:
+    """See `patch_core`."""
+    return patch_core(slices, features(classifier, work.device), work.device)
 
 
-RIVALS: dict[str, Rival] = {
-    "VAE of healthy slices": vae,
-    "denoising autoencoder of healthy slices": denoising_autoencoder,
-    "healthy-translation GAN": healthy_translation_gan,
-    "Grad-CAM of the classifier": class_activation,
-    "PatchCore on the classifier's features": patch_core,
+RIVALS = {
+    "VAE of healthy slices": Rival(vae, tuple({"divergence": v} for v in (1e-6, 1e-5, 1e-4))),
+    "denoising autoencoder of healthy slices": Rival(
+        denoising_autoencoder, tuple({"noise": v} for v in (0.2, 0.4, 0.8))
+    ),
+    "restoration of synthetic lesions": Rival(restoration, tuple({"strength": v} for v in (0.4, 0.8, 1.2))),
+    "healthy-translation GAN": Rival(healthy_translation_gan, tuple({"weight": v} for v in (1, 10, 30))),
+    "Grad-CAM of the classifier": Rival(
+        class_activation, is_trained=False, gives_map=True, scores=("mean", "highest", "p(diseased)")
+    ),
+    "PatchCore on the classifier's features": Rival(
+        partial(nearest_patch, of_classifier), is_trained=False, gives_map=True
+    ),
+    "PatchCore on ImageNet's features": Rival(partial(nearest_patch, of_imagenet), is_trained=False, gives_map=True),
 }
 """Each rival by its name in the table."""
 
 
-def trained(
-    name: str,
-    x: torch.Tensor,
-    foreground: torch.Tensor,
-    labels: torch.Tensor,
-    classifier: torch.nn.Module,
-    minutes: float,
-    seed: int,
-) -> Reader:
+def maker(name: str, slices: Slices, classifier: torch.nn.Module, work: Work, setting: dict[str, Any]) -> Reader:
     """The reader of a rival, from a seed; ready for inference."""
-    set_determinism(seed)
-    return RIVALS[name](Slices(x, foreground, labels), classifier, minutes)
+    set_determinism(work.seed)
+    return RIVALS[name].make(slices, classifier, work, **setting)
 
 
-class ReadersMasks(Dataset):
-    """The slices a student learns from, with radiologists' masks instead of what counterfactuals gave.
+def read(change: torch.Tensor, foreground: torch.Tensor, polarity: Any, size: int) -> torch.Tensor:
+    """The map ``(N, 1, H, W)`` of what changed ``(N, C, H, W)``, summed over the channels, median filtered.
 
     Args:
-        data: items with ``mask``, see `learning.datalists`.
-        preprocessing: the bundle's.
-        min_area: see `method.slices.assessed_slices`.
-        augmentation, seed: as `SliceDataset` has them.
-
-    Items are ``{"image": float32 (C, H, W), "label": float32 (1, H, W)}``, labels 0 or 1; ``labels`` are the image-level ones.
+        polarity: see `method.maps.anomaly_map`.
+        size: of the filter.
     """
-
-    def __init__(
-        self,
-        data: Sequence[dict[str, Any]],
-        preprocessing: Compose,
-        min_area: int,
-        augmentation: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.augmentation, self.seed = augmentation, seed
-        self.labels: list[int] = []
-        self.items: list[dict[str, Any]] = []
-        for source in tqdm(data, "readers' masks", unit="volume"):
-            volume = preprocessing({k: v for k, v in source.items() if k != "mask"})
-            image = volume["image"]
-            mask = load_mask(source["mask"], volume["input_image"])
-            mask = to_grid(mask, mask.affine, image.affine, image.shape[1:]) > 0.5
-            for z, label in labelled_slices(volume["foreground"], source["label"], min_area):
-                self.items.append({"image": image.as_tensor()[..., z], "label": mask[..., z].float()})
-                self.labels.append(label)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, drawn: int | Draw) -> dict[str, Any]:
-        i, number = drawn if isinstance(drawn, tuple) else (drawn, None)
-        item = dict(self.items[i])
-        if number is None or self.augmentation is None:
-            return item
-        return augmented(item, self.augmentation, self.seed, number)
+    sign = torch.tensor([POLARITIES[p] for p in checked_polarity(polarity, change.shape[1])]).view(-1, 1, 1)
+    signed = torch.where(sign == 0, change.abs(), (sign * change).clamp_min(0)).sum(dim=1, keepdim=True)
+    return (MedianFilter(size // 2, spatial_dims=2)(signed) if size > 1 else signed) * foreground
 
 
-def supervised(datalist: str, cache_dir: str, minutes: float) -> torch.nn.Module:
-    """The student after its own training, but taught by the masks of the training patients."""
-    with tempfile.TemporaryDirectory() as folder:
-        parser = config(datalist, cache_dir, folder, ("train_student",), max_minutes=minutes)
-        for split in ("train", "validate"):
-            parser[f"{split}#dataset"] = {
-                "_target_": "rivals.ReadersMasks",
-                "data": parser[f"{split}#dataset#data"],
-                "preprocessing": "@preprocessing",
-                "min_area": "@min_area",
-                **({"augmentation": "@train#augmentation", "seed": "@seed"} if split == "train" else {}),
-            }
-        parser["checkpoint#settings"], parser["checkpoint#record"] = {}, None
-        parser.get_parsed_content("initialize")
-        parser.get_parsed_content("train#trainer").run()
-        return declared("student", **{"student#path": f"{folder}/model.pt"})
+def scored(a: torch.Tensor, foreground: torch.Tensor, by: str, probability: torch.Tensor) -> torch.Tensor:
+    """Scores ``(N,)`` of maps, see `Rival`."""
+    if by == "p(diseased)":
+        return probability
+    return a.amax(dim=(1, 2, 3)) if by == "highest" else slice_score(a, foreground, torch.ones(len(a)))
+
+
+def best_reading(
+    change: torch.Tensor,
+    slices: Slices,
+    probability: torch.Tensor,
+    polarities: tuple[Any, ...],
+    scores: tuple[str, ...],
+) -> dict[str, Any]:
+    """How what changed is best read, by pixel AP, and scored, by image AUROC, on slices with masks."""
+    tried = [
+        {"polarity": polarity, "median_size": size, "pixel_ap": slices.pixel_ap(a)}
+        for polarity, size in itertools.product(polarities, SIZES)
+        for a in [read(change, slices.foreground, polarity, size)]
+    ]
+    best = max(tried, key=lambda one: one["pixel_ap"])
+    a = read(change, slices.foreground, best["polarity"], best["median_size"])
+    diseased = slices.labels == DISEASED
+    aurocs = {by: roc_auc_score(diseased, scored(a, slices.foreground, by, probability)) for by in scores}
+    by = max(aurocs, key=lambda by: aurocs[by])
+    return best | {"score": by, "image_auroc": float(aurocs[by])}
+
+
+def tuned(
+    name: str,
+    splits: dict[str, Slices],
+    probability: dict[str, torch.Tensor],
+    classifier: torch.nn.Module,
+    images: int,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    polarity: Any,
+    *state: Any,
+) -> dict[str, Any]:
+    """A rival's maps and scores of validation and test, and how it was tuned; see the module.
+
+    Every training, and what it gave, is kept in `folder`, found again by its settings and `state`.
+    """
+    rival = RIVALS[name]
+    polarities: list[Any] = ["both"] if rival.gives_map or polarity == "both" else [polarity, "both"]
+
+    def given(setting: dict[str, Any], images: int, names: tuple[str, ...]) -> dict[str, Any]:
+        def make() -> dict[str, Any]:
+            path = place(folder, f"{name} weights", setting, images, seed, *state)
+            reader = maker(name, splits["training"], classifier, Work(images, seed, path, device), setting)
+            begin = time.perf_counter()
+            found: dict[str, Any] = {n: reader(splits[n].x, splits[n].foreground) for n in names}
+            seconds = (time.perf_counter() - begin) / sum(len(splits[n].x) for n in names)
+            return found | {"seconds": seconds, "machine": machine(device)}
+
+        return kept(place(folder, name, setting, images, seed, names, *state), make)
+
+    def best(change: torch.Tensor) -> dict[str, Any]:
+        slices = splits["validation"]
+        return best_reading(change, slices, probability["validation"], tuple(polarities), rival.scores)
+
+    tried: list[dict[str, Any]] = []
+    if len(rival.settings) > 1:
+        few = images // SHARE
+        for setting in rival.settings:
+            tried.append({"setting": setting, **best(given(setting, few, ("validation",))["validation"])})
+    setting = max(tried, key=lambda one: one["pixel_ap"])["setting"] if tried else rival.settings[0]
+    found = given(setting, images if rival.is_trained else 0, ("validation", "test"))
+    reading = best(found["validation"])
+    result: dict[str, Any] = {
+        "seconds": found["seconds"],
+        "machine": found["machine"],
+        "tried": tried,
+        "chosen": {"setting": setting, **reading},
+    }
+    for split in ("validation", "test"):
+        inside = splits[split].foreground
+        a = read(found[split], inside, reading["polarity"], reading["median_size"])
+        result[split] = (a, scored(a, inside, reading["score"], probability[split]))
+    return result

@@ -1,6 +1,6 @@
 """How much the result depends on the noise level L and the guidance scale s, on validation slices.
 
-    python benchmarks/sweep.py --datalist FILE [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"]
+    python benchmarks/sweep.py --datalist FILE [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"] [--device cuda]
 
 Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. What is measured is the default's map, the
 mean of the counterfactual's and the student's, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns need no
@@ -19,8 +19,10 @@ from pathlib import Path
 import fire
 import numpy as np
 import torch
-from compare import ROOT, Split, learned_maps
+from algorithms import BATCH, Algorithms
+from keeping import ROOT
 from matplotlib.figure import Figure
+from packs import Split
 from tqdm import tqdm
 
 from scripts import DISEASED
@@ -49,23 +51,26 @@ def sweep(
     noise_levels: tuple[int, ...] = (250, 350, 500, 650, 750),
     scales: tuple[float, ...] = (2.0, 4.0, 10.0, 25.0, 60.0),
     output: str = str(ROOT / "benchmarks" / "validation_sweep"),
+    device: str | None = None,
     cache_dir: str = str(ROOT / "bundle" / "cache"),
 ) -> None:
     """Write `output`.csv and .png; see the module."""
-    network, classifier, student = declared("network"), declared("classifier"), declared("student")
-    alphas = declared("scheduler").alphas_cumprod.float().clone()
+    algorithms = Algorithms(device=device)
+    network, classifier, on = algorithms.network, algorithms.classifier, algorithms.device
+    alphas = declared("scheduler").alphas_cumprod.float().clone().to(on)
     options, iterations = declared("displayable_configs"), declared("num_fixed_point_iterations")
     reading = declared("polarity"), declared("median_size")
-    split = Split(datalist, "validation", declared("preprocessing", brain_cache=cache_dir), classifier, seed)
-    chosen = torch.randperm(len(split.x), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
-    x, inside = split.x[chosen], split.foreground[chosen]
-    learned = split.with_neighbours(learned_maps(student, split.x))
-    known = {"probability": split.probability[chosen], "student": learned[chosen]}
+    split = Split(datalist, "validation", declared("preprocessing", brain_cache=cache_dir))
+    every, depths = split.slices.x, split.slices.depths
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
+    x, inside = every[chosen], split.slices.foreground[chosen]
+    learned, probability = algorithms.learned(every, depths), algorithms.probability(every, depths)
+    known = {"probability": probability[chosen], "student": learned[chosen]}
     rows = []
 
     def all_slices(values: torch.Tensor) -> torch.Tensor:
         """Zeros for the slices that were not drawn."""
-        full = torch.zeros(len(split.x), *values.shape[1:])
+        full = torch.zeros(len(every), *values.shape[1:])
         full[chosen] = values
         return full
 
@@ -74,12 +79,12 @@ def sweep(
 
     for level in noise_levels:
         grid = timestep_grid(level, options["num_inference_steps"], len(alphas))
-        with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
-            noise = [encode(noise_model, b, grid, alphas, iterations) for b in x.split(16)]
+        with torch.no_grad(), autocast(on, fastest_precision(on)):
+            noise = [encode(noise_model, b.to(on), grid, alphas, iterations) for b in x.split(BATCH)]
         for scale in tqdm(scales, f"L = {level}"):
             guided = ClassifierGuidance(classifier, alphas, scale)(noise_model)
-            with torch.no_grad(), autocast("cpu", fastest_precision("cpu")):
-                healthy = torch.cat([decode(guided, n, grid, alphas) for n in noise])
+            with torch.no_grad(), autocast(on, fastest_precision(on)):
+                healthy = torch.cat([decode(guided, n, grid, alphas) for n in noise]).cpu()
             healthy = torch.where(inside, healthy.clamp(-1, 1), x)
             maps, scores = readings(x, known | {"counterfactual": healthy}, inside, *reading)
             ungated = {"counterfactual": healthy, "probability": torch.ones(len(x))}
@@ -88,7 +93,7 @@ def sweep(
             of_image = {"map": scores[OURS], "alone": scores[COUNTERFACTUAL], "plain": plain_scores[COUNTERFACTUAL]}
             cases = split.cases(
                 {name: all_slices(a) for name, a in of_pixels.items()},
-                {name: all_slices(s) for name, s in of_image.items()} | {"number": torch.arange(len(split.x))},
+                {name: all_slices(s) for name, s in of_image.items()} | {"number": torch.arange(len(every))},
             )
             cases = [c for c in cases if int(c.scores["number"]) in chosen]
             result = metrics(cases, "map", label_threshold(cases, "map"), "foreground")

@@ -196,13 +196,15 @@ def test_labels_alone(patients: Path) -> None:
     assert test["lesions_known_by"] is None and test["left_out"]["pixel AP"] == "no lesion is known by mask or boxes"
     assert test["left_out"]["figure"] and not (patients / "out" / "cases.png").exists()
     assert test["foreground"][OURS]["threshold_by"] == "Otsu's, without masks"
-    assert set(test["foreground"][OURS]) == {"threshold_by", "threshold", "healthy_area", "image_auroc", "image_ap"}
+    assert set(test["foreground"][OURS]) == {
+        *("threshold_by", "threshold", "healthy_area", "false_lesions", "image_auroc", "image_ap")
+    }
     assert {"image_auroc", "image_ap", "calibration_error"} == set(test["scores"][P_DISEASED])
     assert (
         (patients / "out" / "test_foreground.csv")
         .read_text()
         .splitlines()[0]
-        .endswith("false pixels per healthy slice")
+        .endswith("false pixels per healthy slice,false lesions per volume")
     )
     assert set(test["foreground"]["difference to the best baseline"]) == {"of", "to", "image_auroc"}
 

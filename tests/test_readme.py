@@ -30,7 +30,8 @@ DOCUMENTS = [
     ROOT / name
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md"),
-        *("docs/own_data.md", "docs/training.md", "docs/trust.md", "docs/advisories.md", "docs/claim.md"),
+        *("docs/notebook.md", "docs/own_data.md", "docs/training.md"),
+        *("docs/trust.md", "docs/advisories.md", "docs/claim.md"),
         *(
             "apps/anomaly_detection/README.md",
             "benchmarks/README.md",

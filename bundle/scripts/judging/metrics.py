@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from .cases import Domain, SliceCase
+from .lesions import MIN_VOXELS
+from .limited import FPR_LIMIT, FPR_RANGE
 from .ranking import quotient
 from .sums import Sums, sums
 
@@ -25,7 +27,11 @@ METRICS = {
     "dice_oracle": ("oracle Dice pooled", A_LESION),
     "pixel_auroc": ("pixel AUROC", A_LESION),
     "pixel_ap": ("pixel AP", A_LESION),
+    "aupro": (f"AUPRO, FPR to {FPR_LIMIT:g}", A_LESION),
+    "aupimo": ("AUPIMO, FPR {:g} to {:g}".format(*FPR_RANGE), "no lesion is known, or no slice is healthy"),
     "healthy_area": ("false pixels per healthy slice", "no slice is healthy"),
+    "lesions_found": ("lesions found", f"no lesion of {MIN_VOXELS} voxels is known"),
+    "false_lesions": ("false lesions per volume", "no slice is known to be healthy or has a known lesion"),
     "pointing": ("pointing game", "there are no boxes"),
     "box_recall": ("boxes found", "there are no boxes"),
     "image_auroc": ("image AUROC", TWO_CLASSES),
@@ -39,7 +45,7 @@ OF_IMAGES = ("image_auroc", "image_ap", "volume_auroc", "volume_ap")
 
 
 def metrics(cases: Iterable[SliceCase], method: str, threshold: float | None, domain: Domain) -> dict[str, float]:
-    """What one method reaches on `cases`; what is not defined there is left out, see `METRICS`.
+    """What one method reaches on `cases`, a volume's one after another; what is not defined is left out, see `METRICS`.
 
     Returns:
         ``dice_otsu_slice``: mean over slices of Dice at that slice's own Otsu threshold, the protocol of
@@ -49,6 +55,9 @@ def metrics(cases: Iterable[SliceCase], method: str, threshold: float | None, do
         ``dice_oracle``: pooled, at the threshold that is best on these very cases: a bound, not a result.
         ``pixel_auroc``, ``pixel_ap``: over all pixels; these two and the oracle tell values apart as `ranking` does, to
         0.012 %, which changes them by about 0.0002. All else is exact.
+        ``aupro``, ``aupimo``: see `limited.limited`; lesions are those of a slice.
+        ``lesions_found``: the share of lesions, in three dimensions, of which a tenth is marked at `threshold`;
+        ``false_lesions``: how many marks touch no lesion, a volume; see `lesions.counted`.
         ``healthy_area``: mean number of false pixels in a healthy slice at `threshold`.
         ``pointing``: the share of images with boxes whose map is highest in a box (a map with several highest pixels counts by
         their share in boxes, one that is the same everywhere points nowhere); ``box_recall``: the share of boxes of
@@ -74,5 +83,6 @@ def of_sums(found: Sums) -> dict[str, float]:
         result |= {"dice_oracle": of_pixels["dice"], "pixel_ap": of_pixels["ap"]}
         if found.pixels.counts[:, 0].any():
             result["pixel_auroc"] = of_pixels["auroc"]
+        result |= found.pixels.limited()
     result |= found.scored.ranks()
     return {name: result[name] for name in METRICS if name in result}

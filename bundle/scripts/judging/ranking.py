@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .cases import Array, Domain, SliceCase
+from .limited import HEALTHY_SLICE, limited
 
 MANTISSA = 13
 """Bits by which values are told apart: two that lie nearer than 0.012 % to one another count as equal."""
@@ -51,6 +52,7 @@ class PixelCounts:
     """
 
     counts: Array = field(default_factory=lambda: np.zeros((NUM_KEYS, 2), np.int64))
+    shares: Array = field(default_factory=lambda: np.zeros((NUM_KEYS, 3)))
     lowest: np.float32 | None = None
 
     def keys(self, values: Array) -> Array:
@@ -59,9 +61,12 @@ class PixelCounts:
             self.lowest = np.float32(values.min(initial=np.inf)) if values.size else np.float32(0)
         return keys(values - self.lowest)
 
-    def add(self, values: Array, truth: Array) -> None:
-        """A slice's values ``(P,)`` with their truth, bool."""
-        np.add.at(self.counts, (self.keys(values), truth.astype(np.intp)), 1)
+    def add(self, values: Array, truth: Array, shares: Array | None = None) -> None:
+        """A slice's values ``(P,)`` with their truth, bool, and their shares ``(P, 3)``, see `limited.shares_of`."""
+        found = self.keys(values)
+        np.add.at(self.counts, (found, truth.astype(np.intp)), 1)
+        if shares is not None:
+            np.add.at(self.shares, found, shares)
 
     @property
     def lesion(self) -> bool:
@@ -78,11 +83,17 @@ class PixelCounts:
         lowest = float(self.lowest or 0)
         return result | {"threshold": lowest + above(int(used[best + 1])) if best + 1 < len(used) else -np.inf}
 
+    def limited(self) -> dict[str, float]:
+        """See `limited.limited`; what is undefined is left out."""
+        used = np.flatnonzero(self.counts.sum(axis=1))[::-1]
+        found = limited(self.counts[None, used, 0], self.shares[None, used])
+        return {name: float(value[0]) for name, value in found.items() if np.isfinite(value[0])}
+
     def bins(self, number: int) -> Array:
-        """A bin for each key, int ``(NUM_KEYS,)``, the first for the highest values: up to 2 `number`, by quantiles.
+        """A bin for each key, int ``(NUM_KEYS,)``, the first for the highest values: up to 2.5 `number`, by quantiles.
 
         Args:
-            number: quantiles of each class.
+            number: quantiles of each class; half as many more are of the highest values in healthy slices.
         """
         lowest = int(np.flatnonzero(self.counts.sum(axis=1))[0])
         begins = [[lowest, lowest + 1]]  # the lowest value is often that of most pixels, so it has a bin of its own
@@ -90,6 +101,9 @@ class PixelCounts:
             if of_class.any():
                 wanted = np.maximum(np.ceil(np.linspace(0, 1, number) * of_class.sum()), 1)
                 begins.append(np.searchsorted(of_class.cumsum(), wanted))
+        healthy = self.shares[:, HEALTHY_SLICE].cumsum()
+        if healthy[-1]:
+            begins.append(np.searchsorted(healthy, healthy[-1] * (1 - np.geomspace(1e-6, 0.1, number // 2))))
         edges = np.unique(np.concatenate(begins))
         rising = np.maximum(np.searchsorted(edges, np.arange(NUM_KEYS), side="right") - 1, 0)
         return len(edges) - 1 - rising

@@ -15,6 +15,8 @@ from skimage.filters import threshold_otsu
 
 from .. import HEALTHY
 from .cases import Array, Domain, SliceCase
+from .lesions import Slices, counted
+from .limited import shares_of
 from .ranking import PixelCounts
 from .scored import Scored
 
@@ -51,6 +53,12 @@ def _dice_parts(predicted: Array, truth: Array) -> tuple[int, int]:
 def sums(cases: Iterable[SliceCase], method: str, threshold: float | None, domain: Domain) -> Sums:
     """See `Sums`; without a threshold, nothing of what needs one.
 
+    Args:
+        cases: a volume's slices one after another.
+        method: see `metrics`.
+        threshold: likewise.
+        domain: likewise.
+
     Raises:
         ValueError: as for `metrics`.
     """
@@ -59,14 +67,16 @@ def sums(cases: Iterable[SliceCase], method: str, threshold: float | None, domai
     pixels = PixelCounts()
     volumes: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     subjects: dict[str, str] = {}
+    wholes = _Wholes(parts)
     for case in cases:
         values, truth = case.values(method, domain), case.lesion(domain)
         scored.add(case)
         marked = None if threshold is None else values > threshold
         subjects[case.volume] = case.subject
         if truth is not None:
-            pixels.add(values, truth)
+            pixels.add(values, truth, shares_of(case, domain))
             if marked is not None:
+                wholes.add(case, domain, marked)
                 parts["dice_threshold"].append((case.subject, *_dice_parts(marked, truth)))
                 volumes[case.volume].append((*_dice_parts(marked, truth), int(truth.sum())))
             if truth.sum() > MIN_LESION_PIXELS:
@@ -79,6 +89,7 @@ def sums(cases: Iterable[SliceCase], method: str, threshold: float | None, domai
         if case.diseased == HEALTHY and marked is not None:
             parts["healthy_area"].append((case.subject, int(marked.sum()), 1))
         _add_boxes(case, method, threshold, parts)
+    wholes.end()
     if not scored.slices.score:
         raise ValueError("there are no cases to evaluate.")
     lesions = any(lesion for slices in volumes.values() for *_, lesion in slices)
@@ -89,6 +100,32 @@ def sums(cases: Iterable[SliceCase], method: str, threshold: float | None, domai
         if lesion and len(slices) > 1:
             parts["dice_threshold_volume"].append((subjects[volume], numerator / denominator, 1))
     return Sums(dict(parts), pixels, scored)
+
+
+class _Wholes:
+    """Adds what `lesions.counted` counts to the parts, of one volume after another."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._volume, self._subject = "", ""
+        self._slices: Slices = {}
+
+    def add(self, case: SliceCase, domain: Domain, marked: Array) -> None:
+        if case.volume != self._volume:
+            self.end()
+        inside = case.inside(domain)
+        on_grid = np.zeros_like(inside)
+        on_grid[inside] = marked
+        self._volume, self._subject = case.volume, case.subject
+        self._slices[case.slice] = on_grid, inside & (case.truth if case.truth is not None else False)
+
+    def end(self) -> None:
+        """The volume is complete."""
+        if self._slices:
+            found, false = counted(self._slices)
+            self._parts["lesions_found"] += [(self._subject, one, 1) for one in found]
+            self._parts["false_lesions"].append((self._subject, false, 1))
+        self._slices = {}
 
 
 def _add_boxes(case: SliceCase, method: str, threshold: float | None, parts: Parts) -> None:

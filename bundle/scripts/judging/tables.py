@@ -55,7 +55,9 @@ def left_out(measured: Iterable[str], columns: Mapping[str, tuple[str, str]]) ->
 
 
 def _cell(name: str, values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
-    digits, fewer = (1, 1) if name == "healthy_area" else (0, 0) if name in ("pixels", "patients") else (3, 2)
+    digits, fewer = (
+        (1, 1) if name in ("healthy_area", "false_lesions") else (0, 0) if name in ("pixels", "patients") else (3, 2)
+    )
     if name not in values:
         return ""
     value = f"{values[name]:.{digits}f}" if np.isfinite(values[name]) else "none"

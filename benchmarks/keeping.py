@@ -1,0 +1,82 @@
+"""What takes long is kept on disk as it is made, so that a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bundle"))
+
+from scripts.learning.seeding import seed_of
+
+
+def place(folder: Path, name: str, *state: Any) -> Path:
+    """A file for what depends on `state`, with a name to read."""
+    digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+    return folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}-{digest}.pt"
+
+
+def save(path: Path, thing: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(thing, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gave when `path` was written, or gives now."""
+    if not path.is_file():
+        save(path, make())
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def fit(
+    parts: Sequence[Any],
+    step: Callable[[torch.Tensor], None],
+    slices: int,
+    images: int,
+    seed: int,
+    path: Path,
+    size: int = 16,
+    seconds: float = 60,
+) -> None:
+    """Train on batches of random slices until `images` were seen; learning rates fall to 0 as a cosine does.
+
+    What a step draws depends on the seed and the step alone, so one that was stopped goes on as if it had not been.
+
+    Args:
+        parts: networks and optimizers, whose state is saved.
+        step: takes the indices of a batch.
+        slices: how many there are.
+        path: of the checkpoint.
+        size: of a batch.
+        seconds: between two checkpoints.
+    """
+    optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    done, saved = 0, time.monotonic()
+    if path.is_file():
+        state = torch.load(path, weights_only=True)
+        done = state.pop("done")
+        for part, of_part in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(of_part)
+    while done < images:
+        torch.manual_seed(seed_of(seed, done))
+        share = float((1 + torch.cos(torch.tensor(torch.pi * done / images))) / 2)
+        for optimizer, of_optimizer in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, of_optimizer, strict=True):
+                group["lr"] = rate * share
+        step(torch.randint(slices, (size,)))
+        done += size
+        if done >= images or time.monotonic() - saved > seconds:
+            save(path, {"done": done, "parts": [part.state_dict() for part in parts]})
+            saved = time.monotonic()

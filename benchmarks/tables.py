@@ -1,0 +1,226 @@
+"""The tables of documents, from what the benchmarks wrote: no number in them is typed.
+
+    python benchmarks/tables.py [--check true]
+
+A table stands between ``<!-- table: FILE KIND -->`` and ``<!-- end -->`` in a document; FILE lies in benchmarks, KIND is one of
+`KINDS`. Where there is no such file, a sentence says so. `check` changes nothing and fails where something would change; a test
+does that too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import fire
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "benchmarks/README.md")
+MARKED = re.compile(r"(<!-- table: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COLUMNS = {
+    "pixel_ap": "pixel AP",
+    "dice_threshold": "pooled Dice, threshold of validation",
+    "dice_labels": "... threshold without masks",
+    "dice_oracle": "... oracle",
+    "dice_threshold_volume": "Dice a volume",
+    "aupro": "AUPRO, FPR to .3",
+    "aupimo": "AUPIMO, FPR .0001 to .01",
+    "lesions_found": "lesions found",
+    "false_lesions": "false lesions a volume",
+    "image_auroc": "image AUROC",
+    "healthy_area": "false pixels a healthy slice",
+    "seconds": "seconds a slice",
+}
+BRIEF = {
+    "pixel_ap": "pixel AP",
+    "dice_labels": "pooled Dice, threshold without masks",
+    "image_auroc": "image AUROC",
+    "seconds": "seconds a slice",
+}
+BRIEF_ROWS = (
+    *("the student's network, taught by masks", "ours, student", "ours, default", "ours, counterfactual alone"),
+    *("restoration of synthetic lesions", "VAE of healthy slices", "PatchCore on ImageNet's features"),
+    *(
+        "FLAIR minus slice median, 3x3 median, gated",
+        "FLAIR minus slice median, 3x3 median",
+        "ours, default, the paper's map",
+    ),
+)
+SHORT = {"pixel_ap": "pixel AP", "dice_threshold": "Dice", "image_auroc": "image AUROC", "aupimo": "AUPIMO"}
+BOUND = "the student's network, taught by masks"
+"""Not weakly supervised, so it stands apart, at the top, in italics."""
+
+
+def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    titles = list(heading)
+    lines = ["| " + " | ".join(row) + " |" for row in (titles, *rows)]
+    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
+
+
+def cell(name: str, value: Any, whole: bool) -> str:
+    """A value as a table has it: with its interval or without, false pixels and lesions with one digit."""
+    if value in (None, ""):
+        return ""
+    if not isinstance(value, str):
+        return f"{value:g}"
+    number = value.split(" ")[0]
+    return f"{float(number):.1f}" if name in ("healthy_area", "false_lesions") else value if whole else number
+
+
+def named(record: dict[str, Any], method: str) -> str:
+    """A row's name, with a dagger where the record remarks on it."""
+    name = f"*{method}*" if method == BOUND else method
+    return f"{name} †" if "remarks" in record and method.startswith("reference") else name
+
+
+def of_rows(record: dict[str, Any], most: bool, columns: dict[str, str], methods: Iterable[str] = ()) -> str:
+    """The rows on all slices, or on the subset, the best pixel AP first, the bound on top."""
+    counts = [row["slices"] for row in record["rows"]]
+    number = max(counts) if most else min(counts)
+    wanted = list(methods)
+    where = "all" if most else "subset"
+    rows = [r for r in record["rows"] if r["slices"] == number and r.get("where", where) == where]
+    rows = [r for r in rows if not wanted or r["method"] in wanted]
+    rows.sort(key=lambda r: (r["method"] != BOUND, -float(r["pixel_ap"].split()[0])))
+    shown = {name: title for name, title in columns.items() if any(name in r for r in rows)}
+    cells = [[named(record, r["method"]), *(cell(n, r.get(n), most) for n in shown)] for r in rows]
+    return table(["method", *shown.values()], cells)
+
+
+def difference(values: list[float] | None) -> str:
+    """A difference with its interval."""
+    if values is None:
+        return ""
+    signed = [f"{v:+.3f}".replace("0.", ".") if abs(v) >= 0.0005 else ".000" for v in values]
+    return f"{signed[0]} ({signed[1]} to {signed[2]})"
+
+
+def of_differences(record: dict[str, Any], where: str) -> str:
+    """Paired differences on all slices or on the subset."""
+    found = record[where]["differences"]
+    shown = [m for m in SHORT if any(m in of_pair for of_pair in found.values())]
+    dagger = " †" if "remarks" in record else ""
+    rows = [
+        [name + (dagger if " - reference" in name else ""), *(difference(of_pair.get(m)) for m in shown)]
+        for name, of_pair in found.items()
+    ]
+    return table(["difference", *(SHORT[m] for m in shown)], rows)
+
+
+def of_sizes(record: dict[str, Any]) -> str:
+    """The mean Dice of slices by the pixels of their lesion."""
+    found = record["all"]["dice_by_lesion_pixels"]
+    sizes = list(next(iter(found.values())))
+    counts = ["slices", *(str(next(iter(found.values()))[size]["slices"]) for size in sizes)]
+    rows = [
+        [named(record, m), *("" if d[s]["dice"] is None else f"{d[s]['dice']:.2f}" for s in sizes)]
+        for m, d in found.items()
+    ]
+    return table(["mean Dice by lesion pixels", *sizes], [counts, *rows])
+
+
+def of_scaling(record: dict[str, Any]) -> str:
+    """The default's time and memory by the number of slices."""
+    found = record["default_by_number_of_slices"]
+    rows = [
+        [title, *(f"{found[n][name]:g}" for n in found)]
+        for name, title in (("seconds", "seconds a slice"), ("memory", "peak memory, MiB"))
+    ]
+    return table(["slices", *found], rows)
+
+
+def of_tuning(record: dict[str, Any]) -> str:
+    """What was tried on validation, and what it gave."""
+    rows = []
+    for name, found in record["tuned"].items():
+        if "best" in found:
+            for way, tried in found["pixel_ap"].items():
+                values = ", ".join(f"{setting.split(', ', 1)[1]}: {v:.3f}" for setting, v in tried.items())
+                rows.append([f"{name}, read as {way}", values, found["best"][way].split(", ", 1)[1]])
+        else:
+            values = ", ".join(f"{_setting(one['setting'])}: {one['pixel_ap']:.3f}" for one in found["tried"])
+            chosen = found["chosen"]
+            reading = f"{chosen['polarity']}, median {chosen['median_size']}, score by {chosen['score']}"
+            rows.append([name, values, ", ".join(filter(None, [_setting(chosen["setting"]), reading]))])
+    return table(["algorithm", "pixel AP on validation", "chosen"], rows)
+
+
+def _setting(setting: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
+
+
+def of_speed(record: dict[str, Any]) -> str:
+    """What each change gives."""
+    seconds, quality = record["seconds_a_slice"], record["pixel_ap_on_validation"]
+    faster, slower = record["times_as_fast_as_the_one_before"], record["times_as_slow_as_the_default"]
+    rows = []
+    for name, values in seconds.items():
+        if name in faster:
+            ratio = ", ".join(f"{v:.2f}" for v in faster[name]) + " times as fast as the one before"
+        elif name in slower:
+            ratio = ", ".join(f"{v:.2f}" for v in slower[name]) + " times the default's time"
+        else:
+            ratio = ""
+        ap = f"{quality[name]:.3f}" if name in quality else ""
+        rows.append([name, ", ".join(f"{v:.3g}" for v in values), ratio, ap])
+    return table(["way", "seconds a slice, each turn", "each turn", "pixel AP on validation"], rows)
+
+
+def of_seeds(record: dict[str, Any]) -> str:
+    """Each seed's values, and their spread."""
+    shown = list(record["spread"])
+    rows = [[f"seed {seed}", *(f"{found[m]:.3f}" for m in shown)] for seed, found in record["seeds"].items()]
+    spread = record["spread"]
+    rows.append(["mean", *(f"{spread[m]['mean']:.3f}" for m in shown)])
+    rows.append(["standard deviation", *(f"{spread[m]['standard_deviation']:.3f}" for m in shown)])
+    titles = COLUMNS | {"dice_threshold": "pooled Dice, threshold without masks"}
+    return table(["training", *(titles[m] for m in shown)], rows)
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "all": lambda record: of_rows(record, True, COLUMNS),
+    "subset": lambda record: of_rows(record, False, COLUMNS),
+    "brief": lambda record: of_rows(record, True, BRIEF, BRIEF_ROWS),
+    "differences": lambda record: of_differences(record, "all"),
+    "subset_differences": lambda record: of_differences(record, "subset"),
+    "sizes": of_sizes,
+    "scaling": of_scaling,
+    "tuning": of_tuning,
+    "speed": of_speed,
+    "seeds": of_seeds,
+}
+
+
+def rendered(text: str, folder: Path = ROOT / "benchmarks") -> str:
+    """A document with its tables as the records in `folder` have them."""
+
+    def made(match: re.Match[str]) -> str:
+        path = folder / match[2]
+        if not path.is_file():
+            content = f"`{match[2]}` was not measured yet."
+        else:
+            content = KINDS[match[3]](json.loads(path.read_text("utf-8")))
+        return f"{match[1]}{content}\n{match[4]}"
+
+    return MARKED.sub(made, text)
+
+
+def tables(check: bool = False) -> None:
+    """Write the tables of all documents; see the module."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        before = path.read_text("utf-8")
+        after = rendered(before)
+        if after != before and check:
+            raise SystemExit(f"{name}: its tables differ from the records; run python benchmarks/tables.py.")
+        if after != before:
+            path.write_text(after, "utf-8")
+            print(f"{name}: written.")
+
+
+if __name__ == "__main__":
+    fire.Fire(tables)
