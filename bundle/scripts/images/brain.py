@@ -143,7 +143,12 @@ class ExtractBraind(MapTransform):
     def _cached(self, image: MetaTensor) -> torch.Tensor:
         assert self.cache_dir is not None
         # what the mask depends on: the voxels, their size, and by what it is computed
-        about = (tuple(image.shape), image.pixdim.tolist(), bundle_version(), torch.device(self.device).type)
+        about: tuple[Any, ...] = (
+            tuple(image.shape),
+            image.pixdim.tolist(),
+            bundle_version(),
+            torch.device(self.device).type,
+        )
         about = (*about, self.made_by) if self.made_by else about
         content = repr((*about, self.precision)).encode() + image.as_tensor()[:1].numpy().tobytes()
         path = self.cache_dir / f"brain-{hashlib.sha256(content).hexdigest()[:16]}.npz"
