@@ -13,13 +13,13 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
 
 demo: $(READY) ## find the lesion in the sample volume, at first in a second; the results go to output/
-	$(BIN)/python -m monai.bundle run --config_file "['bundle/configs/inference.json','bundle/configs/preview.json']" \
+	PYTHONPATH=bundle $(BIN)/python -m scripts.running run --config_file "['bundle/configs/inference.json','bundle/configs/preview.json']" \
 		--input bundle/sample/TCGA_FG_6692_flair.nii.gz --output_dir output/preview --brain_cache output/cache
-	$(BIN)/python -m monai.bundle run --config_file bundle/configs/inference.json \
+	PYTHONPATH=bundle $(BIN)/python -m scripts.running run --config_file bundle/configs/inference.json \
 		--input bundle/sample/TCGA_FG_6692_flair.nii.gz --output_dir output --brain_cache output/cache
 
 demo-chest: $(READY) ## find the effusion in the sample radiograph; the results go to output/chest/
-	$(BIN)/python -m monai.bundle run --config_file "['bundle/configs/inference.json','bundle/configs/chest.json']" \
+	PYTHONPATH=bundle $(BIN)/python -m scripts.running run --config_file "['bundle/configs/inference.json','bundle/configs/chest.json']" \
 		--input bundle/sample/NIH_61_effusion.dcm --output_dir output/chest
 
 explain: $(READY) ## draw how the method works on a toy that needs no training; the picture goes to output/explain.png

@@ -1,0 +1,35 @@
+"""MONAI's command for one's own files, with a quicker start.
+
+    PYTHONPATH=bundle python -m scripts.running run --config_file ...
+
+takes the options of ``python -m monai.bundle``. That imports all of MONAI, and MONAI whatever it could make use of. What a run
+on one's own files has no use for is kept from it here. A training needs MONAI's own command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+
+UNUSED = (
+    *("itk", "pandas", "sklearn", "matplotlib.pyplot", "tensorboard", "torch.utils.tensorboard"),
+    *("scipy.optimize", "scipy.signal", "scipy.sparse.csgraph"),
+)
+"""What MONAI imports for readers, metrics, transforms and handlers that inference.json and its models don't name."""
+
+
+def import_monai() -> None:
+    """Import MONAI as it is without the packages in `UNUSED`, which can be imported afterwards."""
+    kept_away = [name for name in UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(kept_away))  # type: ignore[arg-type]  # None is how Python says that there is none
+    try:
+        importlib.import_module("monai.bundle")
+    finally:
+        for name in kept_away:
+            del sys.modules[name]
+
+
+if __name__ == "__main__":
+    import_monai()
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
