@@ -15,7 +15,6 @@ from monai.data import MetaTensor
 from scripts.bundle import declared
 from scripts.images.air import stripped_foreground
 from scripts.images.brain import ExtractBraind, _hd_bet
-from scripts.images.heads import MAX_VOXELS
 from whole_head import BRAIN, HEAD, ellipsoid, preprocessed, write
 
 
@@ -115,4 +114,4 @@ def test_hd_bet_is_given_no_more_voxels_than_a_head_has(monkeypatch: pytest.Monk
     monkeypatch.setattr("scripts.images.brain._hd_bet", network)
     image = MetaTensor(torch.rand(1, 64, 64, 64), affine=torch.diag(torch.tensor([-15.0, -15.0, 15.0, 1.0])))
     assert ExtractBraind("image", precision="float32")._segment(image).shape == image.shape
-    assert sizes[0] <= 1.2 * MAX_VOXELS  # padded
+    assert sizes[0] <= 1.2 * ExtractBraind.max_voxels  # padded

@@ -64,9 +64,7 @@ def for_training(
         network.load_state_dict(fitting, strict=False)
         logger.info("%s: began with %d of the network's %d weights", initial_weights, len(fitting), len(own))
     # the layout that convolutions are fastest in, on CPUs up to threefold
-    volumes = any(parameter.ndim == 5 for parameter in network.parameters())
-    layout = torch.channels_last_3d if volumes else torch.channels_last
-    return network.to(device, memory_format=layout)  # type: ignore[call-overload]  # stubs lack it
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
 
 
 def weights_digest(network: torch.nn.Module) -> str:

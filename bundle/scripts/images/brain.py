@@ -13,9 +13,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.transforms.utils import generate_spatial_bounding_box
 from scipy import ndimage
 
 from ..bundle import bundle_version
@@ -24,7 +26,6 @@ from ..errors import InvalidImageError
 from ..files import replacing
 from .air import stripped_foreground
 from .geometry import on_grid
-from .heads import boxed, padded, unboxed
 from .masks import load_mask
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,12 @@ class ExtractBraind(MapTransform):
 
     spacing = 1.5
     divisor = 16
+    max_voxels = 200**3
+    """A head of 30 cm at `spacing`. One that is larger by its header is taken as smaller, not as a request for memory."""
     max_empty = 0.05
     """Of HD-BET's mask, exactly as the background: in whole heads it is up to 0.02, in stripped ones 0.10 to 0.54."""
     surface = 5.0
     """mm below which a missing voxel lies within the brain."""
-    made_by = ""
-    """What else a mask depends on: the digest of another network than HD-BET's."""
 
     def __init__(
         self,
@@ -143,13 +144,7 @@ class ExtractBraind(MapTransform):
     def _cached(self, image: MetaTensor) -> torch.Tensor:
         assert self.cache_dir is not None
         # what the mask depends on: the voxels, their size, and by what it is computed
-        about: tuple[Any, ...] = (
-            tuple(image.shape),
-            image.pixdim.tolist(),
-            bundle_version(),
-            torch.device(self.device).type,
-        )
-        about = (*about, self.made_by) if self.made_by else about
+        about = (tuple(image.shape), image.pixdim.tolist(), bundle_version(), torch.device(self.device).type)
         content = repr((*about, self.precision)).encode() + image.as_tensor()[:1].numpy().tobytes()
         path = self.cache_dir / f"brain-{hashlib.sha256(content).hexdigest()[:16]}.npz"
         try:
@@ -166,10 +161,23 @@ class ExtractBraind(MapTransform):
         return mask
 
     def _segment(self, image: MetaTensor) -> torch.Tensor:
-        x, box = boxed(image[:1], self.spacing, self.device)
+        # the head alone: air around it costs time and shifts the mean and deviation that HD-BET normalises by
+        volume = image.as_tensor()[:1]
+        lower, upper = generate_spatial_bounding_box(volume, lambda v: v > v.mean() * 0.5, margin=3)
+        box = (slice(None), *(slice(max(a, 0), b) for a, b in zip(lower, upper, strict=True)))
+        x = volume[box][None].to(self.device)
+        extent = [n * s for n, s in zip(x.shape[2:], image.pixdim.tolist(), strict=True)]
+        spacing = max(self.spacing, (float(np.prod(extent)) / self.max_voxels) ** (1 / 3))
+        size = [max(1, round(e / spacing)) for e in extent]
+        x = F.interpolate(x, size, mode="trilinear")
+        x = (x - x.mean()) / x.std().clamp_min(1e-6)
         # HD-BET reads (z, y, x)
         x = x.permute(0, 1, 4, 3, 2)
-        whole = padded(x, self.divisor).contiguous(memory_format=torch.channels_last_3d)
+        padding = [p for n in reversed(x.shape[2:]) for p in (0, -n % self.divisor)]
+        padded = F.pad(x, padding).contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), autocast(self.device, self.precision):
-            p = _hd_bet(self.device)(whole)[:, 1:2, : x.shape[2], : x.shape[3], : x.shape[4]].float()
-        return unboxed(p.permute(0, 1, 4, 3, 2), box, image[:1])
+            p = _hd_bet(self.device)(padded)[:, 1:2, : x.shape[2], : x.shape[3], : x.shape[4]].float()
+        p = F.interpolate(p.permute(0, 1, 4, 3, 2), volume[box].shape[1:], mode="trilinear")
+        mask = torch.zeros_like(volume, dtype=torch.bool)
+        mask[box] = (p[0] > 0.5).cpu()
+        return mask
