@@ -39,6 +39,9 @@ class ResumableCheckpoint:
     ``model.pt``, the EMA weights. `publish` brings those into the bundle. Each is written whole or not at all. A checkpoint
     knows `settings`, and goes on with the same alone. One training at a time has a folder.
 
+    All of it from `open` on. A trainer that is run without it, as a federated client runs one, begins each time with the
+    weights that it was given, and leaves no file.
+
     Args:
         run_dir: of this training.
         network, ema_network, optimizer: what to save.
@@ -90,6 +93,11 @@ class ResumableCheckpoint:
         self.settings["initial_weights"] = began
         self._signals = StopSignals()
         self._saved_at = time.monotonic()
+        self._is_open = False
+
+    def open(self) -> None:
+        """Before the trainer runs: go on from this folder, and save into it."""
+        self._is_open = True
 
     def _settings_before(self) -> dict[str, Any]:
         try:
@@ -114,6 +122,8 @@ class ResumableCheckpoint:
             self.objects["scaler"] = engine.scaler  # MONAI's, of float16
 
     def _start(self, engine: Engine) -> None:
+        if not self._is_open:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -149,10 +159,12 @@ class ResumableCheckpoint:
         self._saved_at = time.monotonic()
 
     def _save_on_time(self, engine: Engine) -> None:
-        if time.monotonic() - self._saved_at >= self.every_seconds:
+        if self._is_open and time.monotonic() - self._saved_at >= self.every_seconds:
             self._save(engine)
 
     def _finish(self, engine: Engine) -> None:
+        if not self._is_open:
+            return
         self._save(engine)
         if self._signals.caught is None:
             weights = {k: v.detach().cpu() for k, v in self.objects["ema"].state_dict().items()}

@@ -75,5 +75,6 @@ class Plan:
         if self.dry_run:
             print(json.dumps({**self.record, "settings": self.checkpoint.settings}, indent=2))
             return
+        self.checkpoint.open()
         self.trainer.run()
         self.checkpoint.close()
