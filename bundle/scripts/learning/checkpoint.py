@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import torch
 from filelock import FileLock, Timeout
@@ -23,6 +24,7 @@ from ..checks import is_true
 from ..digests import digest_of
 from ..errors import ExhaustedError
 from ..files import write
+from ..ranks import of_first, restarts
 from .settings import differing, shortened
 from .stopping import StopSignals
 
@@ -40,7 +42,7 @@ class ResumableCheckpoint:
     knows `settings`, and goes on with the same alone. One training at a time has a folder.
 
     All of it from `open` on. A trainer that is run without it, as a federated client runs one, begins each time with the
-    weights that it was given, and leaves no file.
+    weights that it was given, and leaves no file. Of several ranks, the first reads and writes for all.
 
     Args:
         run_dir: of this training.
@@ -74,10 +76,13 @@ class ResumableCheckpoint:
         self.objects: dict[str, Any] = {"network": network, "ema": ema_network, "optimizer": optimizer}
         self.every_seconds = 60 * every_minutes
         self._lock = FileLock(self.folder / "lock")
-        self._anew = overwrite = is_true(overwrite, "overwrite")
+        # what torchrun starts again has begun anew already
+        self._anew = overwrite = is_true(overwrite, "overwrite") and restarts() == 0
         self.settings, self.record = shortened(settings), dict(record or {})
         began = None if initial_weights is None else digest_of(Path(initial_weights))
-        if not overwrite and self.path.is_file():
+        if idist.get_rank() > 0:
+            pass
+        elif not overwrite and self.path.is_file():
             before = self._settings_before()
             if began is not None and before["initial_weights"] != began:
                 raise SystemExit(
@@ -115,6 +120,7 @@ class ResumableCheckpoint:
     def attach(self, engine: Engine) -> None:
         """Resume at start, save on time and at the end; behind what updates the EMA weights."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._signals.agree)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_on_time)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
@@ -124,6 +130,14 @@ class ResumableCheckpoint:
     def _start(self, engine: Engine) -> None:
         if not self._is_open:
             return
+        state = of_first(self._take_folder)
+        self._signals.catch(engine)
+        if state is not None:
+            self._resume(engine, state)
+        self._saved_at = time.monotonic()
+
+    def _take_folder(self) -> dict[str, Any] | None:
+        """Have the folder, write what is known, and read where the training goes on, if it does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -135,16 +149,12 @@ class ResumableCheckpoint:
         self._log = logging.FileHandler(self.folder / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log)
-        self._signals.catch(engine)
         versions = {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__}
         content = {"settings": self.settings, "versions": versions, **self.record}
         write(self.folder / RUN, (json.dumps(content, indent=2) + "\n").encode())
-        self._saved_at = time.monotonic()
-        if self.path.is_file():
-            self._resume(engine)
+        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.is_file() else None
 
-    def _resume(self, engine: Engine) -> None:
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+    def _resume(self, engine: Engine, state: dict[str, Any]) -> None:
         for name, thing in self.objects.items():
             thing.load_state_dict(state[name])
         engine.state.iteration = state["iteration"]
@@ -154,6 +164,8 @@ class ResumableCheckpoint:
             logger.info("the initial weights are where it began; they are not loaded again")
 
     def _save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         _save_whole(self.path, {**state, "iteration": engine.state.iteration, "settings": self.settings})
         self._saved_at = time.monotonic()
@@ -166,19 +178,20 @@ class ResumableCheckpoint:
         if not self._is_open:
             return
         self._save(engine)
-        if self._signals.caught is None:
+        if self._signals.caught is None and idist.get_rank() == 0:
             weights = {k: v.detach().cpu() for k, v in self.objects["ema"].state_dict().items()}
             _save_whole(self.final_path, weights)
             logger.info("wrote %s after %d steps", self.final_path, engine.state.iteration)
         self._end()
 
     def _give_up(self, engine: Engine, error: BaseException) -> None:
-        if self._lock.is_locked:
-            self._end()
+        self._end()
         raise error  # ignite leaves that to whoever listens
 
     def _end(self) -> None:
         self._signals.release()
+        if not self._lock.is_locked:
+            return
         logging.getLogger().removeHandler(self._log)
         self._log.close()
         self._lock.release()
@@ -189,10 +202,13 @@ class ResumableCheckpoint:
         Raises:
             SystemExit: it was stopped by Ctrl-C (status 130) or SIGTERM (143).
         """
+        first = idist.get_rank() == 0
         if self._signals.caught is None:
-            print(f"{self.final_path}: the weights. They are not in the bundle yet: see `publish` in the README.")
+            if first:
+                print(f"{self.final_path}: the weights. They are not in the bundle yet: see `publish` in the README.")
             return
-        print(f"Stopped. {self.path} was saved; the same command goes on from there.", file=sys.stderr)
+        if first:
+            print(f"Stopped. {self.path} was saved; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(128 + self._signals.caught)
 
 

@@ -22,6 +22,7 @@ from ..fingerprints import settings_of
 from ..method.inferer import CounterfactualInferer
 from ..method.maps import anomaly_map
 from ..method.slices import CPU_BATCH
+from ..ranks import of_first
 from ..weights import weights_digest
 from .datasets import SliceDataset
 
@@ -83,7 +84,7 @@ class Teacher:
         digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
         path = self.folder / f"maps-{digest}.f16"
         if not self.dry_run:
-            self._make(slices, diseased, path, device)
+            of_first(lambda: self._make(slices, diseased, path, device))
         return PseudoLabels(slices, diseased, path, digest)
 
     def _make(self, slices: SliceDataset, diseased: list[int], path: Path, device: torch.device) -> None:
