@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ignite.distributed as idist
 import torch
@@ -48,12 +48,23 @@ def join(device: torch.device | str = "cpu") -> None:
 
 
 def of_first(work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, which alone does it, for all of them."""
+    """What `work` gives on rank 0, which alone does it, for all of them.
+
+    Raises:
+        SystemExit: on another rank, with status 1, where `work` fails; what it fails with is rank 0's to say.
+    """
     if idist.get_world_size() == 1:
         return work()
-    found = [work() if idist.get_rank() == 0 else None]
-    distributed.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]  # rank 0's
+    found: list[Any] = [False, None]
+    try:
+        if idist.get_rank() == 0:
+            found = [True, work()]
+    finally:
+        distributed.broadcast_object_list(found)
+    if not found[0]:
+        raise SystemExit(1)
+    done: T = found[1]
+    return done
 
 
 def each_once(items: Sequence[T]) -> Iterator[T]:

@@ -76,26 +76,10 @@ class ResumableCheckpoint:
         self.objects: dict[str, Any] = {"network": network, "ema": ema_network, "optimizer": optimizer}
         self.every_seconds = 60 * every_minutes
         self._lock = FileLock(self.folder / "lock")
-        # what torchrun starts again has begun anew already
-        self._anew = overwrite = is_true(overwrite, "overwrite") and restarts() == 0
         self.settings, self.record = shortened(settings), dict(record or {})
-        began = None if initial_weights is None else digest_of(Path(initial_weights))
-        if idist.get_rank() > 0:
-            pass
-        elif not overwrite and self.path.is_file():
-            before = self._settings_before()
-            if began is not None and before["initial_weights"] != began:
-                raise SystemExit(
-                    f"{self.folder}: holds a training that did not begin with {initial_weights}. Go on with it without "
-                    "--initial_weights, give another --run_dir, or --overwrite true to replace it."
-                )
-            began = before["initial_weights"]
-        elif not overwrite and self.final_path.exists():
-            raise SystemExit(
-                f"{self.final_path}: is there already, without a checkpoint to go on from. Give another --run_dir, or "
-                "--overwrite true to replace it."
-            )
-        self.settings["initial_weights"] = began
+        # what torchrun starts again has begun anew already
+        self._anew = is_true(overwrite, "overwrite") and restarts() == 0
+        self.settings["initial_weights"] = of_first(lambda: self._began(initial_weights))
         self._signals = StopSignals()
         self._saved_at = time.monotonic()
         self._is_open = False
@@ -103,6 +87,26 @@ class ResumableCheckpoint:
     def open(self) -> None:
         """Before the trainer runs: go on from this folder, and save into it."""
         self._is_open = True
+
+    def _began(self, initial_weights: str | None) -> str | None:
+        """The digest of the weights that the training begins, or began, with; refuse what this folder must not hold."""
+        began = None if initial_weights is None else digest_of(Path(initial_weights))
+        if self._anew:
+            return began
+        if self.path.is_file():
+            before = self._settings_before()
+            if began is not None and before["initial_weights"] != began:
+                raise SystemExit(
+                    f"{self.folder}: holds a training that did not begin with {initial_weights}. Go on with it without "
+                    "--initial_weights, give another --run_dir, or --overwrite true to replace it."
+                )
+            return before["initial_weights"]
+        if self.final_path.exists():
+            raise SystemExit(
+                f"{self.final_path}: is there already, without a checkpoint to go on from. Give another --run_dir, or "
+                "--overwrite true to replace it."
+            )
+        return began
 
     def _settings_before(self) -> dict[str, Any]:
         try:
