@@ -96,6 +96,7 @@ sys.path.insert(0, sys.argv[1])
 import ignite.distributed as idist
 from scripts.ranks import each_once, join, of_first
 join()
+print("LOCAL", idist.get_local_rank(), flush=True)
 done = []
 for item in each_once(range(20)):
     time.sleep(0.5 if idist.get_rank() == 0 else 0.01)
@@ -115,7 +116,11 @@ def test_no_rank_waits_for_a_slow_one(tmp_path: Path) -> None:
     """A rank that takes fifty times as long has a few of the items; each has them once. What all need is found by one."""
     (tmp_path / "slow.py").write_text(SLOW)
     bundle = str(Path(__file__).resolve().parent.parent / "bundle")
-    output = said(torchrun([sys.executable, "-m", "slow", bundle], 2), tmp_path, status=1)
+    # as SLURM has it on the first of two machines
+    names = ("JOB_ID", "PROCID", "LOCALID", "NTASKS", "JOB_NUM_NODES", "JOB_NODELIST")
+    slurm = {f"SLURM_{name}": value for name, value in zip(names, ("7", "0", "0", "2", "2", "n[1-2]"), strict=True)}
+    output = said(torchrun([sys.executable, "-m", "slow", bundle], 2), tmp_path, status=1, **slurm)
+    assert sorted(re.findall(r"LOCAL (.*)", output)) == ["0", "1"]
     [(slow, letters), (fast, others)] = eval(re.findall(r"EACH (.*)", output)[0])
     assert sorted(slow + fast) == list(range(20)) and 1 <= len(slow) <= 5
     assert sorted(letters + others) == ["a", "b", "c"]

@@ -21,9 +21,9 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def said(command: Sequence[str], folder: Path, status: int = 0) -> str:
-    """What a command prints, whose status is known."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment(), timeout=170)
+def said(command: Sequence[str], folder: Path, status: int = 0, **more: str) -> str:
+    """What a command prints, whose status is known, with more in its environment."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment(**more), timeout=900)
     output = done.stdout + done.stderr
     assert done.returncode == status, output[-4000:]
     return output

@@ -42,6 +42,8 @@ def join(device: torch.device | str = "cpu") -> None:
         device: that tensors are exchanged from: NCCL on a GPU, else gloo.
     """
     if started() > 1 and idist.get_world_size() == 1:
+        # ignite would go by SLURM's numbers, in which a process is what torchrun is, one a machine
+        os.environ.pop("SLURM_JOB_ID", None)
         idist.initialize("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=PATIENCE)
         if idist.get_rank() > 0:
             logging.disable(logging.INFO)
