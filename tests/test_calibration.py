@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.networks.schedulers import DDIMScheduler
 
 from gaussians import NoisedClassifier, images
 from scripts import DISEASED
@@ -31,6 +32,32 @@ def test_the_temperature_divides_the_logits() -> None:
     torch.testing.assert_close(warm.probability(x), (difference / 4).sigmoid())
     with pytest.raises(ValueError, match="temperature must be from 0.01 to 100, got 0"):
         StudentInferer(NoisedClassifier(), temperature=0)
+
+
+class MeanAndLevel(torch.nn.Module):
+    """Logits 0, and the mean of the slice plus the timestep."""
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.zeros(len(x)), x.mean(dim=(1, 2, 3)) + timesteps], dim=1)
+
+
+def test_p_is_read_at_several_noise_levels() -> None:
+    """The logits' mean, with a noise that is the same for every slice, whatever it is in a batch with."""
+    scheduler = DDIMScheduler(1000, "linear_beta", beta_start=1e-4, beta_end=0.02)
+    x = torch.full((5, 1, 64, 64), 0.5)
+    x[3] = -0.5
+    inferer = StudentInferer(MeanAndLevel(), classified_at=[0, 250], scheduler=scheduler)
+    logits = inferer.logits(x)[:, 1]
+    kept = [float(scheduler.alphas_cumprod[t]) ** 0.5 for t in (0, 250)]
+    assert kept == pytest.approx([0.99995, 0.7221], abs=1e-4)
+    assert logits[0].item() == pytest.approx(125 + 0.5 * sum(kept) / 2, abs=0.02)
+    assert (logits[0] - logits[3]).item() == pytest.approx(sum(kept) / 2, abs=1e-4)
+    assert torch.equal(logits[:1], inferer.logits(x[:1])[:, 1]) and logits[0] == logits[4]
+    assert StudentInferer(MeanAndLevel()).logits(x)[0, 1] == 0.5
+    with pytest.raises(ValueError, match="classified_at needs a scheduler"):
+        StudentInferer(MeanAndLevel(), classified_at=[0])
+    with pytest.raises(ValueError, match="classified_at must be .* got 1000"):
+        StudentInferer(MeanAndLevel(), classified_at=[1000], scheduler=scheduler)
 
 
 def test_numbers_are_read_from_the_manifest(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_tracking_by_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("monai.handlers.mlflow_handler.mlflow", fake)
     monkeypatch.chdir(tmp_path)
     write_datalist(tmp_path)
-    limits = {"max_images": 32, "epoch_images": 32, "val_interval": 1, "compile": False, "run_dir": "run"}
+    limits = {"max_images": 32, "epoch_images": 32, "val_interval": 1, "compile": "false", "run_dir": "run"}
     workflow = ConfigWorkflow(
         files("train_classifier"),
         workflow_type="train",
@@ -136,6 +136,7 @@ def test_tracking_by_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         workflow.run()
     finally:
         set_determinism(None)
+    assert workflow.parser.get_parsed_content("train#trainer#compile") is False
     assert len(fake.metrics["train_loss"]) == 2 and all(map(math.isfinite, fake.metrics["train_loss"]))
     assert len(fake.metrics["val_loss"]) == 1 and "val_auroc_t0" in fake.metrics
     [written] = (tmp_path / "run").glob("config_*.json")
@@ -160,11 +161,17 @@ def test_a_model_between_the_configs_moves_its_weights(tmp_path: Path) -> None:
     """An overlay with channels, a shape and a folder of its own; training, teacher and publishing follow it."""
     overlay = tmp_path / "other.json"
     overlay.write_text(json.dumps({"num_channels": 2, "spatial_size": [32, 48], "models_dir#folder": "models/other"}))
-    for config, name in (("train", "model"), ("train_classifier", "classifier"), ("train_student", "student")):
+    overlays = {
+        "train": "model",
+        "train_classifier": "classifier",
+        "train_student": "student",
+        "train_onestep": "onestep",
+    }
+    for config, name in overlays.items():
         first, *others = files(config)
         parser = ConfigParser()
         parser.read_config([first, str(overlay), *others])
-        parser.update(options(tmp_path))
+        parser.update(options(tmp_path, **{"onestep_def#unet": "@network_def"} if name == "onestep" else {}))
         assert parser.get_parsed_content("published") == f"{bundle_root()}/models/other/{name}.pt"
         network = parser.get_parsed_content("train#network")
         assert next(network.parameters()).shape[1] == 2

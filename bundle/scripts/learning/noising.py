@@ -11,6 +11,7 @@ from monai.engines.utils import PrepareBatch
 from monai.inferers import DiffusionInferer, SimpleInferer
 from monai.utils import convert_to_tensor
 
+from ..checks import check_number
 from ..device import autocast
 from .seeding import NOISE, seed_of
 
@@ -68,20 +69,28 @@ class NoisedPrepareBatch(PrepareBatch):
         target: "noise", "label" or "noise and variance".
         noise_levels: for validation: repeat every image at each of these timesteps, one level after the other.
         seed: of the training, 0 or above.
+        clean: share of the training images that stay at timestep 0, from 0 to 1; see `method.classifiers.CleanAndNoised`.
 
     Returns (as MONAI's engines expect): images ``(N, C, H, W)``, targets, no arguments, and ``noise`` and ``timesteps`` by
     keyword for `DiffusionInferer`.
     """
 
     def __init__(
-        self, num_train_timesteps: int, target: str = "noise", noise_levels: list[int] | None = None, seed: int = 0
+        self,
+        num_train_timesteps: int,
+        target: str = "noise",
+        noise_levels: list[int] | None = None,
+        seed: int = 0,
+        clean: float = 0.0,
     ) -> None:
         if target not in ("noise", "label", "noise and variance"):
             raise ValueError(f"target must be 'noise', 'label' or 'noise and variance', got {target!r}.")
+        check_number("clean", clean, 0, 1)
         self.num_train_timesteps = num_train_timesteps
         self.target = target
         self.noise_levels = noise_levels
         self.seed = seed
+        self.clean = clean
 
     def __call__(
         self,
@@ -99,6 +108,8 @@ class NoisedPrepareBatch(PrepareBatch):
             generator.manual_seed(seed_of(self.seed, NOISE, int(number)))
             timestep = torch.randint(self.num_train_timesteps, (1,), generator=generator, device=images.device)
             field = torch.randn((levels, *images.shape[1:]), generator=generator, device=images.device)
+            if self.clean and torch.rand(1, generator=generator, device=images.device) < self.clean:
+                timestep.zero_()
             drawn.append((timestep, field))
         timesteps, noise = torch.cat([t for t, _ in drawn]), torch.stack([n for _, n in drawn], dim=1).flatten(0, 1)
         if self.noise_levels is not None:

@@ -17,7 +17,7 @@ from monai.transforms import Randomizable
 from torch.utils.data import Sampler
 
 from .. import DISEASED
-from ..checks import check_number
+from ..checks import check_number, is_true
 
 BATCH, STEP, AUGMENTATION, NOISE = range(4)
 """What is drawn from one seed, each from a stream of its own."""
@@ -46,7 +46,7 @@ class RandomBatches(Sampler[list[Draw]]):
         ValueError: the seed is negative; `balanced` and there is one class alone; or the ranks can't share a batch.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, balanced: bool, seed: int) -> None:
+    def __init__(self, dataset: Any, batch_size: int, balanced: bool | str, seed: int) -> None:
         check_number("seed", seed, 0, 2**32 - 1, whole=True)
         if batch_size % idist.get_world_size():
             ranks = idist.get_world_size()
@@ -54,6 +54,7 @@ class RandomBatches(Sampler[list[Draw]]):
                 f"batch_size must be a multiple of {ranks}, as {ranks} processes share it, got {batch_size}."
             )
         labels = np.asarray(dataset.labels)
+        balanced = is_true(balanced, "balanced")
         if balanced and len(set(dataset.labels)) < 2:
             one = "diseased" if labels[0] == DISEASED else "healthy"
             raise ValueError(f"all {len(labels)} slices are labelled {one}; this training needs both classes.")

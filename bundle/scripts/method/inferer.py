@@ -55,11 +55,9 @@ class CounterfactualInferer(SliceInferer):
         student: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(classifier, guidance.target_class, **options)
+        super().__init__(classifier, guidance.target_class, scheduler=scheduler, **options)
         check_number("num_fixed_point_iterations", num_fixed_point_iterations, 0, 100, whole=True)
         self.guidance = guidance
-        # a copy: MONAI's add_noise casts the schedule in place to the dtype of the images it is given
-        self.alphas_cumprod = scheduler.alphas_cumprod.float().clone()
         self.timesteps = timestep_grid(noise_level, num_inference_steps, scheduler.num_train_timesteps)
         self.num_fixed_point_iterations = num_fixed_point_iterations
         self.student = student
@@ -83,6 +81,7 @@ class CounterfactualInferer(SliceInferer):
             network: the diffusion network, f(x, t) -> eps ``(N, C, H, W)``, or ``(N, 2C, H, W)`` if it learned the variance
                 too, which deterministic DDIM has no use for.
         """
+        assert self.alphas_cumprod is not None
         alphas = self.alphas_cumprod.to(x.device)
 
         def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypedDict, cast
 
 import torch
 from monai.inferers import Inferer
+from monai.networks.schedulers import Scheduler
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
@@ -79,6 +80,9 @@ class SliceInferer(Inferer):
         target_class: the healthy class, 0 or 1; p(diseased) is 1 - p(target).
         temperature: of p(diseased), from 0.01 to 100: the logits are divided by it, so that above 1 it is less sure (Guo et
             al. 2017). Guidance knows none.
+        classified_at: noise levels, in timesteps, at which p(diseased) is read, and whose logits are averaged; by default the
+            slices are read as they are, at timestep 0. A level's noise is the same for every slice, and in every run.
+        scheduler: MONAI's, for its schedule; needed with `classified_at` alone.
         min_area: slices with less foreground are not assessed; pixels of the networks' grid, 1 or more.
         batch_size: slices in one network call, 1 or more; by default `CPU_BATCH`, or on a GPU the largest that its memory
             holds: from `GPU_BATCH` down, halved whenever memory runs out.
@@ -94,6 +98,8 @@ class SliceInferer(Inferer):
         classifier: torch.nn.Module,
         target_class: int = HEALTHY,
         temperature: float = 1.0,
+        classified_at: Sequence[int] = (),
+        scheduler: Scheduler | None = None,
         min_area: int = 1,
         batch_size: int | None = None,
         precision: str = "float32",
@@ -104,12 +110,20 @@ class SliceInferer(Inferer):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
         check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
         check_number("temperature", temperature, 0.01, 100)
+        if classified_at and scheduler is None:
+            raise ValueError("classified_at needs a scheduler, for the schedule of the noise.")
+        for level in classified_at:
+            assert scheduler is not None
+            check_number("classified_at", level, 0, scheduler.num_train_timesteps - 1, whole=True)
         check_number("min_area", min_area, 1, 10**12, "1 or more", whole=True)
         if batch_size is not None:
             check_number("batch_size", batch_size, 1, 65536, whole=True)
         self.classifier = classifier
         self.target_class = target_class
         self.temperature = temperature
+        self.classified_at = list(classified_at)
+        # a copy: MONAI's add_noise casts the schedule in place to the dtype of the images it is given
+        self.alphas_cumprod = None if scheduler is None else scheduler.alphas_cumprod.float().clone()
         self.min_area = min_area
         self.batch_size = batch_size
         self.precision = precision
@@ -186,11 +200,23 @@ class SliceInferer(Inferer):
         raise NotImplementedError
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The classifier's logits ``(N, 2)`` of slices without noise."""
-        timesteps = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        logits: torch.Tensor = self.classifier.to(x.device).eval()(x, timesteps)
+        """The classifier's logits ``(N, 2)``: of slices without noise, or their mean over the levels of `classified_at`."""
+        classifier = self.classifier.to(x.device).eval()
+        if self.alphas_cumprod is None or not self.classified_at:
+            return self._classified(classifier, x, 0)
+        draw = torch.Generator().manual_seed(0)
+        logits = []
+        for level in self.classified_at:
+            noise = torch.randn((1, *x.shape[1:]), generator=draw).to(x.device)
+            a = float(self.alphas_cumprod[level])
+            logits.append(self._classified(classifier, a**0.5 * x + (1 - a) ** 0.5 * noise, level))
+        return torch.stack(logits).mean(dim=0)
+
+    @staticmethod
+    def _classified(classifier: torch.nn.Module, x: torch.Tensor, level: int) -> torch.Tensor:
+        logits: torch.Tensor = classifier(x, torch.full((len(x),), level, dtype=torch.long, device=x.device))
         return logits.float()
 
     def probability(self, x: torch.Tensor) -> torch.Tensor:
-        """The classifier's p(diseased) ``(N,)`` of slices without noise."""
+        """The classifier's p(diseased) ``(N,)``, by `logits`."""
         return 1 - (self.logits(x) / self.temperature).softmax(dim=1)[:, self.target_class]
