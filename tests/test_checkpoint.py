@@ -20,6 +20,11 @@ from scripts.learning.checkpoint import ResumableCheckpoint
 from scripts.learning.handlers import NeedsFiniteLoss
 
 
+def attached(checkpoint: ResumableCheckpoint, engine: Engine) -> None:
+    checkpoint.attach(engine)
+    checkpoint.open()
+
+
 def test_the_ema_weights_are_the_ones_written(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -32,7 +37,7 @@ def test_the_ema_weights_are_the_ones_written(tmp_path: Path) -> None:
     engine = Engine(step)
     ema = EMAHandler(network, momentum=0.1)
     ema.attach(engine)
-    ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, {}).attach(engine)
+    attached(ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, {}), engine)
     start = network.weight.detach().clone()
     engine.run(range(3), max_epochs=1)
     # w_k = w_0 - 0.1 k, and the EMA follows by a tenth of the way each time
@@ -42,7 +47,7 @@ def test_the_ema_weights_are_the_ones_written(tmp_path: Path) -> None:
     written = torch.load(tmp_path / "model.pt", weights_only=True)
     assert torch.allclose(written["weight"], start - lag, atol=1e-6)
     resumed = Engine(step)
-    ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, {}).attach(resumed)
+    attached(ResumableCheckpoint(str(tmp_path), network, ema.ema_model, optimizer, {}), resumed)
     iterations: list[int] = []
     resumed.add_event_handler(Events.ITERATION_COMPLETED, lambda e: iterations.append(e.state.iteration))
     resumed.run(range(3), max_epochs=2, epoch_length=3)
@@ -55,7 +60,7 @@ def tiny_run(folder: Path, settings: dict[str, Any], stop: int = 0, **options: A
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     checkpoint = ResumableCheckpoint(str(folder), network, deepcopy(network), optimizer, settings, **options)
     engine = Engine(lambda e, b: os.kill(os.getpid(), signal.SIGINT) if e.state.iteration == stop else None)
-    checkpoint.attach(engine)
+    attached(checkpoint, engine)
     engine.run(range(3), max_epochs=2)
     return checkpoint
 
@@ -120,7 +125,7 @@ def test_one_training_at_a_time_has_a_folder(tmp_path: Path) -> None:
     engine = Engine(lambda e, b: None)
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    ResumableCheckpoint(str(tmp_path), network, deepcopy(network), optimizer, {}).attach(engine)
+    attached(ResumableCheckpoint(str(tmp_path), network, deepcopy(network), optimizer, {}), engine)
 
     @engine.on(Events.ITERATION_COMPLETED(once=2))
     def second(engine: Engine) -> None:
@@ -143,8 +148,8 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_last_checkpoin
         str(tmp_path), network, deepcopy(network), torch.optim.SGD(network.parameters(), lr=0.1), {}, every_minutes=0
     )
     engine = Engine(lambda e, b: {"loss": float("nan") if e.state.iteration == 4 else 1.0})
-    for handler in (NeedsFiniteLoss(), checkpoint):
-        handler.attach(engine)
+    NeedsFiniteLoss().attach(engine)
+    attached(checkpoint, engine)
     with pytest.raises(ValueError, match="the loss is nan at step 4, so nothing more was saved"):
         engine.run(range(3), max_epochs=2)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 3

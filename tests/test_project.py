@@ -138,6 +138,7 @@ OVERLAYS = {
     "train": ("inference",),
     "train_classifier": ("inference", "train"),
     "train_student": ("inference", "train"),
+    "multi_gpu_train": ("inference", "train"),
     "train_onestep": ("inference", "train"),
     "paper": ("inference",),
     "train_paper": ("inference", "paper", "train"),

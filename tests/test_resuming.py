@@ -60,6 +60,7 @@ def train(config: str, folder: Path, run: str, cuts: Sequence[int] = (), workers
             parser.get_parsed_content("initialize")
             trainer, checkpoint = (parser.get_parsed_content(name) for name in ("train#trainer", "checkpoint"))
             checkpoint.every_seconds = float("inf")
+            checkpoint.open()
 
             @trainer.on(Events.ITERATION_COMPLETED)
             def live(engine: Engine, cut: int = cut, checkpoint: Any = checkpoint) -> None:

@@ -107,8 +107,7 @@ def test_every_draw_is_augmented_anew_and_alike_wherever_it_is_drawn(tmp_path: P
 
 
 def test_prepare_batch_for_training_and_validation() -> None:
-    batch = {"image": torch.rand(3, 1, 4, 4), "label": torch.tensor([0, 1, 1])}
-    torch.manual_seed(0)
+    batch = {"image": torch.rand(3, 1, 4, 4), "label": torch.tensor([0, 1, 1]), "number": torch.tensor([7, 0, 8])}
     images, target, _, extra = NoisedPrepareBatch(1000, "noise")(batch)
     assert torch.equal(target, extra["noise"]) and images.shape == target.shape
     assert extra["timesteps"].shape == (3,) and 0 <= extra["timesteps"].min() and extra["timesteps"].max() < 1000
@@ -118,6 +117,12 @@ def test_prepare_batch_for_training_and_validation() -> None:
     assert extra["timesteps"].tolist() == [0, 0, 0, 500, 500, 500]
     torch.rand(5)
     assert torch.equal(prepare(batch)[3]["noise"], extra["noise"])
+    # an image's noise is its own, whatever batch it is in
+    part = {key: values[1:2] for key, values in batch.items()}
+    assert torch.equal(prepare(part)[3]["noise"], extra["noise"][[1, 4]])
+    assert not torch.equal(extra["noise"][1], extra["noise"][4]) and not torch.equal(*extra["noise"][:2])
+    drawn = NoisedPrepareBatch(1000, "noise", seed=3)
+    assert torch.equal(drawn(part)[3]["timesteps"], drawn(batch)[3]["timesteps"][1:2])
     with pytest.raises(ValueError, match="target must be"):
         NoisedPrepareBatch(1000, "mask")
 

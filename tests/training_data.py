@@ -53,9 +53,9 @@ def write_datalist(folder: Path) -> Path:
     return path
 
 
-def files(config: str, bundle: str | Path | None = None) -> list[str]:
-    """The paths of a training's configs."""
-    return [str(Path(bundle or bundle_root()) / "configs" / f"{name}.json") for name in OVERLAYS[config]]
+def files(config: str, bundle: str | Path | None = None, *more: str) -> list[str]:
+    """The paths of a training's configs, and of `more` over them."""
+    return [str(Path(bundle or bundle_root()) / "configs" / f"{name}.json") for name in (*OVERLAYS[config], *more)]
 
 
 def options(folder: Path, **overrides: Any) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def parsed(config: str, folder: Path, **overrides: Any) -> ConfigParser:
     return parser
 
 
-def command(config: str, folder: Path, **overrides: Any) -> list[str]:
-    """MONAI's command, as a user types it from any directory, with small networks and data."""
-    run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", repr(files(config))]
+def command(config: str, folder: Path, *more: str, **overrides: Any) -> list[str]:
+    """MONAI's command, as a user types it from any directory, with small networks and data, and configs `more` on top."""
+    run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", repr(files(config, None, *more))]
     for key, value in options(folder, **overrides).items():
         run += [f"--{key}", value if isinstance(value, str) else repr(value)]
     return run

@@ -11,8 +11,10 @@ import torch
 
 
 def default_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first GPU if there is one, else the CPU; of the processes that torchrun starts on a machine, each has its own GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda")
 
 
 def fastest_precision(device: torch.device | str) -> str:
@@ -42,7 +44,8 @@ def compilation_pays(device: torch.device | str, images: int) -> bool:
 
 def default_workers(device: torch.device | str) -> int:
     """Processes that read batches: none on a CPU, which the networks have to themselves, and some that feed a GPU."""
-    return min(8, max(1, (os.cpu_count() or 1) - 1)) if torch.device(device).type == "cuda" else 0
+    processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, processors - 1)) if torch.device(device).type == "cuda" else 0
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 
 from ..checks import is_true
@@ -50,13 +51,15 @@ class Calibration:
         self.manifest = Path(manifest)
 
     def run(self) -> None:
-        """Choose, write, and say what was chosen.
+        """Choose, write, and say what was chosen; of several ranks, the first does, once all volumes are done.
 
         Raises:
             SystemExit: with status 1 if a volume failed, after the numbers were written.
             ValueError: no slice could be evaluated, none is diseased, or a map is the same everywhere.
         """
         cases, failed = self.volumes.cases(self.validation, "validation")
+        if idist.get_rank() > 0:
+            return
         first = next(iter(cases), None)
         if first is None:
             raise ValueError(f"no slice of the validation volumes could be evaluated; failed: {failed or 'none'}.")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import torch
 
@@ -57,7 +58,7 @@ class Evaluation:
         self._best: str | None = None
 
     def run(self) -> None:
-        """Evaluate and write everything.
+        """Evaluate and write everything; of several ranks, the first writes, once all volumes are done.
 
         Raises:
             SystemExit: with status 1 if a volume failed, after all else was written.
@@ -77,6 +78,8 @@ class Evaluation:
             record["failed"] |= failed
             if next(iter(kept), None) is not None:
                 cases[split] = kept
+        if idist.get_rank() > 0:
+            return
         if "test" not in cases:
             raise ValueError(f"no slice of the test volumes could be evaluated; failed: {record['failed'] or 'none'}.")
         for split, kept in cases.items():

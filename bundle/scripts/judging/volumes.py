@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
@@ -21,6 +22,7 @@ from ..fingerprints import fingerprint, settings_of
 from ..images.geometry import axial, slice_numbers
 from ..method.maps import slice_score
 from ..method.slices import CPU_BATCH, SliceInferer, each
+from ..ranks import each_once, join
 from ..weights import weights_digest
 from .baselines import Baseline
 from .cases import SliceCase
@@ -40,7 +42,8 @@ class LabelledVolumes:
 
     One volume at a time is in the memory. What was found in it is written to `cache_dir`, where a run that was stopped finds
     it again, by the item, its files, the settings and the weights. Temperature and thresholds are not among them: others
-    need no network. A volume that fails is named in the log, and the next one follows.
+    need no network. A volume that fails is named in the log, and the next one follows. Of the processes that torchrun starts,
+    each takes the next volume that none has begun; `cache_dir` must be one for all of them.
 
     Args:
         preprocessing, inferer, network: the bundle's.
@@ -87,19 +90,22 @@ class LabelledVolumes:
         return self.cache_dir / f"evaluated-{fingerprint([item, self._made_with], self.preprocessing)}.pt"
 
     def cases(self, items: Sequence[Mapping[str, Any]], name: str) -> tuple[KeptCases, dict[str, str]]:
-        """The cases of a datalist's volumes, and what went wrong with those that failed, by their image.
+        """The cases of a datalist's volumes, and what went wrong with those that failed, by their image; of all ranks.
 
         Raises:
             ExhaustedError: memory, disk or files ran out; what was found before is kept.
         """
-        paths, failed = [], {}
-        for item in tqdm([item for item in items if item.get("label") != -1], desc=name, unit="volume"):
+        join()
+        paths: dict[int, Path] = {}
+        failed: dict[int, tuple[str, str]] = {}
+        wanted = [item for item in items if item.get("label") != -1]
+        for n, item in tqdm(each_once(list(enumerate(wanted))), desc=name, unit="volume", total=len(wanted)):
             image = item["image"] if isinstance(item["image"], str) else item["image"][0]
             path = self.path(item)
             try:
                 if not path.is_file():
                     keep(path, *self.found(item))
-                paths.append(path)
+                paths[n] = path
             except Exception as error:
                 exhausted = out_of_resources(error)
                 if exhausted is not None:
@@ -108,9 +114,13 @@ class LabelledVolumes:
                         "are kept; free some and start again."
                     ) from error
                 cause = cause_of(error)
-                failed[str(image)] = str(cause) or type(cause).__name__
-                logger.error("FAILED %s: %s", image, failed[str(image)])
-        return KeptCases(paths, self.inferer.temperature), failed
+                failed[n] = str(image), str(cause) or type(cause).__name__
+                logger.error("FAILED %s: %s", *failed[n])
+        for of_rank in idist.all_gather((paths, failed)):
+            paths |= of_rank[0]
+            failed |= of_rank[1]
+        in_order = [paths[n] for n in sorted(paths)]
+        return KeptCases(in_order, self.inferer.temperature), dict(failed[n] for n in sorted(failed))
 
     def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, float]:
         """What `keep` keeps of a volume, with the seconds that the networks took."""

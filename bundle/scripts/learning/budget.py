@@ -6,6 +6,7 @@ import logging
 import math
 import time
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
@@ -23,7 +24,7 @@ class Budget:
 
     Args:
         images: that the training sees, a slice counted as often as it is drawn.
-        batch_size: images a step; the last step may go beyond `images`.
+        batch_size: images a step, of all ranks together; the last step may go beyond `images`.
         epoch_images: images between two lines in the log; a validation follows every few epochs.
         optimizer: as it was made, before a checkpoint is loaded into it.
         minutes: at most, of this run; none by default. What is cut short by it has not annealed its rate.
@@ -74,9 +75,15 @@ class Budget:
         if step >= self.steps:
             if step % self.epoch_length:
                 engine.terminate_epoch()  # the last is shorter
-        elif time.monotonic() >= self._begin + self.seconds:
+        elif self._time_is_up():
             logger.warning(
                 "stopped by max_minutes after %d of %d images; the same command goes on from there",
                 *(step * self.batch_size, self.steps * self.batch_size),
             )
             engine.terminate()
+
+    def _time_is_up(self) -> bool:
+        if not math.isfinite(self.seconds):
+            return False
+        # several ranks end after the same step
+        return bool(idist.all_reduce(int(time.monotonic() >= self._begin + self.seconds), "MAX"))

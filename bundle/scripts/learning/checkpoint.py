@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import torch
 from filelock import FileLock, Timeout
@@ -23,6 +24,7 @@ from ..checks import is_true
 from ..digests import digest_of
 from ..errors import ExhaustedError
 from ..files import write
+from ..ranks import of_first, restarts
 from .settings import differing, shortened
 from .stopping import StopSignals
 
@@ -38,6 +40,9 @@ class ResumableCheckpoint:
     In `run_dir`: ``last.pt``, from which it goes on; ``run.json``, what it is trained on; ``train.log``; and at the end
     ``model.pt``, the EMA weights. `publish` brings those into the bundle. Each is written whole or not at all. A checkpoint
     knows `settings`, and goes on with the same alone. One training at a time has a folder.
+
+    All of it from `open` on. A trainer that is run without it, as a federated client runs one, begins each time with the
+    weights that it was given, and leaves no file. Of several ranks, the first reads and writes for all.
 
     Args:
         run_dir: of this training.
@@ -71,25 +76,37 @@ class ResumableCheckpoint:
         self.objects: dict[str, Any] = {"network": network, "ema": ema_network, "optimizer": optimizer}
         self.every_seconds = 60 * every_minutes
         self._lock = FileLock(self.folder / "lock")
-        self._anew = overwrite = is_true(overwrite, "overwrite")
         self.settings, self.record = shortened(settings), dict(record or {})
+        # what torchrun starts again has begun anew already
+        self._anew = is_true(overwrite, "overwrite") and restarts() == 0
+        self.settings["initial_weights"] = of_first(lambda: self._began(initial_weights))
+        self._signals = StopSignals()
+        self._saved_at = time.monotonic()
+        self._is_open = False
+
+    def open(self) -> None:
+        """Before the trainer runs: go on from this folder, and save into it."""
+        self._is_open = True
+
+    def _began(self, initial_weights: str | None) -> str | None:
+        """The digest of the weights that the training begins, or began, with; refuse what this folder must not hold."""
         began = None if initial_weights is None else digest_of(Path(initial_weights))
-        if not overwrite and self.path.is_file():
+        if self._anew:
+            return began
+        if self.path.is_file():
             before = self._settings_before()
             if began is not None and before["initial_weights"] != began:
                 raise SystemExit(
                     f"{self.folder}: holds a training that did not begin with {initial_weights}. Go on with it without "
                     "--initial_weights, give another --run_dir, or --overwrite true to replace it."
                 )
-            began = before["initial_weights"]
-        elif not overwrite and self.final_path.exists():
+            return before["initial_weights"]
+        if self.final_path.exists():
             raise SystemExit(
                 f"{self.final_path}: is there already, without a checkpoint to go on from. Give another --run_dir, or "
                 "--overwrite true to replace it."
             )
-        self.settings["initial_weights"] = began
-        self._signals = StopSignals()
-        self._saved_at = time.monotonic()
+        return began
 
     def _settings_before(self) -> dict[str, Any]:
         try:
@@ -107,6 +124,7 @@ class ResumableCheckpoint:
     def attach(self, engine: Engine) -> None:
         """Resume at start, save on time and at the end; behind what updates the EMA weights."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._signals.agree)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_on_time)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
@@ -114,6 +132,16 @@ class ResumableCheckpoint:
             self.objects["scaler"] = engine.scaler  # MONAI's, of float16
 
     def _start(self, engine: Engine) -> None:
+        if not self._is_open:
+            return
+        state = of_first(self._take_folder)
+        self._signals.catch(engine)
+        if state is not None:
+            self._resume(engine, state)
+        self._saved_at = time.monotonic()
+
+    def _take_folder(self) -> dict[str, Any] | None:
+        """Have the folder, write what is known, and read where the training goes on, if it does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -125,16 +153,12 @@ class ResumableCheckpoint:
         self._log = logging.FileHandler(self.folder / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log)
-        self._signals.catch(engine)
         versions = {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__}
         content = {"settings": self.settings, "versions": versions, **self.record}
         write(self.folder / RUN, (json.dumps(content, indent=2) + "\n").encode())
-        self._saved_at = time.monotonic()
-        if self.path.is_file():
-            self._resume(engine)
+        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.is_file() else None
 
-    def _resume(self, engine: Engine) -> None:
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+    def _resume(self, engine: Engine, state: dict[str, Any]) -> None:
         for name, thing in self.objects.items():
             thing.load_state_dict(state[name])
         engine.state.iteration = state["iteration"]
@@ -144,29 +168,34 @@ class ResumableCheckpoint:
             logger.info("the initial weights are where it began; they are not loaded again")
 
     def _save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         _save_whole(self.path, {**state, "iteration": engine.state.iteration, "settings": self.settings})
         self._saved_at = time.monotonic()
 
     def _save_on_time(self, engine: Engine) -> None:
-        if time.monotonic() - self._saved_at >= self.every_seconds:
+        if self._is_open and time.monotonic() - self._saved_at >= self.every_seconds:
             self._save(engine)
 
     def _finish(self, engine: Engine) -> None:
+        if not self._is_open:
+            return
         self._save(engine)
-        if self._signals.caught is None:
+        if self._signals.caught is None and idist.get_rank() == 0:
             weights = {k: v.detach().cpu() for k, v in self.objects["ema"].state_dict().items()}
             _save_whole(self.final_path, weights)
             logger.info("wrote %s after %d steps", self.final_path, engine.state.iteration)
         self._end()
 
     def _give_up(self, engine: Engine, error: BaseException) -> None:
-        if self._lock.is_locked:
-            self._end()
+        self._end()
         raise error  # ignite leaves that to whoever listens
 
     def _end(self) -> None:
         self._signals.release()
+        if not self._lock.is_locked:
+            return
         logging.getLogger().removeHandler(self._log)
         self._log.close()
         self._lock.release()
@@ -177,10 +206,13 @@ class ResumableCheckpoint:
         Raises:
             SystemExit: it was stopped by Ctrl-C (status 130) or SIGTERM (143).
         """
+        first = idist.get_rank() == 0
         if self._signals.caught is None:
-            print(f"{self.final_path}: the weights. They are not in the bundle yet: see `publish` in the README.")
+            if first:
+                print(f"{self.final_path}: the weights. They are not in the bundle yet: see `publish` in the README.")
             return
-        print(f"Stopped. {self.path} was saved; the same command goes on from there.", file=sys.stderr)
+        if first:
+            print(f"Stopped. {self.path} was saved; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(128 + self._signals.caught)
 
 

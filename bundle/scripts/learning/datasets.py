@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..digests import json_digest
 from ..fingerprints import fingerprint, identified
+from ..ranks import of_first
 from .cache import Entry, SliceCache
 from .preparing import fill, logger, trained_slices
 from .seeding import Draw, augmented
@@ -65,9 +66,10 @@ class SliceDataset(Dataset):
         targets: makes what takes the place of the labels.
         workers: processes that preprocess.
 
-    Items are ``{"image": float32 (C, H, W), "label": int or the target}``. An index alone gives a slice as it is, a `Draw` an
-    augmented one. ``labels`` and ``subjects`` are the slices' own. A volume that can't be read is named in the log, left out,
-    and tried again the next time.
+    Items are ``{"image": float32 (C, H, W), "label": int or the target, "number": int}``. An index alone gives a slice as it
+    is, with the index as its number, a `Draw` an augmented one with its own. ``labels`` and ``subjects`` are the slices' own.
+    A volume that can't be read is named in the log, left out, and tried again the next time. Of several ranks, the first
+    prepares the slices for all.
 
     Raises:
         ValueError: no slice is left, a label has more or fewer values than there are slices, or the cache can't be written.
@@ -90,7 +92,10 @@ class SliceDataset(Dataset):
         self._cache = SliceCache(Path(cache_dir) / f"slices-{settings}")
         sources = [{k: v for k, v in item.items() if k in ("image", "spacing", "foreground")} for item in data]
         keys = [json_digest(identified(source))[:16] for source in sources]
-        found = fill(self._cache, dict(zip(keys, sources, strict=True)), preprocessing, min_area, workers)
+        wanted = dict(zip(keys, sources, strict=True))
+        found = of_first(lambda: fill(self._cache, wanted, preprocessing, min_area, workers))
+        if found.keys() - self._cache.entries().keys():
+            raise ValueError(f"{cache_dir}: lacks what rank 0 wrote; give a --cache_dir that all machines share.")
         left_out = sum(key not in found for key in keys)
         if left_out:
             logger.warning("%d of %d volumes were left out; the next start tries them again.", left_out, len(data))
@@ -125,9 +130,10 @@ class SliceDataset(Dataset):
         return torch.from_numpy(self._cache.read(self._rows[i])["foreground"].copy())
 
     def __getitem__(self, drawn: int | Draw) -> dict[str, Any]:
-        i, number = drawn if isinstance(drawn, tuple) else (drawn, None)
+        i, number = drawn if isinstance(drawn, tuple) else (drawn, drawn)
         image = torch.from_numpy(self._cache.read(self._rows[i])["image"].astype(np.float32))
-        item = {"image": image, "label": self.labels[i] if self._targets is None else self._targets[i]}
-        if number is None or self.augmentation is None:
+        label = self.labels[i] if self._targets is None else self._targets[i]
+        item = {"image": image, "label": label, "number": number}
+        if not isinstance(drawn, tuple) or self.augmentation is None:
             return item
         return augmented(item, self.augmentation, self.seed, number)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
@@ -56,3 +57,14 @@ class ClipGradients:
         if scaler is not None:
             scaler.unscale_(engine.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+
+class MeanLoss:
+    """Of several ranks' losses the mean, in the place of each one's own, for what comes after the step's backward."""
+
+    def attach(self, engine: Engine) -> None:
+        """To the trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._average)
+
+    def _average(self, engine: Engine) -> None:
+        engine.state.output["loss"] = idist.all_reduce(engine.state.output["loss"].detach()) / idist.get_world_size()

@@ -17,6 +17,7 @@ from ..files import exclusive
 from ..fingerprints import settings_of
 from ..method.inferer import CounterfactualInferer
 from ..method.slices import CPU_BATCH, GPU_BATCH
+from ..ranks import of_first
 from ..weights import weights_digest
 from .datasets import SliceDataset
 
@@ -112,5 +113,5 @@ class Counterfactuals:
 
         if not self.dry_run:
             size = self.inferer.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
-            rows.make(len(chosen), size, batch, f"{name} of {len(chosen)} slices")
+            of_first(lambda: rows.make(len(chosen), size, batch, f"{name} of {len(chosen)} slices"))
         return rows, digest

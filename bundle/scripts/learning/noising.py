@@ -13,6 +13,7 @@ from monai.utils import convert_to_tensor
 
 from ..checks import check_number
 from ..device import autocast
+from .seeding import NOISE, seed_of
 
 
 class _Autocast:
@@ -57,15 +58,17 @@ class AutocastDiffusionInferer(_Autocast, DiffusionInferer):
 class NoisedPrepareBatch(PrepareBatch):
     """Draw a timestep and a noise field for every image; the target is the noise (diffusion) or the label (classifier).
 
+    Both depend on `seed` and the image's ``number`` alone, see `datasets.SliceDataset`: neither on the step nor on the batch
+    that it is in, so that a training is the same on any number of ranks, and two validations compare.
+
     A diffusion network that learns its variance too has all of ``image``, ``noise`` and ``timesteps`` as its target, see
     `hybrid_loss.HybridLoss`.
 
     Args:
         num_train_timesteps: timesteps are drawn uniformly from 0 to this.
         target: "noise", "label" or "noise and variance".
-        noise_levels: for validation: repeat every image at each of these timesteps, one level after the other, with a
-            noise that depends on `seed` and the batch alone, so that two validations compare.
-        seed: of the validation noise.
+        noise_levels: for validation: repeat every image at each of these timesteps, one level after the other.
+        seed: of the training, 0 or above.
         clean: share of the training images that stay at timestep 0, from 0 to 1; see `method.classifiers.CleanAndNoised`.
 
     Returns (as MONAI's engines expect): images ``(N, C, H, W)``, targets, no arguments, and ``noise`` and ``timesteps`` by
@@ -98,17 +101,21 @@ class NoisedPrepareBatch(PrepareBatch):
     ) -> tuple[torch.Tensor, torch.Tensor | dict[str, torch.Tensor], tuple, dict[str, torch.Tensor]]:
         images, labels = default_prepare_batch(dict(batchdata), device, non_blocking, **kwargs)
         images = convert_to_tensor(images)  # a MetaTensor slows every operation, and can't be compiled
-        if self.noise_levels is None:
-            timesteps = torch.randint(0, self.num_train_timesteps, (len(images),), device=images.device)
-            if self.clean:
-                timesteps[torch.rand(len(images), device=images.device) < self.clean] = 0
-            noise = torch.randn_like(images)
-        else:
+        levels = len(self.noise_levels or [0])
+        generator = torch.Generator(images.device)
+        drawn = []
+        for number in batchdata["number"]:
+            generator.manual_seed(seed_of(self.seed, NOISE, int(number)))
+            timestep = torch.randint(self.num_train_timesteps, (1,), generator=generator, device=images.device)
+            field = torch.randn((levels, *images.shape[1:]), generator=generator, device=images.device)
+            if self.clean and torch.rand(1, generator=generator, device=images.device) < self.clean:
+                timestep.zero_()
+            drawn.append((timestep, field))
+        timesteps, noise = torch.cat([t for t, _ in drawn]), torch.stack([n for _, n in drawn], dim=1).flatten(0, 1)
+        if self.noise_levels is not None:
             timesteps = torch.tensor(self.noise_levels, device=images.device).repeat_interleave(len(images))
-            images = images.repeat(len(self.noise_levels), 1, 1, 1)
-            labels = labels.repeat(len(self.noise_levels))
-            generator = torch.Generator().manual_seed(self.seed)
-            noise = torch.randn(images.shape, generator=generator).to(images.device)
+            images = images.repeat(levels, 1, 1, 1)
+            labels = labels.repeat(levels)
         noised = {"noise": noise, "timesteps": timesteps}
         targets = {"noise": noise, "label": labels, "noise and variance": {"image": images, **noised}}
         return images, targets[self.target], (), noised

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 
 from ..checks import is_true
 from ..command import command_config
+from ..ranks import started
 from .budget import Budget
 from .checkpoint import ResumableCheckpoint
 from .datasets import SliceDataset
@@ -71,9 +73,17 @@ class Plan:
 
         Raises:
             SystemExit: see `ResumableCheckpoint`.
+            ValueError: torchrun started several processes that don't know of each other.
         """
+        if started() != idist.get_world_size():
+            raise ValueError(
+                f"torchrun started {started()} processes; with multi_gpu_train.json as the last config file they train one "
+                "network together."
+            )
         if self.dry_run:
-            print(json.dumps({**self.record, "settings": self.checkpoint.settings}, indent=2))
+            if idist.get_rank() == 0:
+                print(json.dumps({**self.record, "settings": self.checkpoint.settings}, indent=2))
             return
+        self.checkpoint.open()
         self.trainer.run()
         self.checkpoint.close()

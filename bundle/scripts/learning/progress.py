@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import Timer
 from tqdm import tqdm
@@ -40,7 +41,10 @@ class Progress:
     def _reset(self, engine: Engine) -> None:
         if self._bar is None:  # only now it is known where a training goes on
             done = engine.state.iteration * self.budget.batch_size
-            self._bar = tqdm(total=self._total, initial=done, desc="training", unit=" images", leave=False)
+            silent = idist.get_rank() > 0
+            self._bar = tqdm(
+                total=self._total, initial=done, desc="training", unit=" images", leave=False, disable=silent
+            )
         self._images, self._losses = 0, 0.0
 
     def _count(self, engine: Engine) -> None:

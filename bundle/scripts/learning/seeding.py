@@ -1,10 +1,14 @@
-"""Every step of a training draws from the seed and its own number: one that was stopped goes on as if it had not been."""
+"""A training draws from its seed and the number of the step or the image.
+
+So one that was stopped goes on as if it had not been, and several ranks do together what one does alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -15,7 +19,7 @@ from torch.utils.data import Sampler
 from .. import DISEASED
 from ..checks import check_number, is_true
 
-BATCH, STEP, AUGMENTATION = range(3)
+BATCH, STEP, AUGMENTATION, NOISE = range(4)
 """What is drawn from one seed, each from a stream of its own."""
 
 Draw = tuple[int, int]
@@ -30,18 +34,25 @@ def seed_of(*numbers: int) -> int:
 class RandomBatches(Sampler[list[Draw]]):
     """Batches of slices, drawn with replacement, without end; a batch depends on the seed and its number alone.
 
+    Several ranks share each batch out, equally.
+
     Args:
         dataset: its ``labels`` are the classes, 0 or 1.
-        batch_size: images a batch.
+        batch_size: images a batch, of all ranks together.
         balanced: draw each class equally often.
         seed: of the training, 0 or above.
 
     Raises:
-        ValueError: the seed is negative, or `balanced` and there is one class alone.
+        ValueError: the seed is negative; `balanced` and there is one class alone; or the ranks can't share a batch.
     """
 
     def __init__(self, dataset: Any, batch_size: int, balanced: bool | str, seed: int) -> None:
         check_number("seed", seed, 0, 2**32 - 1, whole=True)
+        if batch_size % idist.get_world_size():
+            ranks = idist.get_world_size()
+            raise ValueError(
+                f"batch_size must be a multiple of {ranks}, as {ranks} processes share it, got {batch_size}."
+            )
         labels = np.asarray(dataset.labels)
         balanced = is_true(balanced, "balanced")
         if balanced and len(set(dataset.labels)) < 2:
@@ -64,12 +75,19 @@ class RandomBatches(Sampler[list[Draw]]):
         while True:
             drawn = np.random.default_rng([self.seed, BATCH, number]).random(self.batch_size)
             slices = np.minimum(np.searchsorted(self._upper, drawn, side="right"), len(self._upper) - 1)
-            yield [(int(i), number * self.batch_size + n) for n, i in enumerate(slices)]
+            draws = [(int(i), number * self.batch_size + n) for n, i in enumerate(slices)]
+            yield draws[idist.get_rank() :: idist.get_world_size()]
             number += 1
 
 
+def validated(dataset: Sized) -> range:
+    """The slices that this rank validates: each on one rank, but all of them on all where there are fewer than ranks."""
+    rank, ranks = idist.get_rank(), idist.get_world_size()
+    return range(rank, len(dataset), ranks) if len(dataset) >= ranks else range(len(dataset))
+
+
 class SeedSteps:
-    """Seed PyTorch before every step: the timesteps, the noise and the dropout depend on the seed and the step alone."""
+    """Seed PyTorch before every step: the dropout depends on the seed, the step and the rank alone."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -79,7 +97,7 @@ class SeedSteps:
         engine.add_event_handler(Events.ITERATION_STARTED, self._seed)
 
     def _seed(self, engine: Engine) -> None:
-        torch.manual_seed(seed_of(self.seed, STEP, engine.state.iteration))
+        torch.manual_seed(seed_of(self.seed, STEP, engine.state.iteration, idist.get_rank()))
 
 
 _RANDOM = np.random.RandomState()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training after its step."""
+"""Ctrl-C and SIGTERM end a training after its step, on all ranks the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,17 @@ class StopSignals:
             self.caught = number
             self.release()
             logger.info("stopping after this step or validation")
-            engine.terminate()
+            if idist.get_world_size() == 1:
+                engine.terminate()
 
         if threading.current_thread() is threading.main_thread():
             self._handlers = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def agree(self, engine: Engine) -> None:
+        """After every step: what one of several ranks caught ends the training on all of them."""
+        if idist.get_world_size() > 1 and (caught := idist.all_reduce(self.caught or 0, "MAX")):
+            self.caught = int(caught)
+            engine.terminate()
 
     def release(self) -> None:
         """What was there before."""

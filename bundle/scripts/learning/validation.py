@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from ignite.metrics import ROC_AUC, Accuracy, Loss, Metric
-from monai.handlers import from_engine
+from ignite.metrics import Accuracy, Loss, Metric
+from monai.handlers import ROCAUC, from_engine
 
 
 class AtNoiseLevel:
@@ -37,5 +37,7 @@ def metrics_by_noise_level(loss: torch.nn.Module, noise_levels: Sequence[int]) -
     metrics: dict[str, Metric] = {"val_loss": Loss(loss, output_transform=from_engine(["pred", "label"]))}
     for index, level in enumerate(noise_levels):
         metrics[f"val_accuracy_t{level}"] = Accuracy(AtNoiseLevel(index, len(noise_levels)))
-        metrics[f"val_auroc_t{level}"] = ROC_AUC(AtNoiseLevel(index, len(noise_levels), probability=True))
+        metrics[f"val_auroc_t{level}"] = ROCAUC(
+            output_transform=AtNoiseLevel(index, len(noise_levels), probability=True)
+        )
     return metrics

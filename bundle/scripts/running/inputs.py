@@ -24,6 +24,7 @@ from ..images.formats import (
 )
 from ..images.sequences import sequence_of
 from ..learning.datalists import checked, entries, is_subject, paths_of
+from ..ranks import join, of_first
 from .records import is_result
 from .studies import by_study
 
@@ -44,7 +45,8 @@ def find_inputs(
     as another sequence or as a mask (see `sequence_of`). For a model of volumes, a folder that DICOM files lie in is one
     volume, unless its series is of another modality or described as another sequence; for a model of pictures, each DICOM file
     is one. For a model of several sequences, an item of a folder is a study, see `studies.by_study`. An
-    item that can't be processed, of a datalist or named as another sequence, is there with its ``error``.
+    item that can't be processed, of a datalist or named as another sequence, is there with its ``error``. Of several ranks,
+    the first looks for all.
 
     Args:
         path: an image, a folder with one series of DICOM images or with images, or a JSON datalist, see `read_datalist`; the
@@ -68,6 +70,13 @@ def find_inputs(
         path = datalist
     if path is None:
         return []  # MONAI's tools build what a config declares without an input; `Report.run` asks for one
+    join()
+    return of_first(lambda: _found(path, sequences, is_true(allow_any_image, "allow_any_image"), split, modalities))
+
+
+def _found(
+    path: Any, sequences: Sequence[str], allow_any_image: bool, split: str | None, modalities: Sequence[str]
+) -> list[dict[str, Any]]:
     if not isinstance(path, str):
         got = "no value" if path is True else f"{path!r}; of a path, write ./{path}"
         raise ValueError(f"--input PATH is needed: {INPUTS}, got {got}.")
@@ -85,7 +94,7 @@ def find_inputs(
         raise ValueError(f"{path}: no such file or folder.")
     for item in items:
         named = None if "error" in item else _other_sequence(item["image"], sequences, pictures)
-        if named and is_true(allow_any_image, "allow_any_image"):
+        if named and allow_any_image:
             item["warnings"] = [f"The file is named as {named}, the model takes {' and '.join(sequences)}."]
         elif named:
             item["error"] = (

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import torch
 from ignite.engine import Engine, Events
@@ -22,6 +23,7 @@ from ..checks import is_true
 from ..digests import json_digest
 from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
+from ..ranks import join
 from ..weights import not_together, weights_digest
 from .dicom_objects import check_dicom_inputs, write_dicom_objects
 from .inputs import INPUTS
@@ -76,6 +78,8 @@ class Report:
         self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
         self.volumes: list[dict[str, Any]] = []
         self.skipped = 0
+        self.all_begun = False
+        """Whether there is no other volume to begin with, as `VolumeDataset` says."""
         self._current: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -87,7 +91,8 @@ class Report:
     def run(self, evaluator: Evaluator) -> None:
         """Run the evaluator on all volumes; say what was found and where it lies.
 
-        A volume whose networks fail is a failed one, and the next one follows. Ctrl-C leaves whole results and a summary.
+        A volume whose networks fail is a failed one, and the next one follows. Ctrl-C leaves whole results and a summary. Of
+        the processes that torchrun starts, each runs the next volume that none has begun.
 
         Raises:
             ValueError: no input, or what is in the way in the output folder, see `Results.prepare`.
@@ -95,12 +100,13 @@ class Report:
         """
         if not self.items:
             raise ValueError(f"--input PATH is needed: {INPUTS}.")
+        join()
         self.results.prepare(self.items)
         stopped = False
         try:
             # behind a run that failed, ignite's next one does nothing
-            for _ in range(2 * len(self.items)):
-                if len(self.volumes) + self.skipped == len(self.items):
+            for _ in range(2 * len(self.items) + 1):
+                if self.all_begun:
                     break
                 try:
                     evaluator.run()
@@ -116,8 +122,13 @@ class Report:
         if stopped:
             print("Stopped; the same command goes on with the other volumes.")
             raise SystemExit(130)
-        if any(v["status"] == "failed" for v in self.volumes):
+        if self._of_all(sum(v["status"] == "failed" for v in self.volumes)) and idist.get_rank() == 0:
             raise SystemExit(1)
+
+    @staticmethod
+    def _of_all(number: int) -> int:
+        """The sum over the ranks."""
+        return int(idist.all_reduce(number))
 
     def was_done(self, item: dict[str, Any]) -> bool:
         """Whether a volume can be skipped, as its results are there, of the same input, settings, weights and version."""
@@ -219,6 +230,9 @@ class Report:
                 print(f"  WARNING: {warning}")
             print(f"  {self.results.output_dir / v['name']}: {', '.join(v['outputs'])}, overview.png")
             print("  " + ", ".join(f"{part} {s:.1f} s" for part, s in v["seconds"].items()))
-        if self.skipped:
-            print(f"{self.skipped} done before, skipped; --overwrite true runs them again.")
+        skipped = self._of_all(self.skipped)
+        if idist.get_rank() > 0:
+            return
+        if skipped:
+            print(f"{skipped} done before, skipped; --overwrite true runs them again.")
         print(f"Summary: {self.results.output_dir / 'summary.json'} and summary.csv. Not for clinical use.")

@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from filelock import FileLock, Timeout
 
 from ..digests import digest_of, source_digest
 from ..files import write
+from ..ranks import of_first
 from .records import FILES, MADE_BY, RECORD, _intact, _paths, _read, _strangers, identify
 
 MAX_NAME = 120
@@ -34,7 +36,8 @@ class Results:
         recipe: the digest of all that results depend on besides their input.
         overwrite: compute again what was computed before.
 
-    Each volume has a folder with its files and `RECORD`. Several runs may write into one output folder at once.
+    Each volume has a folder with its files and `RECORD`. Several runs may write into one output folder at once. Of several
+    ranks of a run, the first chooses the names and writes the summary for all.
     """
 
     interval = 30.0
@@ -59,6 +62,11 @@ class Results:
             ValueError: with a line for each file or folder that is in the way.
             OSError: nothing can be written in `output_dir`.
         """
+        for item, name in zip(items, of_first(lambda: self._named(items)), strict=True):
+            item["name"] = name
+        self._open()
+
+    def _named(self, items: Sequence[dict[str, Any]]) -> list[str]:
         problems = self._summary_problems()
         if self.output_dir.exists() and not self.output_dir.is_dir():
             problems = [f"{self.output_dir}: is a file; give another --output_dir."]
@@ -88,7 +96,7 @@ class Results:
             raise ValueError("\n".join(["nothing was computed, as this would be overwritten:", *problems[:20], *more]))
         if renamed:
             print(f"Named otherwise, as the name is another image's: {_some(renamed)}.")
-        self._open()
+        return [item["name"] for item in items]
 
     def _summary_problems(self) -> list[str]:
         path = self.output_dir / "summary.json"
@@ -141,14 +149,17 @@ class Results:
             pass
 
     def close(self) -> None:
-        """Write the summary and remove what this run no longer needs."""
+        """Write the summary, once all ranks are done, and remove what this run no longer needs."""
         if self._part is None:
             return
         part, self._part = self._part, None
         with self._lock:
             self._alive.release()
             self._remove(part)
+        idist.barrier()
+        if idist.get_rank() == 0:
             self.compose()
+        idist.barrier()  # a rank that fails from here on ends the others
 
     def _choose(self, item: Mapping[str, Any], taken: set[str]) -> tuple[str, str | None]:
         """The name of an item's folder, and what is wrong with that."""
@@ -250,7 +261,7 @@ class Results:
             item["name"] = whole["name"]
             os.replace(folder, self.output_dir / whole["name"])
             shutil.rmtree(self._part / "old", ignore_errors=True)
-        if time.monotonic() >= self._next:
+        if idist.get_rank() == 0 and time.monotonic() >= self._next:
             self.compose()
         return whole
 

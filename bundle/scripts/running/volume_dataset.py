@@ -10,6 +10,7 @@ from monai.data import IterableDataset
 from monai.transforms import Compose
 from tqdm import tqdm
 
+from ..ranks import each_once
 from .report import Report
 
 KEPT = ("image", "foreground", "roi", "input_image", "input_foreground", "bias_field")
@@ -24,7 +25,7 @@ class VolumeDataset(IterableDataset):
         transform: the preprocessing, dictionary transforms.
         report: told of every failure.
 
-    Iterated again, it goes on where it was left, behind a volume whose networks failed.
+    Iterated again, it goes on where it was left, behind a volume whose networks failed. Of several ranks, each volume is one's.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Compose, report: Report) -> None:
@@ -35,7 +36,7 @@ class VolumeDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self._rest is None:
-            self._rest = iter(tqdm(self.data, desc="volumes", unit="volume"))
+            self._rest = iter(tqdm(each_once(self.data), desc="volumes", unit="volume", total=len(self.data)))
         for item in self._rest:
             if self.report.was_done(item):
                 continue
@@ -52,3 +53,4 @@ class VolumeDataset(IterableDataset):
             # sentences don't go through the loader, which makes batches of what it is given
             self.report.begin(item, time.perf_counter() - start, [*self.report.warnings, *warnings])
             yield {k: data[k] for k in KEPT if k in data}
+        self.report.all_begun = True

@@ -148,6 +148,7 @@ class FineTune(TrainTask):
         before = _validated(evaluator, "before")
         TrainingLog(options["max_minutes"]).attach(trainer)
         # not the config's "run": an error in it comes out as one of the config
+        parser.get_parsed_content("checkpoint").open()
         trainer.run()
         load_weights(parser.get_parsed_content("ema").ema_model, str(candidate), options["device"])
         after = _validated(evaluator, "after")

@@ -1,0 +1,86 @@
+"""Several processes at one task, as torchrun starts them, on one machine or many: what ignite's `distributed` lacks for us.
+
+Each is a *rank*. The first is 0: it writes what they share and finds what they all need. A process alone is rank 0 of one, and
+nothing here does anything then. A rank that dies ends the others, through torchrun, which may start them all again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import ignite.distributed as idist
+import torch
+from torch import distributed
+
+from .checks import is_true
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long a rank waits for what another one prepares. One that died is noticed by torchrun, at once."""
+
+
+def started() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if distributed.is_torchelastic_launched() else 1
+
+
+def restarts() -> int:
+    """How often torchrun started these processes again, as one of them died; 0 without it."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def join(device: torch.device | str = "cpu") -> None:
+    """Meet the others that torchrun started, once; rank 0 alone writes log lines from then on, up to warnings.
+
+    Args:
+        device: that tensors are exchanged from: NCCL on a GPU, else gloo.
+    """
+    if started() > 1 and idist.get_world_size() == 1:
+        # ignite would go by SLURM's numbers, in which a process is what torchrun is, one a machine
+        os.environ.pop("SLURM_JOB_ID", None)
+        idist.initialize("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=PATIENCE)
+        if idist.get_rank() > 0:
+            logging.disable(logging.INFO)
+
+
+def of_first(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, which alone does it, for all of them.
+
+    Raises:
+        SystemExit: on another rank, with status 1, where `work` fails; what it fails with is rank 0's to say.
+    """
+    if idist.get_world_size() == 1:
+        return work()
+    found: list[Any] = [False, None]
+    try:
+        if idist.get_rank() == 0:
+            found = [True, work()]
+    finally:
+        distributed.broadcast_object_list(found)
+    if not found[0]:
+        raise SystemExit(1)
+    done: T = found[1]
+    return done
+
+
+def each_once(items: Sequence[T]) -> Iterator[T]:
+    """Of the items, each on one rank alone: the next one goes to whoever asks next, so that no rank waits for a slow one."""
+    if idist.get_world_size() == 1:
+        yield from items
+        return
+    # a counter in the store that they met at, of a name that no other count had before
+    name = of_first(lambda: uuid.uuid4().hex)
+    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    while (n := store.add(name, 1) - 1) < len(items):
+        yield items[n]
+
+
+def is_silent(dry_run: bool | str) -> bool:
+    """Whether this process leaves no files: one of a dry run, or another than rank 0."""
+    return is_true(dry_run, "dry_run") or idist.get_rank() > 0

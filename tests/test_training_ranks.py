@@ -1,0 +1,173 @@
+"""One training on several processes: the weights of one process, one writer, and a rank that is killed."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import psutil
+import pytest
+import torch
+from ignite.engine import Engine, State
+
+from scripts.errors import message_of
+from scripts.learning.handlers import MeanLoss
+from scripts.learning.plan import Plan
+from scripts.learning.seeding import RandomBatches, validated
+from scripts.learning.stopping import StopSignals
+from torchrun import environment, said, torchrun
+from training_data import command, parsed, write_datalist
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    write_datalist(folder)
+    return folder
+
+
+def training(folder: Path, run: str, *more: str, config: str = "train", **options: Any) -> list[str]:
+    """Twelve steps of four images in epochs of six, validated after each."""
+    limits = {"max_images": 4 * STEPS, "epoch_images": 24, "batch_size": 4, "val_interval": 1, "compile": False}
+    settings = {"precision": "float32", "ema#momentum": 0.3, "run_dir": str(folder / run)}
+    return command(config, folder, *more, **{**limits, **settings, **options})
+
+
+def last(folder: Path, run: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / run / "last.pt", weights_only=True)
+    return state
+
+
+def losses(folder: Path, run: str) -> list[float]:
+    """What is said of the trained and the validated loss of each epoch."""
+    log = (folder / run / "train.log").read_text()
+    return [float(number) for number in re.findall(r"(?:images: loss|val_loss:) ([\d.]+)", log)]
+
+
+def kinds(folder: Path) -> list[str]:
+    return sorted(p.name.split(".1")[0] for p in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict[str, Any]:
+    """What two ranks train in one go."""
+    said(torchrun(training(folder, "two", "multi_gpu_train"), 2), folder)
+    return last(folder, "two")
+
+
+def test_two_ranks_train_what_one_process_does(folder: Path, two: dict[str, Any]) -> None:
+    """Each takes half of every batch; network, average and losses are the same but for the rounding of the sums."""
+    said(training(folder, "one"), folder)
+    one = last(folder, "one")
+    assert one["iteration"] == two["iteration"] == STEPS and one["settings"] == two["settings"]
+    for name in ("network", "ema"):
+        assert two[name].keys() == one[name].keys()
+        assert max(float((two[name][k] - one[name][k]).abs().max()) for k in one[name]) < 1e-6
+    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), abs=2e-4) and len(losses(folder, "one")) >= 4
+    # one has written
+    assert kinds(folder / "two") == kinds(folder / "one")
+    assert json.loads((folder / "two" / "run.json").read_text())["sizes"]["images_a_step"] == 4
+
+
+def test_a_rank_that_is_killed_changes_nothing(folder: Path, two: dict[str, Any]) -> None:
+    """torchrun starts both again, which go on from the checkpoint to the same weights, bit for bit."""
+    run = training(folder, "killed", "multi_gpu_train", checkpoint_minutes=0, overwrite=True)
+    launched = torchrun(run, 2, "--max-restarts=1")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(launched, cwd=folder, stdout=log, stderr=log, env=environment())
+        try:
+            limit = time.monotonic() + 150
+            while not (folder / "killed" / "last.pt").exists() and time.monotonic() < limit:
+                assert process.poll() is None, (folder / "log").read_text()[-3000:]
+                time.sleep(0.02)
+            ranks = {p.environ().get("RANK"): p for p in psutil.Process(process.pid).children()}
+            ranks["1"].send_signal(signal.SIGKILL)
+            status = process.wait(170)
+        finally:
+            process.kill()
+    output = (folder / "log").read_text()
+    assert status == 0, output[-3000:]
+    [step] = re.findall(r"resumed from .* at step (\d+)", output)
+    assert 0 < int(step) < STEPS
+    killed = last(folder, "killed")
+    assert killed["iteration"] == STEPS
+    for name in ("network", "ema"):
+        assert all(torch.equal(killed[name][k], two[name][k]) for k in two[name])
+
+
+@pytest.mark.parametrize("config", ["train_classifier", "train_student", "train_onestep"])
+def test_the_overlay_goes_over_every_training(folder: Path, config: str) -> None:
+    """Stopped by the clock of one rank, both save and end after the same step; a teacher works once for each split."""
+    paths = {}
+    for name in ("network", "classifier"):
+        torch.save(parsed("train", folder).get_parsed_content(f"{name}_def").state_dict(), folder / f"{name}.pt")
+        paths[f"{name}#path"] = str(folder / f"{name}.pt")
+    options = {**paths, "config": config, "max_minutes": 1e-6}
+    output = said(torchrun(training(folder, config, "multi_gpu_train", **options), 2), folder)
+    assert "stopped by max_minutes after 4 of 48 images" in output
+    made = re.findall(r"(?:maps|healthy) of \d+ slices: 100%", output)
+    assert len(made) == (0 if config == "train_classifier" else 2)
+    state = last(folder, config)
+    assert state["iteration"] == 1 and all(bool(v.isfinite().all()) for v in state["network"].values())
+
+
+class Three:
+    labels = [0] * 6 + [1] * 6
+
+    def __len__(self) -> int:
+        return 12
+
+
+def on_rank(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int) -> None:
+    monkeypatch.setattr(idist, "get_rank", lambda: rank)
+    monkeypatch.setattr(idist, "get_world_size", lambda: ranks)
+
+
+def test_ranks_share_each_batch_and_the_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = next(iter(RandomBatches(Three(), 6, False, 5)))
+    shares, slices = [], []
+    for rank in range(3):
+        on_rank(monkeypatch, rank, 3)
+        shares += next(iter(RandomBatches(Three(), 6, False, 5)))
+        slices += validated(Three())
+    assert sorted(shares, key=lambda draw: draw[1]) == alone and sorted(slices) == list(range(12))
+    # where there are fewer slices than ranks, each validates all of them, which gives the same means
+    on_rank(monkeypatch, 3, 13)
+    assert list(validated(Three())) == list(range(12))
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 13, as 13 processes share it, got 6"):
+        RandomBatches(Three(), 6, False, 5)
+
+
+def test_the_loss_of_a_step_is_the_mean_of_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_rank(monkeypatch, 0, 2)
+    monkeypatch.setattr(idist, "all_reduce", lambda value: value + 3.0)  # the other's
+    engine = Engine(lambda e, b: None)
+    engine.state = State(output={"loss": torch.tensor(1.0)})
+    MeanLoss()._average(engine)
+    assert float(engine.state.output["loss"]) == 2.0
+
+
+def test_what_stops_one_rank_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_rank(monkeypatch, 0, 2)
+    monkeypatch.setattr(idist, "all_reduce", lambda value, op: max(value, 15))  # the other caught SIGTERM
+    engine = Engine(lambda e, b: None)
+    signals = StopSignals()
+    signals.agree(engine)
+    assert signals.caught == 15 and engine.should_terminate
+
+
+def test_processes_that_know_nothing_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    plan: Any = Plan({}, None, None)  # type: ignore[arg-type]  # neither is reached
+    with pytest.raises(ValueError, match="started 2 processes; with multi_gpu_train.json") as refused:
+        plan.run()
+    assert message_of(refused.value) is not None
