@@ -6,7 +6,7 @@ READY := .venv/.ready
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-chest explain serve viewers test clean
+.PHONY: help demo demo-chest explain serve viewers bundle test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
@@ -35,6 +35,9 @@ viewers: ## install what OHIF and its tests need from Debian or Ubuntu: orthanc,
 	@echo "The package starts an Orthanc of its own, ports 8042 and 4242, that nothing here uses;" \
 		"to stop it: systemctl disable --now orthanc"
 
+bundle: $(READY) ## lay one zip a model in dist/, each a bundle that needs nothing beside it
+	PYTHONPATH=bundle $(BIN)/python -m release --output dist
+
 test: $(READY) ## lint, format, types and tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -42,7 +45,7 @@ test: $(READY) ## lint, format, types and tests
 	$(BIN)/python -m pytest
 
 clean: ## remove the environment, the results and the caches
-	rm -rf .venv output build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv output dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # torch is pinned among the dependencies, so nothing in this one command can pull another build of it
