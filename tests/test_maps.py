@@ -35,6 +35,8 @@ def test_every_channel_has_its_own_polarity() -> None:
     assert {p: anomaly_map(x, healthy, inside, p, 1).sum().item() for p in found} == found
     assert anomaly_map(x, healthy, inside, ["hypointense", "hyperintense"], 1)[0, 0, 1, 1] == 0.75
     assert not anomaly_map(x, healthy, inside, ["hyperintense", "hypointense"], 1).any()
+    assert anomaly_map(x, healthy, inside, ["ignored", "both"], 1).sum() == 0.25
+    assert not anomaly_map(x, healthy, inside, "ignored", 1).any()
 
 
 def test_what_is_black_within_the_foreground_is_in_the_map_and_what_is_bright_outside_is_not() -> None:
@@ -86,7 +88,7 @@ def test_slice_score_known_number() -> None:
 
 
 def test_refuses_polarity_and_median_size_before_the_networks_run() -> None:
-    with pytest.raises(ValueError, match="polarity must be 'both', 'hyperintense', 'hypointense', or .*, got 'dark'"):
+    with pytest.raises(ValueError, match="polarity must be 'both', 'hyperintense', 'hypointense', 'ignored', or .*, got 'dark'"):
         AnomalyMapd("image", polarity="dark")
     for size in (0, -3, 4, 101, 3.0, "3", float("nan"), True):
         with pytest.raises(ValueError, match="median_size must be .*from 1 to 99, got"):

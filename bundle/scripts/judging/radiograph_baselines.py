@@ -9,6 +9,7 @@ import torch
 from monai.visualize import GradCAM
 
 from .. import DISEASED, HEALTHY
+from ..method.classifiers import CleanAndNoised
 from .cases import Array
 
 
@@ -34,19 +35,22 @@ class WithoutNoise(torch.nn.Module):
 
 
 def grad_cam(classifier: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Grad-CAM of the disease (Selvaraju et al. 2017), at the classifier's last block but one.
+    """Grad-CAM of the disease (Selvaraju et al. 2017): at the last block of an `EfficientNetLite`, the last but one of others.
 
     Args:
-        classifier: MONAI's `DiffusionModelEncoder`.
+        classifier: MONAI's `DiffusionModelEncoder`, or a `CleanAndNoised`.
         x: slices ``(N, C, H, W)``.
 
     Returns:
         ``(N, 1, H, W)``, 0 or more.
     """
-    network = WithoutNoise(classifier.eval())
-    last = len(classifier.down_blocks) - 2  # type: ignore[arg-type]  # it is a ModuleList
+    network = WithoutNoise(classifier).eval()  # MONAI puts back the mode that it found
+    if isinstance(classifier, CleanAndNoised):
+        layer = f"clean._blocks.{len(classifier.clean._blocks) - 1}"  # type: ignore[arg-type]  # it is a Sequential
+    else:
+        layer = f"down_blocks.{len(classifier.down_blocks) - 2}.resnets.0"  # type: ignore[arg-type]  # it is a ModuleList
     # as it is: MONAI's normaliser would give the most suspicious pixel 0, and each slice a range of its own
-    cam = GradCAM(network, target_layers=f"classifier.down_blocks.{last}.resnets.0", postprocessing=lambda a: a)
+    cam = GradCAM(network, target_layers=f"classifier.{layer}", postprocessing=lambda a: a)
     with torch.enable_grad():
         maps: torch.Tensor = cam(x.clone().requires_grad_(), class_idx=DISEASED)
     return maps.detach().clamp_min(0)

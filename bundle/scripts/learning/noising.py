@@ -11,6 +11,7 @@ from monai.engines.utils import PrepareBatch
 from monai.inferers import DiffusionInferer, SimpleInferer
 from monai.utils import convert_to_tensor
 
+from ..checks import check_number
 from ..device import autocast
 
 
@@ -65,20 +66,28 @@ class NoisedPrepareBatch(PrepareBatch):
         noise_levels: for validation: repeat every image at each of these timesteps, one level after the other, with a
             noise that depends on `seed` and the batch alone, so that two validations compare.
         seed: of the validation noise.
+        clean: share of the training images that stay at timestep 0, from 0 to 1; see `method.classifiers.CleanAndNoised`.
 
     Returns (as MONAI's engines expect): images ``(N, C, H, W)``, targets, no arguments, and ``noise`` and ``timesteps`` by
     keyword for `DiffusionInferer`.
     """
 
     def __init__(
-        self, num_train_timesteps: int, target: str = "noise", noise_levels: list[int] | None = None, seed: int = 0
+        self,
+        num_train_timesteps: int,
+        target: str = "noise",
+        noise_levels: list[int] | None = None,
+        seed: int = 0,
+        clean: float = 0.0,
     ) -> None:
         if target not in ("noise", "label", "noise and variance"):
             raise ValueError(f"target must be 'noise', 'label' or 'noise and variance', got {target!r}.")
+        check_number("clean", clean, 0, 1)
         self.num_train_timesteps = num_train_timesteps
         self.target = target
         self.noise_levels = noise_levels
         self.seed = seed
+        self.clean = clean
 
     def __call__(
         self,
@@ -91,6 +100,8 @@ class NoisedPrepareBatch(PrepareBatch):
         images = convert_to_tensor(images)  # a MetaTensor slows every operation, and can't be compiled
         if self.noise_levels is None:
             timesteps = torch.randint(0, self.num_train_timesteps, (len(images),), device=images.device)
+            if self.clean:
+                timesteps[torch.rand(len(images), device=images.device) < self.clean] = 0
             noise = torch.randn_like(images)
         else:
             timesteps = torch.tensor(self.noise_levels, device=images.device).repeat_interleave(len(images))

@@ -9,8 +9,8 @@ from monai.networks.layers import MedianFilter
 
 from .slices import Findings
 
-POLARITIES = {"both": 0, "hyperintense": 1, "hypointense": -1}
-"""What a lesion is beside healthy tissue, and the sign of the change that shows it; 0 is any change."""
+POLARITIES = {"both": 0, "hyperintense": 1, "hypointense": -1, "ignored": 0}
+"""What a lesion is beside healthy tissue, and the sign of the change that shows it; 0 is any change, or none where ignored."""
 
 
 def anomaly_map(
@@ -26,7 +26,7 @@ def anomaly_map(
     geometric mean of how much brighter x is than its counterpart there, and than the median of the counterpart's foreground.
     Folds and rims that came back a little shifted are left out, as they are no brighter than the rest, and lesions that were
     brought back in part are kept, as what is left of the change is raised by their brightness. "hypointense" is the same
-    for what is darker.
+    for what is darker. An "ignored" channel adds nothing to the map; the networks see it.
 
     Args:
         x: slices, ``(N, C, H, W)``.
@@ -47,7 +47,8 @@ def anomaly_map(
     tissue = inside.flatten(2).nanmedian(dim=2).values[..., None, None].nan_to_num()
     signed = ((sign * (x - healthy)).clamp_min(0) * (sign * (x - tissue)).clamp_min(0)).sqrt()
     change = torch.where(sign == 0, (x - healthy).abs(), signed)
-    a = change.sum(dim=1, keepdim=True)
+    counted = x.new_tensor([p != "ignored" for p in polarities]).view(-1, 1, 1)
+    a = (change * counted).sum(dim=1, keepdim=True)
     return (MedianFilter(median_size // 2, spatial_dims=2, device=a.device)(a) if median_size > 1 else a) * foreground
 
 
