@@ -37,13 +37,13 @@ def content(model: Model) -> Iterator[tuple[str, bytes]]:
 
 
 def sample(model: Model) -> Iterator[tuple[str, bytes]]:
-    """The image that a card's command runs on, and whose it is."""
-    name = json.loads(facts(model, "card.json").read_text("utf-8"))["sample"]
+    """The images that a card's command runs on, and whose they are."""
+    names = json.loads(facts(model, "card.json").read_text("utf-8"))["sample"]
     folder = model.bundle / "sample"
-    texts = (folder / "ATTRIBUTION.md").read_text("utf-8").split("# ")
-    [own] = (text for text in texts if text.startswith(name))
-    yield f"sample/{name}", (folder / name).read_bytes()
-    yield "sample/ATTRIBUTION.md", f"# {own.rstrip()}\n".encode()
+    parts = (folder / "ATTRIBUTION.md").read_text("utf-8").split("# ")
+    own = [f"# {part.rstrip()}\n" for part in parts if any(part.startswith(name) for name in names)]
+    yield "sample/ATTRIBUTION.md", "\n".join(own).encode()
+    yield from ((f"sample/{name}", (folder / name).read_bytes()) for name in names)
 
 
 def release(bundle: Path, output: Path) -> list[Path]:
