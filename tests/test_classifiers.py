@@ -42,7 +42,7 @@ def test_each_slice_goes_to_the_network_of_its_noise_level() -> None:
         ([0, 0, 0, 0], [10, 11, 12, 13]),
         ([1, 2, 3, 4], [20, 21, 22, 23]),
     ):
-        logits = network(x, torch.tensor(t))
+        logits = network(x=x, timesteps=torch.tensor(t), context=None)  # as MONAI's inferer calls it
         assert logits[:, 0].tolist() == expected and logits[:, 1].tolist() == t
 
 

@@ -143,6 +143,7 @@ OVERLAYS = {
     "train": ("inference",),
     "train_classifier": ("inference", "train"),
     "train_student": ("inference", "train"),
+    "train_onestep": ("inference", "train"),
     "paper": ("inference",),
     "train_paper": ("inference", "paper", "train"),
     "train_paper_classifier": ("inference", "paper", "train", "train_classifier"),

@@ -160,11 +160,17 @@ def test_a_model_between_the_configs_moves_its_weights(tmp_path: Path) -> None:
     """An overlay with channels, a shape and a folder of its own; training, teacher and publishing follow it."""
     overlay = tmp_path / "other.json"
     overlay.write_text(json.dumps({"num_channels": 2, "spatial_size": [32, 48], "models_dir#folder": "models/other"}))
-    for config, name in (("train", "model"), ("train_classifier", "classifier"), ("train_student", "student")):
+    overlays = {
+        "train": "model",
+        "train_classifier": "classifier",
+        "train_student": "student",
+        "train_onestep": "onestep",
+    }
+    for config, name in overlays.items():
         first, *others = files(config)
         parser = ConfigParser()
         parser.read_config([first, str(overlay), *others])
-        parser.update(options(tmp_path))
+        parser.update(options(tmp_path, **{"onestep_def#unet": "@network_def"} if name == "onestep" else {}))
         assert parser.get_parsed_content("published") == f"{bundle_root()}/models/other/{name}.pt"
         network = parser.get_parsed_content("train#network")
         assert next(network.parameters()).shape[1] == 2

@@ -47,3 +47,32 @@ class AsMagnitude(MapTransform, Randomizable):
             changed = (convert_to_tensor(magnitude) + BACKGROUND).clamp(-1, 1)
             d[key] = torch.where(x > BACKGROUND, changed, x)
         return d
+
+
+class RandSharedGammad(MapTransform, Randomizable):
+    """The same gamma curve for a slice and what was made of it: y = 2 ((x + 1) / 2)^g - 1, which keeps -1 and 1.
+
+    MONAI's `RandAdjustContrastd` scales the curve to the range of each image, so a slice and its healthy counterpart, which
+    has no bright lesion, would be changed by two curves. That the counterpart of a changed slice is the changed counterpart is
+    an assumption, which is why the curves are near the straight line.
+
+    Args:
+        keys: images ``(C, H, W)`` in [-1, 1].
+        channels: of each that are changed, the first ones.
+        prob: of a change.
+        gamma: lowest and highest g.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, channels: int, prob: float = 0.3, gamma: tuple[float, float] = (0.85, 1.18)
+    ) -> None:
+        super().__init__(keys)
+        self.channels, self.prob, self.gamma = channels, prob, tuple(gamma)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        changes, g = self.R.random_sample() < self.prob, self.R.uniform(*self.gamma)
+        for key in self.key_iterator(d) if changes else ():
+            x, rest = convert_to_tensor(d[key]).split([self.channels, len(d[key]) - self.channels])
+            d[key] = torch.cat([2 * ((x.clamp(-1, 1) + 1) / 2) ** g - 1, rest])
+        return d

@@ -45,12 +45,15 @@ def initialise(path: str | None, network: torch.nn.Module, diffusion: str) -> No
         raise SystemExit("Give the file to write, such as --initial_weights runs/initial.pt; training takes the same.")
     if not isinstance(network, CleanAndNoised):
         raise ValueError(f"the classifier must be a CleanAndNoised, got {type(network).__name__}.")
-    own = network.clean.state_dict()
+    own, clean = network.state_dict(), list(network.clean.state_dict())
     # both were written after one original and name their blocks otherwise, in the same order
     given = list(read_state(imagenet_file()).values())
-    if len(given) != len(own):
-        raise ValueError(f"the classifier's network for clean slices has {len(own)} weights, ImageNet's {len(given)}.")
-    clean = {f"clean.{name}": w for (name, now), w in zip(own.items(), given, strict=True) if w.shape == now.shape}
-    noised = {f"noised.{name}": w for name, w in read_state(diffusion).items()}
-    kept = put(clean | noised, Path(path))
+    if len(given) != len(clean):
+        raise ValueError(
+            f"the classifier's network for clean slices has {len(clean)} weights, ImageNet's {len(given)}."
+        )
+    state = {f"clean.{name}": weights for name, weights in zip(clean, given, strict=True)}
+    state |= {f"noised.{name}": weights for name, weights in read_state(diffusion).items()}
+    state = {name: weights for name, weights in state.items() if name in own and weights.shape == own[name].shape}
+    kept = put(state, Path(path))
     print(f"{path}: written." + (f" The old file is {kept}." if kept else ""))

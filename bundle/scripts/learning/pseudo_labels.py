@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from skimage.filters import threshold_otsu
 from skimage.morphology import reconstruction
-from tqdm import tqdm
 
 from .. import DISEASED
-from ..bundle import bundle_version
-from ..checks import is_true
-from ..files import exclusive
-from ..fingerprints import settings_of
 from ..method.inferer import CounterfactualInferer
 from ..method.maps import anomaly_map
-from ..method.slices import CPU_BATCH
-from ..weights import weights_digest
 from .datasets import SliceDataset
+from .made import Counterfactuals, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +34,12 @@ def filled(a: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(values[:, None, 1:-1, 1:-1])
 
 
-class Teacher:
+class Teacher(Counterfactuals):
     """Makes of slices what a student learns from them: `PseudoLabels`.
 
     Args:
-        network: the diffusion network.
-        inferer: its `slices` gives the counterfactuals.
+        network, inferer, cache_dir, dry_run: see `made.Counterfactuals`.
         polarity, median_size: see `method.maps.anomaly_map`.
-        cache_dir: where the maps lie.
-        dry_run: make no maps.
     """
 
     def __init__(
@@ -62,11 +51,8 @@ class Teacher:
         cache_dir: str,
         dry_run: bool | str = False,
     ) -> None:
-        self.network, self.inferer = network, inferer
+        super().__init__(network, inferer, cache_dir, dry_run)
         self.polarity, self.median_size = polarity, median_size
-        self.folder, self.dry_run = Path(cache_dir), is_true(dry_run, "dry_run")
-        self.weights = {"network": weights_digest(network), "classifier": weights_digest(inferer.classifier)}
-        """The digests of the networks."""
 
     def __call__(self, slices: SliceDataset) -> PseudoLabels:
         """The labels of the slices; their maps are made where they aren't on disk yet, and found again by the digest.
@@ -77,33 +63,11 @@ class Teacher:
         diseased = [i for i, label in enumerate(slices.labels) if label == DISEASED]
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
-        device = next(self.network.parameters()).device
-        settings = (self.polarity, self.median_size, self.inferer.settings, "filled", *self.weights.values())
-        state = (slices.digest, *settings, settings_of(self.inferer.alphas_cumprod), bundle_version(), device.type)
-        digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
-        path = self.folder / f"maps-{digest}.f16"
-        if not self.dry_run:
-            self._make(slices, diseased, path, device)
-        return PseudoLabels(slices, diseased, path, digest)
+        settings = (self.polarity, self.median_size, "filled")
+        return PseudoLabels(slices, diseased, *self.made(slices, diseased, "maps", 1, settings, self._map))
 
-    def _make(self, slices: SliceDataset, diseased: list[int], path: Path, device: torch.device) -> None:
-        size = self.inferer.batch_size or CPU_BATCH
-        bytes_a_map = 2 * slices.foreground(0).numel()
-        whole = bytes_a_map * len(diseased)
-        if path.is_file() and path.stat().st_size == whole:
-            return
-        with exclusive(path.with_suffix(".lock")), path.open("ab") as file:
-            done = file.tell() // bytes_a_map
-            if done < len(diseased):
-                # a batch is made as a whole, so that its bits don't depend on where it was stopped
-                done -= done % size
-            file.truncate(min(bytes_a_map * done, whole))
-            for begin in tqdm(range(done, len(diseased), size), "maps of the diseased slices", unit="batch"):
-                x = torch.stack([slices[i]["image"] for i in diseased[begin : begin + size]]).to(device)
-                inside = torch.stack([slices.foreground(i) for i in diseased[begin : begin + size]]).to(device)
-                healthy = self.inferer.slices(x, inside, self.network)["counterfactual"]
-                a = anomaly_map(x, healthy, inside, self.polarity, self.median_size)
-                file.write(filled(a).half().numpy().tobytes())
+    def _map(self, x: torch.Tensor, healthy: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        return filled(anomaly_map(x, healthy, inside, self.polarity, self.median_size))
 
 
 class PseudoLabels:
@@ -117,33 +81,28 @@ class PseudoLabels:
     Args:
         slices: of which they are; ``subjects`` are theirs.
         diseased: the indices of the slices that have a map.
-        path: of the maps, float16 ``(N, 1, H, W)``.
+        maps: of those, each ``(1, H, W)``.
         digest: of slices, weights and settings.
 
     Items are float32 ``(1, H, W)``: 0, 1/3, 2/3 or 1.
     """
 
-    def __init__(self, slices: SliceDataset, diseased: list[int], path: Path, digest: str) -> None:
-        self.path, self.digest = path, digest
-        self._shape = tuple(slices.foreground(0).shape)
+    def __init__(self, slices: SliceDataset, diseased: list[int], maps: Rows, digest: str) -> None:
+        self.maps, self.digest = maps, digest
         self._row = {i: n for n, i in enumerate(diseased)}
         self._subjects = [slices.subjects[i] for i in diseased]
         self._own: dict[str, float] = {}
         self.threshold = float("nan")
-        if path.is_file():
+        if maps.path.is_file():
             self._choose_thresholds(slices)
 
-    def _map(self, n: int) -> np.ndarray:
-        size = int(np.prod(self._shape))
-        return np.fromfile(self.path, np.float16, size, offset=2 * size * n).reshape(self._shape)
-
     def _choose_thresholds(self, slices: SliceDataset) -> None:
-        highest = max(float(self._map(n).max()) for n in self._row.values())
+        highest = max(float(self.maps[n].max()) for n in self._row.values())
         # histograms, as the pixels of a large set would not fit the memory
         edges = np.linspace(0, highest, 1025)
         counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1024))
         for i, n in self._row.items():
-            counts[self._subjects[n]] += np.histogram(self._map(n)[slices.foreground(i).numpy()], edges)[0]
+            counts[self._subjects[n]] += np.histogram(self.maps[n][slices.foreground(i).numpy()], edges)[0]
         centres = (edges[1:] + edges[:-1]) / 2
         self.threshold = float(threshold_otsu(hist=(sum(counts.values()), centres)))
         # a patient whose maps are empty has no threshold of its own
@@ -158,8 +117,8 @@ class PseudoLabels:
 
     def __getitem__(self, i: int) -> torch.Tensor:
         if i not in self._row:
-            return torch.zeros(self._shape)
+            return torch.zeros(self.maps.shape)
         n = self._row[i]
         own = self._own[self._subjects[n]]
         thresholds = np.array([self.threshold, np.sqrt(self.threshold * own), own], np.float16).reshape(-1, 1, 1)
-        return torch.from_numpy((self._map(n) > thresholds).mean(axis=0, keepdims=True, dtype=np.float32))
+        return torch.from_numpy((self.maps[n] > thresholds).mean(axis=0, keepdims=True, dtype=np.float32))

@@ -23,18 +23,19 @@ def halved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor if bool(tensor.isfinite().all()) else state[name] for name, tensor in half.items()}
 
 
-def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
+def publish(run_dir: str, path: str, network: torch.nn.Module, manifest: str | None = None) -> None:
     """Bring the weights of a training into the bundle, `halved`; what is there is kept under a name with the time.
 
     Networks load them into float32. Their digest is that of what is loaded, and so not that of the run's own file.
 
-    Student and threshold belong to networks: ``weights.json`` beside the weights says which, and a student brings what it
-    learned from. For other networks inference warns (`weights.not_together`), as this does.
+    Student and threshold belong to networks: the manifest says which, and a student, or whatever else has a teacher, brings
+    what it learned from, under its file's name. For other networks inference warns (`weights.not_together`), as this does.
 
     Args:
         run_dir: of the training.
         path: in the bundle's ``models``.
         network: of the definition that the bundle declares; the weights must fit it.
+        manifest: see `weights.read_manifest`; by default ``weights.json`` beside the weights.
 
     Raises:
         SystemExit: there are no weights in `run_dir`, or the bundle can't be written.
@@ -48,13 +49,13 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     network.load_state_dict(published)
     digest = weights_digest(network)
     teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
-    manifest = target.with_name(MANIFEST)
-    belonging = read_manifest(manifest)
+    written = Path(manifest) if manifest is not None else target.with_name(MANIFEST)
+    belonging = read_manifest(written)
     kept = put(published, target)
     if teacher is not None:
-        belonging["student"] = {**teacher, "student": digest}
+        belonging[target.stem] = {**teacher, target.stem: digest}
         with _writing(target):
-            write(manifest, (json.dumps(belonging, indent=4) + "\n").encode())
+            write(written, (json.dumps(belonging, indent=4) + "\n").encode())
     print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
     if teacher is None and digest not in belonging.get("student", {}).values():
         whose = "belong to other networks" if belonging else "are still to be made"
@@ -63,7 +64,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
             "a threshold with calibrate.json."
         )
     elif teacher is not None and digest not in belonging.get("calibration", {}).values():
-        print("The threshold was chosen for another student: choose one anew with calibrate.json.")
+        print(f"The threshold was chosen for another {target.stem}: choose one anew with calibrate.json.")
 
 
 def put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:

@@ -55,12 +55,13 @@ class CleanAndNoised(torch.nn.Module):
         super().__init__()
         self.clean, self.noised = clean, noised
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: None = None) -> torch.Tensor:
         """Each slice by its own timestep.
 
         Args:
             x: ``(N, C, H, W)``.
             timesteps: ``(N,)``.
+            context: none; MONAI's `DiffusionInferer` names it.
         """
         without = timesteps == 0
         if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a trace can't choose

@@ -1,0 +1,172 @@
+"""The counterfactual in one call beside the default and the student: what it gives of their quality, and in what time.
+
+    python benchmarks/onestep.py --datalist FILE [--split test] [--model NAME] [--timed 4] [--rounds 3] [--seed 0]
+        [--weights FILE] [--options "{'map_channels': 1}"] [--output FILE]
+
+The same weights, patients, preprocessing and metrics for all three. Quality is of all labelled slices of the split, on the
+grid of the input within the foreground; the intervals are of resampled patients, and those of a difference of the same
+resamples. How far the counterparts are apart is the median of |x1 - x_many| over healthy tissue, which is the foreground but
+for what readers outlined, on the networks' intensity scale, in the first channel. Times are of the networks alone: each volume
+goes through all three in turns, after one turn that doesn't count, and a ratio is of the same volume in the same turn. `model`
+is an overlay of another model than the first, `weights` are those of the network of one step if they aren't published, and
+`options` are values by the ids of the configs; ``{'student': None}`` is for a model that has none. Results of volumes are
+kept in `cache_dir`. Writes onestep.json.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import fire
+import monai
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bundle"))
+
+from scripts.bundle import parsed
+from scripts.files import write
+from scripts.judging.bootstrap import Measured, measured
+from scripts.judging.cases import SliceCase
+from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, STUDENT, shipped
+from scripts.judging.volumes import LabelledVolumes
+from scripts.learning.datalists import read_datalist
+from scripts.weights import weights_digest
+
+DEFAULT, PREVIEW, ONE_STEP = "default", "student", "one step"
+OVERLAYS: dict[str, tuple[str, ...]] = {DEFAULT: (), PREVIEW: ("preview",), ONE_STEP: ("onestep",)}
+REPORTED = ("pixel_ap", "dice_oracle", "pixel_auroc", "image_auroc")
+BINS = np.linspace(0, 2, 20_001)
+"""Of |x1 - x_many|, so that the pixels of a large split needn't be held."""
+
+
+def volumes_of(name: str, model: str | None, cache_dir: str, options: dict[str, Any]) -> LabelledVolumes:
+    """What an algorithm finds in labelled volumes, found once."""
+    overlays = (*([model] if model else []), *OVERLAYS[name], "evaluate")
+    quiet = {"baselines": [], "inferer#progress": False, "cache_dir": cache_dir, "displayable_configs#threshold": 0.5}
+    volumes = parsed(*overlays, **{**quiet, **options}).get_parsed_content("volumes")
+    assert isinstance(volumes, LabelledVolumes)
+    return volumes
+
+
+def quality(cases: Iterable[SliceCase], seed: int) -> dict[str, Measured]:
+    """Every reading of the maps; the one that ships first."""
+    maps = next(iter(cases)).maps
+    ours = shipped(maps)
+    names = [ours, *(n for n in (OURS, COUNTERFACTUAL, STUDENT, PAPER) if n in maps and n != ours)]
+    return {name: measured(cases, name, None, "foreground", seed=seed) for name in names}
+
+
+def reported(found: Measured, default: Measured) -> dict[str, Any]:
+    """The metrics with their intervals, and the difference to the default."""
+    result: dict[str, Any] = {}
+    for name in REPORTED:
+        if name in found.values:
+            result[name] = {"value": round(found.values[name], 4)}
+            if name in found.intervals:
+                result[name]["interval"] = [round(v, 4) for v in found.intervals[name]]
+            difference = None if found is default else found.minus(default, name)
+            if difference is not None:
+                result[name]["minus_default"] = [round(v, 4) for v in difference]
+    return result
+
+
+def apart(one: Iterable[SliceCase], many: Iterable[SliceCase]) -> dict[str, float]:
+    """The median of |x1 - x_many| over healthy tissue, and the same of |x - x_many| for comparison; exact to 0.0001."""
+    counts = {"x1_to_x_many": np.zeros(len(BINS) - 1), "x_to_x_many": np.zeros(len(BINS) - 1)}
+    for a, b in zip(one, many, strict=True):
+        if b.truth is None or a.counterfactual is None or b.counterfactual is None:
+            continue
+        tissue = b.foreground & ~b.truth
+        for name, values in (("x1_to_x_many", a.counterfactual), ("x_to_x_many", b.image)):
+            counts[name] += np.histogram(np.abs(values - b.counterfactual)[tissue], BINS)[0]
+    # the first bin that holds the middle
+    return {n: round(float(BINS[np.searchsorted(np.cumsum(c), c.sum() / 2) + 1]), 4) for n, c in counts.items()}
+
+
+def timed_turns(
+    volumes: dict[str, LabelledVolumes], items: list[dict[str, Any]], rounds: int
+) -> list[dict[str, float]]:
+    """Seconds a slice of each algorithm, in every round of every volume."""
+    turns = []
+    for item in tqdm(items, "times", unit="volume"):
+        first = volumes[DEFAULT]
+        volume = first.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
+        x, inside = (volume[key].as_tensor()[None].to(first.device) for key in ("image", "foreground"))
+        for number in range(rounds + 1):
+            turn = {}
+            for name, of in volumes.items():
+                begin = time.perf_counter()
+                found = of.inferer(x, of.network, inside)
+                if first.device.type == "cuda":
+                    torch.cuda.synchronize()
+                turn[name] = (time.perf_counter() - begin) / max(1, int(found["assessed"].sum()))
+            turns += [turn] if number else []
+    return turns
+
+
+def benchmark(
+    datalist: str,
+    split: str = "test",
+    model: str | None = None,
+    timed: int = 4,
+    rounds: int = 3,
+    seed: int = 0,
+    weights: str | None = None,
+    options: dict[str, Any] | None = None,
+    output: str = str(ROOT / "benchmarks" / "onestep.json"),
+    cache_dir: str = str(ROOT / "bundle" / "cache"),
+) -> None:
+    """Measure and write `output`; see the module."""
+    items = read_datalist(datalist, split)
+    given = options or {}
+    own = {"network#path": weights} if weights else {}
+    volumes = {
+        name: volumes_of(name, model, cache_dir, given | (own if name == ONE_STEP else {}))
+        for name in OVERLAYS
+        if name != PREVIEW or given.get("student", "") is not None
+    }
+    cases, failed = {}, {}
+    for name, of in volumes.items():
+        cases[name], failed[name] = of.cases(items, name)
+    if any(failed.values()):
+        raise SystemExit(f"volumes failed: {failed}")
+    found = {name: quality(of, seed) for name, of in cases.items()}
+    default = next(iter(found[DEFAULT].values()))
+    turns = timed_turns(volumes, items[:timed], rounds)
+    device = volumes[DEFAULT].device
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    ratios = {n: [t[n] / t[DEFAULT] for t in turns] for n in volumes}
+    record = {
+        "machine": f"{chip}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "seed": seed,
+        "model": model or "brain_flair",
+        "split": {"name": split, "volumes": len(items), "slices": sum(1 for _ in cases[DEFAULT])},
+        "weights": {name: weights_digest(of.network) for name, of in volumes.items()},
+        "settings": {name: getattr(of.inferer, "settings", {}) for name, of in volumes.items()},
+        "parameters": {name: sum(p.numel() for p in of.network.parameters()) for name, of in volumes.items()},
+        "quality": {n: {reading: reported(m, default) for reading, m in of.items()} for n, of in found.items()},
+        "median_difference_in_healthy_tissue": apart(cases[ONE_STEP], cases[DEFAULT]),
+        "milliseconds_a_slice": {n: round(1000 * median(t[n] for t in turns), 2) for n in volumes},
+        "time_of_the_default": {
+            n: {"median": round(median(r), 4), "lowest": round(min(r), 4), "highest": round(max(r), 4)}
+            for n, r in ratios.items()
+            if n != DEFAULT
+        },
+    }
+    write(Path(output), (json.dumps(record, indent=2) + "\n").encode())
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    fire.Fire(benchmark)
