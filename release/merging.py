@@ -76,6 +76,12 @@ def merged(*parts: dict[str, Any]) -> dict[str, Any]:
 def weights(model: Model) -> dict[str, Path]:
     """The files of a zip's ``models`` by their names: the weights, and what was chosen for them."""
     found = {path.name: path for path in (*model.weights.values(), model.models_dir / "weights.json")}
+    for path in overlays(model):  # of a network that an overlay adds, if they are there
+        overlay = json.loads(path.read_text("utf-8"))
+        if isinstance(overlay.get("network"), dict):
+            config = ConfigParser({**merged(model.config, overlay), "bundle_root": str(model.bundle)})
+            added = [Path(config.get_parsed_content(id_)) for id_ in ("network#path", "manifest")]
+            found |= {file.name: file for file in added if file.is_file()}
     return {FILES.get(name, name) if model.has_student else name: path for name, path in found.items()}
 
 

@@ -31,7 +31,10 @@ def exported(bundle: str, torchscript: str, onnx: str) -> None:
     import torch
 
     image = json.loads(Path(bundle, "configs", "metadata.json").read_text())["network_data_format"]["inputs"]["image"]
-    x = torch.rand(1, image["num_channels"], *image["spatial_shape"], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = (
+        torch.rand(1, image["num_channels"], *image["spatial_shape"], generator=torch.Generator().manual_seed(0)) * 2
+        - 1
+    )
     with torch.no_grad():
         expected = _student(bundle)(x)
         torch.testing.assert_close(torch.jit.load(torchscript)(x), expected, rtol=0, atol=1e-4)
@@ -95,7 +98,10 @@ def label_train(bundle: str, items: str, options: str) -> None:
 
     task = Short(bundle, {})
     assert task.is_valid()
-    task({**task.config(), "device": "cpu", "max_epochs": 1, "val_split": 0.5, "model": "bundle", "tracking": "None"}, Studies())
+    task(
+        {**task.config(), "device": "cpu", "max_epochs": 1, "val_split": 0.5, "model": "bundle", "tracking": "None"},
+        Studies(),
+    )
     assert Path(json.loads(options)["run_dir"], "model.pt").is_file()
 
 

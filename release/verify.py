@@ -23,7 +23,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import nibabel as nib
+
 HERE = Path(__file__).resolve().parent
+FLAIR = HERE.parent / "bundle" / "sample" / "TCGA_FG_6692_flair.nii.gz"
 SHORT = {"max_images": 8, "epoch_images": 8, "batch_size": 4, "val_interval": 1, "compile": False, "num_workers": 0}
 """A training of two steps."""
 
@@ -45,12 +48,12 @@ class Verification:
         self.before = tree(self.bundle)
         for entry in (self.bundle, *self.bundle.rglob("*")):
             entry.chmod(0o555 if entry.is_dir() else 0o444)
-        samples = [p for p in sorted((self.bundle / "sample").iterdir()) if p.name != "ATTRIBUTION.md"]
-        self.sample = samples[0] if len(samples) == 1 else self.bundle / "sample"
-        image = [str(p) for p in samples] if len(samples) > 1 else str(samples[0])
-        self.items = [{"image": image, "label": n % 2, "subject": f"p{n}"} for n in range(4)]
+        samples = sample_of(self.bundle, folder / "sample")
+        self.sample = samples[0] if len(samples) == 1 else samples[0].parent
+        parts = {split: labelled(samples, folder / "data" / split) for split in ("training", "validation")}
+        self.items = [item for part in parts.values() for item in part]
         self.datalist = folder / "datalist.json"
-        self.datalist.write_text(json.dumps({"training": self.items[:2], "validation": self.items[2:]}))
+        self.datalist.write_text(json.dumps(parts))
         self.options = {"datalist": str(self.datalist), "cache_dir": str(folder / "cache"), "device": "cpu"}
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
@@ -72,7 +75,7 @@ class Verification:
         assert done.returncode == 0, (done.stdout[-1500:] + done.stderr)[-4000:]
         return done.stdout
 
-    def monai(self, command: str, cwd: Path | None = None, **options: Any) -> str:
+    def monai(self, command: str, *, cwd: Path | None = None, **options: Any) -> str:
         """Run a command of ``python -m monai.bundle``."""
         return self.run("-m", "monai.bundle", command, *(f"--{k}={v}" for k, v in options.items()), cwd=cwd)
 
@@ -90,19 +93,23 @@ class Verification:
         """Against the schema that it names."""
         schema = self.folder / "schema.json"
         shutil.copy(HERE / "meta_schema_20240725.json", schema)  # a file that is there is not downloaded
-        self.monai("verify_metadata", self.bundle, meta_file="configs/metadata.json", filepath=schema)
+        self.monai("verify_metadata", cwd=self.bundle, meta_file="configs/metadata.json", filepath=schema)
 
     def data_shape(self) -> None:
         """Of ``network_def``."""
         files = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
-        self.monai("verify_net_in_out", self.bundle, net_id="network_def", **files)
+        self.monai("verify_net_in_out", cwd=self.bundle, net_id="network_def", **files)
 
     def exports(self) -> None:
         """TorchScript and ONNX of ``network_def``, which give its numbers."""
-        files = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json", "ckpt_file": "models/model.pt"}
+        files = {
+            "meta_file": "configs/metadata.json",
+            "config_file": "configs/inference.json",
+            "ckpt_file": "models/model.pt",
+        }
         paths = {"ckpt_export": self.folder / "model.ts", "onnx_export": self.folder / "model.onnx"}
         for command, path in paths.items():
-            self.monai(command, self.bundle, net_id="network_def", filepath=path, **files)
+            self.monai(command, cwd=self.bundle, net_id="network_def", filepath=path, **files)
         self.probe("exported", *paths.values())
 
     # what MONAI's tools do
@@ -114,8 +121,8 @@ class Verification:
     def sample_run(self) -> None:
         """The card's first command, from another folder."""
         out = self.folder / "out put"
-        paths = {"input": self.sample, "output_dir": out, "brain_cache": self.options["cache_dir"]}
-        self.monai("run", config_file=self.bundle / "configs" / "inference.json", **paths)
+        options: dict[str, Any] = {"input": self.sample, "output_dir": out, "brain_cache": self.options["cache_dir"]}
+        self.monai("run", config_file=self.bundle / "configs" / "inference.json", **options)
         [volume] = json.loads((out / "summary.json").read_text("utf-8"))["volumes"]
         assert volume["status"] == "ok" and len(list(out.rglob("pred*"))) >= 1, volume
 
@@ -123,7 +130,12 @@ class Verification:
         """Of every workflow."""
         there = {path.stem for path in (self.bundle / "configs").glob("*.json")}
         options = json.dumps({**self.options, "run_dir": str(self.folder / "run")})
-        for names in (["inference"], ["inference", "preview"], ["inference", "evaluate"], ["inference", "evaluate", "calibrate"]):
+        for names in (
+            ["inference"],
+            ["inference", "preview"],
+            ["inference", "evaluate"],
+            ["inference", "evaluate", "calibrate"],
+        ):
             if there >= set(names):
                 self.probe("properties", ",".join(names), "infer", "{}")
         for names in (["train"], ["train", "train_classifier"]):
@@ -132,12 +144,15 @@ class Verification:
     def tracking(self) -> None:
         """A short training with MLflow beside it writes its weights and MLflow's records."""
         run_dir = self.folder / "tracked"
-        self.monai("run", config_file=self.configs("train"), tracking="mlflow", run_dir=run_dir, **self.options, **SHORT)
+        options: dict[str, Any] = {**self.options, **SHORT, "run_dir": run_dir, "tracking": "mlflow"}
+        self.monai("run", config_file=self.configs("train"), **options)
         assert (run_dir / "model.pt").is_file() and (run_dir / "mlruns.db").stat().st_size > 0
 
     def all_networks(self) -> None:
         """The bundle's own export."""
-        self.monai("run", config_file=self.configs("inference", "export"), output_dir=self.folder / "exported", device="cpu")
+        self.monai(
+            "run", config_file=self.configs("inference", "export"), output_dir=self.folder / "exported", device="cpu"
+        )
         assert {path.stem for path in (self.folder / "exported").glob("*.onnx")} >= {"diffusion", "classifier"}
 
     def download(self) -> None:
@@ -160,7 +175,8 @@ class Verification:
         """Its own task, a short training."""
         short = {k: v for k, v in {**self.options, **SHORT}.items() if k != "device"}
         options = json.dumps({**short, "run_dir": str(self.folder / "label run")})
-        self.probe("label_train", json.dumps([{k: v for k, v in i.items() if k != "subject"} for i in self.items]), options)
+        items = [{k: v for k, v in item.items() if k != "subject"} for item in self.items]
+        self.probe("label_train", json.dumps(items), options)
 
     def unchanged(self) -> None:
         """Nothing of all that wrote into the bundle."""
@@ -169,6 +185,28 @@ class Verification:
 
 CORE = ("metadata", "data_shape", "exports", "load", "sample_run", "properties", "tracking", "all_networks", "download")
 CHECKS = {"core": (*CORE, "unchanged"), "label": ("label_infer", "label_train", "unchanged")}
+
+
+def sample_of(bundle: Path, folder: Path) -> list[Path]:
+    """The image in a zip; where there is none, that of another model as each of the model's sequences."""
+    found = [path for path in sorted(bundle.glob("sample/*")) if path.name != "ATTRIBUTION.md"]
+    if not found:
+        folder.mkdir()
+        sequences = json.loads((bundle / "configs" / "inference.json").read_text("utf-8"))["sequences"]
+        found = [Path(shutil.copy(FLAIR, folder / f"p1_{name.lower()}.nii.gz")) for name in sequences]
+    return found
+
+
+def labelled(samples: list[Path], folder: Path) -> list[dict[str, Any]]:
+    """Items of a datalist, copies of a sample: a volume whose slices are healthy and diseased in turn, or two pictures."""
+    is_volume = samples[0].name.endswith(".nii.gz")
+    items = []
+    for n in range(1 if is_volume else 2):
+        (folder / str(n)).mkdir(parents=True)
+        paths = [str(shutil.copy(path, folder / str(n))) for path in samples]
+        label = [z % 2 for z in range(nib.load(paths[0]).shape[2])] if is_volume else n
+        items.append({"image": paths[0] if len(paths) == 1 else paths, "label": label, "subject": f"{folder.name}/{n}"})
+    return items
 
 
 def tree(folder: Path) -> dict[str, str]:
