@@ -25,6 +25,8 @@ from release.models import Model, models
 from scripts.bundle import bundle_root
 from small_bundle import write_small_bundle
 from synthetic import write_head
+from test_monai_tools import python
+from training_data import write_datalist
 
 KNEE = {
     "model": "knee",
@@ -46,7 +48,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (shutil.copytree if whole.is_dir() else shutil.copy)(whole, bundle / name)
     shutil.copy(Path(bundle_root()) / "models" / "weights.json", bundle / "models" / "weights.json")
     for path in (bundle / "configs").glob("train_*.json"):
-        if path.stem not in ("train_classifier", "train_student"):  # of the models that were left out
+        if path.stem not in ("train_classifier", "train_onestep", "train_student"):  # of the models that were left out
             path.unlink()
     for name in ("knee", "hip"):
         overlay = {**KNEE, "model": name, "models_dir#folder": f"models/{name}"}
@@ -96,7 +98,7 @@ def test_a_zip_is_one_folder_in_order(zips: Path) -> None:
     assert {f"models/{name}" for name in ("model.pt", "diffusion.pt", "classifier.pt", "weights.json")} <= inside
     assert {"LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"} <= inside
     assert {n for n in inside if n.startswith("configs/train")} == {
-        f"configs/train{kind}.json" for kind in ("", "_classifier", "_student")
+        f"configs/train{kind}.json" for kind in ("", "_classifier", "_onestep", "_student")
     }
     assert not any("__pycache__" in name for name in names)
     assert set(zipfile.ZipFile(zips / "knee_diffusion_anomaly.zip").namelist()) >= {
@@ -139,8 +141,8 @@ def test_no_reference_is_lost(name: str, zips: Path) -> None:
     """Every id that a config refers to is there; the student's where there is one."""
     overlays = [path.stem for path in (zips / name / "configs").glob("*.json")]
     assert ("preview" in overlays) == ("train_student" in overlays) == (name == NAME)
-    # the preview leaves out what guidance needs, which it doesn't use
-    for over in set(overlays) - {"metadata", "inference", "preview"}:
+    # preview and one step leave out what guidance needs, which they don't use
+    for over in set(overlays) - {"metadata", "inference", "preview", "onestep"}:
         base = "train" if over.startswith("train") else "inference"
         config = parsed(zips / name, *dict.fromkeys([base, *(["evaluate"] if over == "calibrate" else []), over]))
         for reference in re.findall(r"[@%]([\w#:]+)", json.dumps(config)):
@@ -196,6 +198,35 @@ def test_network_def_passes_as_the_zoo_checks_it(zips: Path, tmp_path: Path, mon
     session = onnxruntime.InferenceSession(exported["onnx"])
     [given] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(given, expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_federated_client_trains_and_evaluates_a_zip(
+    source: Path, zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`MonaiAlgo` with the config files that it looks for by default; the diffusion network is what is exchanged."""
+    write_datalist(tmp_path)
+    (tmp_path / "own").mkdir()
+    shutil.copy(source / "bright.py", tmp_path / "own")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
+    code = """
+import sys
+import torch
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems
+from monai.fl.utils.exchange_object import ExchangeObject
+root, name, data = sys.argv[1:]
+options = {"datalist": f"{data}/datalist.json", "cache_dir": f"{data}/cache", "run_dir": f"{data}/run", "compile": False}
+options |= {"max_images": 8, "epoch_images": 8, "batch_size": 4}
+algo = MonaiAlgo(name, send_weight_diff=False, train_kwargs=dict(options), eval_kwargs=dict(options))
+algo.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: root})
+given = torch.load(f"{root}/{name}/models/diffusion.pt", weights_only=True)
+algo.train(ExchangeObject(weights=given), extra={})
+trained = algo.get_weights().weights
+print("KEYS", set(trained) == set(given), set(algo.evaluate(ExchangeObject(weights=given), extra={}).metrics))
+print("STEP", max(float((torch.as_tensor(trained[k]) - given[k]).abs().max()) for k in given))
+"""
+    said = python(tmp_path, code, str(zips), NAME, str(tmp_path))
+    assert "KEYS True" in said and "val_loss" in said and 1e-5 < float(said.split("STEP ")[1].split()[0]) < 1e-3
 
 
 @pytest.mark.parametrize("model", list(models(Path(bundle_root()))), ids=lambda model: model.name)
