@@ -88,9 +88,7 @@ def test_slice_score_known_number() -> None:
 
 
 def test_refuses_polarity_and_median_size_before_the_networks_run() -> None:
-    with pytest.raises(
-        ValueError, match="polarity must be 'both', 'hyperintense', 'hypointense', 'ignored', or .*, got 'dark'"
-    ):
+    with pytest.raises(ValueError, match="polarity must be 'both', .* 'ignored', or .*, got 'dark'"):
         AnomalyMapd("image", polarity="dark")
     for size in (0, -3, 4, 101, 3.0, "3", float("nan"), True):
         with pytest.raises(ValueError, match="median_size must be .*from 1 to 99, got"):

@@ -122,7 +122,7 @@ def test_tracking_by_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("monai.handlers.mlflow_handler.mlflow", fake)
     monkeypatch.chdir(tmp_path)
     write_datalist(tmp_path)
-    limits = {"max_images": 32, "epoch_images": 32, "val_interval": 1, "compile": False, "run_dir": "run"}
+    limits = {"max_images": 32, "epoch_images": 32, "val_interval": 1, "compile": "false", "run_dir": "run"}
     workflow = ConfigWorkflow(
         files("train_classifier"),
         workflow_type="train",
@@ -136,6 +136,7 @@ def test_tracking_by_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         workflow.run()
     finally:
         set_determinism(None)
+    assert workflow.parser.get_parsed_content("train#trainer#compile") is False
     assert len(fake.metrics["train_loss"]) == 2 and all(map(math.isfinite, fake.metrics["train_loss"]))
     assert len(fake.metrics["val_loss"]) == 1 and "val_auroc_t0" in fake.metrics
     [written] = (tmp_path / "run").glob("config_*.json")

@@ -13,7 +13,7 @@ from monai.transforms import Randomizable
 from torch.utils.data import Sampler
 
 from .. import DISEASED
-from ..checks import check_number
+from ..checks import check_number, is_true
 
 BATCH, STEP, AUGMENTATION = range(3)
 """What is drawn from one seed, each from a stream of its own."""
@@ -40,9 +40,10 @@ class RandomBatches(Sampler[list[Draw]]):
         ValueError: the seed is negative, or `balanced` and there is one class alone.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, balanced: bool, seed: int) -> None:
+    def __init__(self, dataset: Any, batch_size: int, balanced: bool | str, seed: int) -> None:
         check_number("seed", seed, 0, 2**32 - 1, whole=True)
         labels = np.asarray(dataset.labels)
+        balanced = is_true(balanced, "balanced")
         if balanced and len(set(dataset.labels)) < 2:
             one = "diseased" if labels[0] == DISEASED else "healthy"
             raise ValueError(f"all {len(labels)} slices are labelled {one}; this training needs both classes.")
