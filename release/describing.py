@@ -12,7 +12,6 @@ FACTS = Path(__file__).parent / "models"
 """What no config says, in a folder a model: see `facts`."""
 FORMATS = {"network_data_format": "diffusion_data_format", "student_data_format": "network_data_format"}
 """As `merging.IDS`."""
-RELEASES = "https://github.com/OWNER/REPOSITORY/releases/download"
 
 
 def facts(model: Model, name: str) -> Path:
@@ -62,7 +61,7 @@ def card(model: Model) -> str:
         "### Input": [meta["image_classes"][0].upper() + meta["image_classes"][1:] + "."],
         "### Output": [meta["pred_classes"][0].upper() + meta["pred_classes"][1:] + "."],
         "## Performance": [_table(("measure", "value"), meta.get("eval_metrics", {})), *own["performance"]],
-        "## MONAI Bundle Commands": _commands(model, meta, sample),
+        "## MONAI Bundle Commands": _commands(model, sample),
         "## Limits": own["limits"],
         "## References": ["\n".join(f"- {reference}" for reference in meta["references"])],
         "## License": [
@@ -96,34 +95,35 @@ def _tensor(name: str, tensor: dict[str, Any]) -> str:
     return f"{name}: {tensor['format']}, {shape}, {tensor['dtype']}{between}"
 
 
-def _commands(model: Model, meta: dict[str, Any], sample: str) -> list[str]:
+def _commands(model: Model, sample: str) -> list[str]:
     run, over = "python -m monai.bundle run --config_file", "configs/inference.json"
-    trainings = {"diffusion network": "configs/train.json"} | {
-        network: f"\"['configs/train.json','configs/train_{network}.json']\""
-        for network in ("classifier", *(("student",) if model.has_student else ()))
-    }
-    parts = [
-        "Download and unpack:",
-        f"python -m monai.bundle download --name NAME --bundle_dir . --url {RELEASES}/v{meta['version']}/NAME.zip",
-        "Run on the sample, or on your own image or folder, from the bundle's folder:",
-        f"{run} {over} --input {sample} --output_dir output",
-        *(("The student alone, in a fraction of the time:",) if model.has_student else ()),
-        *(
-            (f"{run} \"['{over}','configs/preview.json']\" --input {sample} --output_dir preview",)
-            if model.has_student
-            else ()
-        ),
-        "Train, on a datalist of your own; `run publish` in the place of `run` brings the weights into the bundle:",
-        "\n".join(f"{run} {files} --datalist datalist.json" for files in trainings.values()),
-        "Evaluate:",
-        f"{run} \"['{over}','configs/evaluate.json']\" --datalist datalist.json",
-        "Export `network_def` to TorchScript and ONNX, as for every bundle:",
-        "\n".join(
-            f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} --ckpt_file models/model.pt "
-            f"--meta_file configs/metadata.json --config_file {over}"
-            for kind, ending in (("ckpt_export", "ts"), ("onnx_export", "onnx"))
-        ),
-        "Export all networks, for any number of slices at once:",
-        f"{run} \"['{over}','configs/export.json']\" --output_dir exported",
+    networks = ("classifier", "student") if model.has_student else ("classifier",)
+    trainings = [
+        "configs/train.json",
+        *(f"\"['configs/train.json','configs/train_{name}.json']\"" for name in networks),
     ]
-    return [part if part.endswith(":") else f"```\n{part}\n```" for part in parts]
+    parts = {
+        "Download and unpack, from where the zip lies:": [
+            "python -m monai.bundle download --name NAME --bundle_dir . --url URL/NAME.zip"
+        ],
+        "Run on the sample, or on your own image or folder, from the bundle's folder:": [
+            f"{run} {over} --input {sample} --output_dir output"
+        ],
+        "Train, on a datalist of your own; `run publish` in the place of `run` brings the weights into the bundle:": [
+            f"{run} {files} --datalist datalist.json" for files in trainings
+        ],
+        "Evaluate:": [f"{run} \"['{over}','configs/evaluate.json']\" --datalist datalist.json"],
+        "Export all networks, for any number of slices at once:": [
+            f"{run} \"['{over}','configs/export.json']\" --output_dir exported"
+        ],
+    }
+    if model.has_student:
+        parts["The student alone, in a fraction of the time:"] = [
+            f"{run} \"['{over}','configs/preview.json']\" --input {sample} --output_dir preview"
+        ]
+        parts["Export `network_def` to TorchScript and ONNX, as of every bundle:"] = [
+            f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} "
+            f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}"
+            for kind, ending in (("ckpt_export", "ts"), ("onnx_export", "onnx"))
+        ]
+    return [text for what, lines in parts.items() for text in (what, "\n".join(["```", *lines, "```"]))]

@@ -6,7 +6,8 @@ an overlay: the trainings of the other networks, preview, evaluation, calibratio
 What the zip's ``network_def`` is: the zoo's tools load ``models/model.pt`` into it, give it an image alone, and export it. In
 the source tree it is the diffusion network, which gives noise, not a map, and wants a timestep too. In a zip whose model has
 a student it is the student, image -> map, and its weights are ``model.pt``; the diffusion network is ``diffusion_def``. The
-ids ``network``, ``classifier`` and ``student`` name the same networks as in the source tree, so a run is the same.
+ids ``network``, ``classifier`` and ``student`` name the same networks as in the source tree, so a run is the same. A model
+without a student keeps its ``network_def``, which the zoo's tools can't run: no network of it gives a map by itself.
 """
 
 from __future__ import annotations
