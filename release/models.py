@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,10 @@ class Model:
         """Its inference config, merged."""
         return dict(ConfigParser.load_config_files(self.configs))
 
+    def parser(self) -> ConfigParser:
+        """To take components from; of a copy, as it fills in what its config refers to."""
+        return ConfigParser(deepcopy({**self.config, "bundle_root": str(self.bundle)}))
+
     @property
     def name(self) -> str:
         """What its zip is called, and the folder in it."""
@@ -47,7 +52,7 @@ class Model:
     @cached_property
     def weights(self) -> dict[str, Path]:
         """The files of weights that its config reads, by the ids of the networks."""
-        parser = ConfigParser({**self.config, "bundle_root": str(self.bundle)})
+        parser = self.parser()
         loaded = [
             name for name, node in self.config.items() if isinstance(node, dict) and node.get("_target_") == LOADED
         ]
@@ -69,7 +74,7 @@ class Model:
         if missing:
             return f"it has no weights: {', '.join(missing)} not in {self.models_dir.relative_to(self.bundle)}"
         try:
-            ConfigParser({**self.config, "bundle_root": str(self.bundle)}).get_parsed_content("displayable_configs")
+            self.parser().get_parsed_content("displayable_configs")
         except RuntimeError as error:
             return str(error.__cause__ or error)
         return None
