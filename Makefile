@@ -7,7 +7,7 @@ TOOLS := .tools/.ready
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-chest explain serve viewers test test-all lock audit sbom clean
+.PHONY: help demo demo-chest explain serve viewers bundle test test-all lock audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
@@ -35,6 +35,9 @@ viewers: ## install what OHIF and its tests need from Debian or Ubuntu: orthanc,
 	$(SUDO) apt-get install -y --no-install-recommends orthanc orthanc-dicomweb chromium
 	@echo "The package starts an Orthanc of its own, ports 8042 and 4242, that nothing here uses;" \
 		"to stop it: systemctl disable --now orthanc"
+
+bundle: $(READY) ## lay one zip a model in dist/, each a bundle that needs nothing beside it
+	PYTHONPATH=bundle $(BIN)/python -m release --output dist
 
 test: $(READY) ## lint, format, types and the tests that take seconds
 	$(BIN)/python -m ruff check .

@@ -360,6 +360,19 @@ def test_a_student_beside_the_counterfactual_changes_nothing_of_it() -> None:
     torch.testing.assert_close(both["student"], expected, rtol=0, atol=0, equal_nan=True)
 
 
+def test_called_with_another_network_it_uses_its_own() -> None:
+    """MONAI Label calls it with ``network_def``, which is the student in a released bundle."""
+    x = volume([HEALTHY, DISEASED])
+    expected = inferer()(x, noise_model(), inside(x))["counterfactual"]
+
+    class Noise(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return noise_model()(x, t)
+
+    given = inferer(network=Noise())(x, Bright(), inside(x))["counterfactual"]
+    torch.testing.assert_close(given, expected, rtol=0, atol=0)
+
+
 def test_a_students_map_is_averaged_with_the_neighbouring_slices() -> None:
     """1 : 2 : 1 for every pixel: bright in the second slice of three, and after a gap in one slice alone."""
     x = volume([HEALTHY, HEALTHY, HEALTHY, EMPTY, HEALTHY])

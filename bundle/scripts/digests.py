@@ -15,9 +15,12 @@ def digest_of(path: Path) -> str | None:
     """The SHA-256 of a file's content; None if it can't be read."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while part := file.read(1 << 20):
+                digest.update(part)
     except OSError:
         return None
+    return digest.hexdigest()
 
 
 def json_digest(content: Any) -> str:

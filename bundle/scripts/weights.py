@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def replace_weights(source: Path, target: Path) -> str | None:
         os.replace(source, target)
         renew(target)
         return None
-    kept = target.with_name(f"{target.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{target.suffix}")
+    kept = target.with_name(f"{target.stem}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}{target.suffix}")
     part = source.with_name(kept.name + ".part")
     shutil.copy2(target, part)
     os.replace(part, kept)

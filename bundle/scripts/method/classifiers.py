@@ -64,7 +64,7 @@ class CleanAndNoised(torch.nn.Module):
             context: none; MONAI's `DiffusionInferer` names it.
         """
         without = timesteps == 0
-        if torch.jit.is_tracing():  # a trace can't choose
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a trace can't choose
             return torch.where(without[:, None], self.clean(x), self.noised(x, timesteps))
         if without.all():
             return self.clean(x)

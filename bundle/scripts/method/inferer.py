@@ -35,6 +35,8 @@ class CounterfactualInferer(SliceInferer):
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding, from 0 to 100; 0 is the paper's plain DDIM.
         student: see `learned_map`; its map is given beside the counterfactual.
+        network: the diffusion network, where the inferer is called with another one: MONAI Label calls it with what a bundle's
+            ``network_def`` is, and that of a released bundle is the student.
         options: see `SliceInferer`; the target class is that of the guidance.
 
     The paper's setting is ``noise_level=500, num_inference_steps=500, num_fixed_point_iterations=0`` and a guidance
@@ -53,6 +55,7 @@ class CounterfactualInferer(SliceInferer):
         num_inference_steps: int = 20,
         num_fixed_point_iterations: int = 2,
         student: torch.nn.Module | None = None,
+        network: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
         super().__init__(classifier, guidance.target_class, scheduler=scheduler, **options)
@@ -61,6 +64,7 @@ class CounterfactualInferer(SliceInferer):
         self.timesteps = timestep_grid(noise_level, num_inference_steps, scheduler.num_train_timesteps)
         self.num_fixed_point_iterations = num_fixed_point_iterations
         self.student = student
+        self.network = network
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,9 +87,10 @@ class CounterfactualInferer(SliceInferer):
         """
         assert self.alphas_cumprod is not None
         alphas = self.alphas_cumprod.to(x.device)
+        predict = network if self.network is None else self.network.to(x.device).eval()
 
         def noise_model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return network(x, t)[:, : x.shape[1]].float()
+            return predict(x, t)[:, : x.shape[1]].float()
 
         # the option decides, also under a caller's autocast
         with torch.no_grad(), autocast(x.device, self.precision):

@@ -76,9 +76,9 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
     limit = max(float(np.nanmax(a, initial=0)), 1e-3)
     drawn, unseen = None, False
     for panels, (z, scores) in zip(axes, rows, strict=False):
-        base, heat, marked = (v[*box, z].T for v in (image, np.nan_to_num(a), pred))
+        base, heat, marked = (v[..., z][box].T for v in (image, np.nan_to_num(a), pred))
         for ax, title in zip(panels, titles, strict=True):
-            shown = healthy[*box, z].T if healthy is not None and title == "Healthy counterpart" else base
+            shown = healthy[..., z][box].T if healthy is not None and title == "Healthy counterpart" else base
             ax.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[0])
         alpha = np.clip(2 * heat / limit, 0, 0.85)
         drawn = panels[at["Anomaly map"]].imshow(
@@ -90,7 +90,7 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         ]
         unseen = unseen or bool((marked == NOT_ASSESSED).any())
         if lesion is not None:
-            outlines.append((panels[-1], lesion[*box, z].T, "#40ff80"))
+            outlines.append((panels[-1], lesion[..., z][box].T, "#40ff80"))
         for ax, mask, color in outlines:
             if mask.any():
                 ax.contour(mask, levels=[0.5], colors=color, linewidths=1)

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ class FineTune(TrainTask):
             "validation": parser.get_parsed_content("validate#dataset"),
         }
         report: dict[str, Any] = {
-            "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "time": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
             "patients": {side: len({s.patient for s in members}) for side, members in sides.items()},
             "slices": {
                 side: {name: dataset.labels.count(label) for label, name in CLASSES.items()}

@@ -41,7 +41,9 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
     models = [Model(Declaration(path, device))]
     for file in sorted(configs.glob("*.json")):
         try:
-            if file.stem != FULL and isinstance(ConfigParser.load_config_file(file).get("model"), str):
+            name = ConfigParser.load_config_file(file).get("model")
+            # a released bundle's train.json stands alone, and so names its model too
+            if isinstance(name, str) and name != models[0].declared.name:
                 model = Model(Declaration(path, device, file.name))
                 weights = model.declared.parsed("network#path")
                 if Path(weights).is_file():

@@ -1,0 +1,72 @@
+"""``python -m release --output dist``: one zip for each model that has weights."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from .archive import write_zip
+from .describing import card, facts, metadata
+from .merging import configs, dumped, weights
+from .models import Model, models
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = (".py", ".json")
+"""What a bundle's ``scripts`` are: its code, and the numbers that it reads."""
+
+
+def content(model: Model) -> Iterator[tuple[str, bytes]]:
+    """The files of a model's zip: their paths in it and what they hold."""
+    for name, config in {**configs(model), "metadata": metadata(model)}.items():
+        yield f"configs/{name}.json", dumped(config).encode()
+    yield "docs/README.md", card(model).encode()
+    for path in sorted((model.bundle / "scripts").rglob("*")):
+        if path.suffix in CODE:
+            yield path.relative_to(model.bundle).as_posix(), path.read_bytes()
+    from_files = {
+        "configs/logging.conf": model.bundle / "configs" / "logging.conf",
+        "LICENSE": model.bundle / "LICENSE",
+    }
+    from_files |= {f"models/{name}": path for name, path in weights(model).items()}
+    from_files["docs/data_license.txt"] = facts(model, "data_license.txt")
+    yield from ((name, path.read_bytes()) for name, path in from_files.items())
+    yield from sample(model)
+
+
+def sample(model: Model) -> Iterator[tuple[str, bytes]]:
+    """The image that a card's command runs on, and whose it is; of a model that has one."""
+    names = json.loads(facts(model, "card.json").read_text("utf-8"))["sample"]
+    if not names:
+        return
+    folder = model.bundle / "sample"
+    parts = (folder / "ATTRIBUTION.md").read_text("utf-8").split("# ")
+    own = [f"# {part.rstrip()}\n" for part in parts if any(part.startswith(name) for name in names)]
+    yield "sample/ATTRIBUTION.md", "\n".join(own).encode()
+    yield from ((f"sample/{name}", (folder / name).read_bytes()) for name in names)
+
+
+def release(bundle: Path, output: Path) -> list[Path]:
+    """Write a zip for each model that has weights, and say of the others why they have none."""
+    output.mkdir(parents=True, exist_ok=True)
+    made = []
+    for model in models(bundle):
+        if why := model.why_not():
+            print(f"{model.name}: left out; {why}.")
+            continue
+        path = output / f"{model.name}.zip"
+        write_zip(path, model.name, dict(content(model)))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
+        made.append(path)
+    return made
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="release", description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=ROOT / "bundle", help="the source tree's bundle")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist", help="where the zips go")
+    arguments = parser.parse_args()
+    release(arguments.bundle, arguments.output)

@@ -1,0 +1,129 @@
+"""What a model's zip says of itself: its metadata, and its card in the zoo's sections."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .models import Model
+
+FACTS = Path(__file__).parent / "models"
+"""What no config says, in a folder a model: see `facts`."""
+FORMATS = {"network_data_format": "diffusion_data_format", "student_data_format": "network_data_format"}
+"""As `merging.IDS`."""
+
+
+def facts(model: Model, name: str) -> Path:
+    """A file of what is known of a model beside its configs.
+
+    ``metadata.json`` holds what differs from the bundle's, ``card.json`` the front matter, the sample and what else its card
+    says, ``data_license.txt`` the licences of data and weights.
+    """
+    return FACTS / model.config["model"] / name
+
+
+def metadata(model: Model) -> dict[str, Any]:
+    """The metadata of a model's zip: the bundle's, over it the model's own, and of the networks what its config says."""
+    found: dict[str, Any] = json.loads((model.bundle / "configs" / "metadata.json").read_text("utf-8"))
+    own = facts(model, "metadata.json")
+    if own.is_file():
+        found |= json.loads(own.read_text("utf-8"))
+    channels = {str(n): name for n, name in enumerate(model.config["sequences"])}
+    grid = {"num_channels": len(channels), "spatial_shape": model.config["spatial_size"]}
+    for network in ("network", "classifier", "student"):
+        io = found[f"{network}_data_format"]
+        io["inputs"]["image"] |= {**grid, "modality": model.config["modalities"][0], "channel_def": channels}
+        if network == "network":
+            io["outputs"]["pred"] |= {**grid, "channel_def": {n: f"noise of {name}" for n, name in channels.items()}}
+        elif network == "student":
+            io["outputs"]["pred"]["spatial_shape"] = model.config["spatial_size"]
+    if model.has_student:
+        return {FORMATS.get(key, key): value for key, value in found.items()}
+    del found["student_data_format"]
+    return found
+
+
+def front_matter(card: dict[str, Any]) -> str:
+    """What Hugging Face reads at the head of a card: YAML, of which JSON values are a part."""
+    lines = [f"{key}: {json.dumps(value)}" for key, value in card["front_matter"].items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def card(model: Model) -> str:
+    """``docs/README.md`` of a model's zip: the sections that cards in the zoo have, from its metadata and its `facts`."""
+    meta, own = metadata(model), json.loads(facts(model, "card.json").read_text("utf-8"))
+    name, sample = model.name, next((f"sample/{image}" for image in own["sample"]), "PATH")
+    sections = {
+        f"# {meta['name']}": [meta["description"], f"**{meta['intended_use']}**", *own["overview"]],
+        "## Data": [meta["data_source"] + ".", "Licences of data and weights: [data_license.txt](data_license.txt)."],
+        "## Networks": [_networks(meta), *own["networks"]],
+        "### Input": [meta["image_classes"][0].upper() + meta["image_classes"][1:] + "."],
+        "### Output": [meta["pred_classes"][0].upper() + meta["pred_classes"][1:] + "."],
+        "## Performance": [_table(("measure", "value"), meta.get("eval_metrics", {})), *own["performance"]],
+        "## MONAI Bundle Commands": _commands(model, sample),
+        "## Limits": own["limits"],
+        "## References": ["\n".join(f"- {reference}" for reference in meta["references"])],
+        "## License": [
+            "The code is under the Apache License 2.0, see [LICENSE](../LICENSE). " + own["licence_of_weights"],
+        ],
+    }
+    text = "\n\n".join("\n\n".join([title, *filter(None, texts)]) for title, texts in sections.items())
+    return f"{front_matter(own)}\n\n{text}\n".replace("NAME", name)
+
+
+def _table(head: tuple[str, ...], rows: dict[str, Any]) -> str:
+    if not rows:
+        return "Not measured yet."
+    cells = [head, ("---",) * len(head), *((key.replace("_", " "), str(value)) for key, value in rows.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _networks(meta: dict[str, Any]) -> str:
+    """A row a network: what it takes and gives, by the metadata."""
+    rows = ["| id | input | output |", "|---|---|---|"]
+    for key, io in meta.items():
+        if key.endswith("_data_format"):
+            sides = (", ".join(_tensor(n, t) for n, t in io[side].items()) for side in ("inputs", "outputs"))
+            rows.append(f"| `{key.removesuffix('_data_format')}_def` | {' | '.join(sides)} |")
+    return "\n".join(rows)
+
+
+def _tensor(name: str, tensor: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, [tensor["num_channels"], *tensor["spatial_shape"]]))
+    between = " from {} to {}".format(*tensor["value_range"]) if tensor["value_range"] else ""
+    return f"{name}: {tensor['format']}, {shape}, {tensor['dtype']}{between}"
+
+
+def _commands(model: Model, sample: str) -> list[str]:
+    run, over = "python -m monai.bundle run --config_file", "configs/inference.json"
+    networks = ("classifier", "student") if model.has_student else ("classifier",)
+    trainings = [
+        "configs/train.json",
+        *(f"\"['configs/train.json','configs/train_{name}.json']\"" for name in networks),
+    ]
+    parts = {
+        "Download and unpack, from where the zip lies:": [
+            "python -m monai.bundle download --name NAME --bundle_dir . --url URL/NAME.zip"
+        ],
+        "Run on the sample, or on your own image or folder, from the bundle's folder:": [
+            f"{run} {over} --input {sample} --output_dir output"
+        ],
+        "Train, on a datalist of your own; `run publish` in the place of `run` brings the weights into the bundle:": [
+            f"{run} {files} --datalist datalist.json" for files in trainings
+        ],
+        "Evaluate:": [f"{run} \"['{over}','configs/evaluate.json']\" --datalist datalist.json"],
+        "Export all networks, for any number of slices at once:": [
+            f"{run} \"['{over}','configs/export.json']\" --output_dir exported"
+        ],
+    }
+    if model.has_student:
+        parts["The student alone, in a fraction of the time:"] = [
+            f"{run} \"['{over}','configs/preview.json']\" --input {sample} --output_dir preview"
+        ]
+        parts["Export `network_def` to TorchScript and ONNX, as of every bundle:"] = [
+            f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} "
+            f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}"
+            for kind, ending in (("ckpt_export", "ts"), ("onnx_export", "onnx"))
+        ]
+    return [text for what, lines in parts.items() for text in (what, "\n".join(["```", *lines, "```"]))]

@@ -1,0 +1,251 @@
+"""The released zips: what `python -m release` makes of a small source tree, and of what lies in this one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonschema import validate
+from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_out
+
+from release.__main__ import ROOT, release
+from release.archive import write_zip
+from release.describing import FACTS, card, metadata
+from release.merging import IDS, dumped, renamed
+from release.models import Model, models
+from scripts.bundle import bundle_root
+from small_bundle import write_small_bundle
+from synthetic import write_head
+from test_monai_tools import python
+from training_data import write_datalist
+
+KNEE = {
+    "model": "knee",
+    "sequences": ["PD"],
+    "models_dir#folder": "models/knee",
+    "spatial_size": [32, 32],
+    "displayable_configs#noise_level": 100,
+    "student": None,
+}
+NAME = "brain_flair_diffusion_anomaly"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small source tree with a second model, which has no student, and a third, which has no weights."""
+    bundle = write_small_bundle(tmp_path_factory.mktemp("source"))
+    for name in ("LICENSE", "sample"):
+        whole = Path(bundle_root()) / name
+        (shutil.copytree if whole.is_dir() else shutil.copy)(whole, bundle / name)
+    shutil.copy(Path(bundle_root()) / "models" / "weights.json", bundle / "models" / "weights.json")
+    for path in (bundle / "configs").glob("train_*.json"):
+        if path.stem not in ("train_classifier", "train_onestep", "train_student"):  # of the models that were left out
+            path.unlink()
+    for name in ("knee", "hip"):
+        overlay = {**KNEE, "model": name, "models_dir#folder": f"models/{name}"}
+        (bundle / "configs" / f"{name}.json").write_text(json.dumps(overlay))
+    (bundle / "configs" / "train_knee.json").write_text(json.dumps({"class_balanced": True}))
+    shutil.copytree(bundle / "models", bundle / "models" / "knee")
+    (bundle / "models" / "knee" / "student.pt").unlink()
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def zips(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the zips and of what they hold; the second model is told of as the first one is."""
+    folder = tmp_path_factory.mktemp("dist")
+    with pytest.MonkeyPatch.context() as patch:
+        facts = shutil.copytree(FACTS, folder / "facts")
+        shutil.copytree(facts / "brain_flair", facts / "knee")
+        patch.setattr("release.describing.FACTS", facts)
+        made = release(source, folder)
+        assert [path.name for path in made] == [f"{NAME}.zip", "knee_diffusion_anomaly.zip"]
+        release(source, folder / "again")
+    for path in made:
+        assert path.read_bytes() == (folder / "again" / path.name).read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+    return folder
+
+
+def parsed(folder: Path, *names: str) -> dict[str, Any]:
+    """As MONAI reads a list of config files."""
+    return dict(ConfigParser.load_config_files([folder / "configs" / f"{name}.json" for name in names]))
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """With one sign between the parts of an id."""
+    return dict(json.loads(json.dumps(config).replace("::", "#")))
+
+
+def test_a_zip_is_one_folder_in_order(zips: Path) -> None:
+    with zipfile.ZipFile(zips / f"{NAME}.zip") as archive:
+        entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    assert names == sorted(names) and {name.split("/")[0] for name in names} == {NAME}
+    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {entry.external_attr >> 16 for entry in entries} == {0o100644}
+    inside = {name.removeprefix(f"{NAME}/") for name in names}
+    assert {f"models/{name}" for name in ("model.pt", "diffusion.pt", "classifier.pt", "weights.json")} <= inside
+    assert {"LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"} <= inside
+    assert {n for n in inside if n.startswith("configs/train")} == {
+        f"configs/train{kind}.json" for kind in ("", "_classifier", "_onestep", "_student")
+    }
+    assert not any("__pycache__" in name for name in names)
+    assert set(zipfile.ZipFile(zips / "knee_diffusion_anomaly.zip").namelist()) >= {
+        "knee_diffusion_anomaly/models/model.pt",
+        "knee_diffusion_anomaly/configs/train_knee.json",
+    }
+
+
+def test_a_large_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"models/model.pt: has 25.0 MB, 25 are allowed"):
+        write_zip(tmp_path / "a.zip", "a", {"models/model.pt": bytes(25 * 10**6 + 1)})
+
+
+def test_what_has_no_weights_is_left_out_and_named(source: Path, tmp_path: Path) -> None:
+    found = {model.config["model"]: model.why_not() for model in models(source)}
+    assert found["brain_flair"] is None and found["knee"] is None
+    assert found["hip"] == "it has no weights: classifier.pt, model.pt not in models/hip"
+
+
+@pytest.mark.parametrize(
+    "over", [[], ["train"], ["train", "train_classifier"], ["evaluate"], ["evaluate", "calibrate"]]
+)
+@pytest.mark.parametrize(("name", "overlay"), [(NAME, []), ("knee_diffusion_anomaly", ["knee"])])
+def test_merged_configs_are_what_the_lists_are(
+    name: str, overlay: list[str], over: list[str], source: Path, zips: Path
+) -> None:
+    """Of the zip the short list, of the source tree the long one, with the networks' other names."""
+    mine = plain(parsed(zips / name, *(over if over[:1] == ["train"] else ["inference", *over])))
+    theirs = plain(parsed(source, "inference", *overlay, *over))
+    theirs["models_dir"].pop("folder", None)
+    if not overlay:
+        theirs["inferer"]["network"] = "@network"
+        files = {"/model.pt": "/diffusion.pt", "/student.pt": "/model.pt"}
+        theirs = json.loads(renamed(json.dumps(theirs), IDS | files))
+    assert mine == theirs
+
+
+@pytest.mark.parametrize("name", [NAME, "knee_diffusion_anomaly"])
+def test_no_reference_is_lost(name: str, zips: Path) -> None:
+    """Every id that a config refers to is there; the student's where there is one."""
+    overlays = [path.stem for path in (zips / name / "configs").glob("*.json")]
+    assert ("preview" in overlays) == ("train_student" in overlays) == (name == NAME)
+    # preview and one step leave out what guidance needs, which they don't use
+    for over in set(overlays) - {"metadata", "inference", "preview", "onestep"}:
+        base = "train" if over.startswith("train") else "inference"
+        config = parsed(zips / name, *dict.fromkeys([base, *(["evaluate"] if over == "calibrate" else []), over]))
+        for reference in re.findall(r"[@%]([\w#:]+)", json.dumps(config)):
+            node: Any = config
+            for part in re.split("#|::", reference):
+                node = node[int(part)] if isinstance(node, list) else node[part]
+
+
+def test_a_config_is_written_for_people(zips: Path) -> None:
+    text = (zips / NAME / "configs" / "inference.json").read_text()
+    assert '    "spatial_size": [72, 88],\n' in text and max(map(len, text.splitlines())) < 130
+    config = {"a": {"_target_": "x", "b": [1, {"c": "y" * 120}]}, "d": []}
+    assert json.loads(dumped(config)) == config
+
+
+def run(folder: Path, names: list[str], image: str, out: Path) -> np.ndarray:
+    parser = ConfigParser(parsed(folder, *names))
+    parser.update({"bundle_root": str(folder), "device": "cpu", "input": image, "output_dir": str(out)})
+    parser.get_parsed_content("run")
+    return np.asarray(nib.load(out / "flair" / "anomaly_map.nii.gz").dataobj)
+
+
+@pytest.mark.parametrize("over", [[], ["preview"]])
+def test_a_zip_runs_as_its_source(
+    over: list[str], source: Path, zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(source))  # the foreground of small bundles
+    image = write_head(tmp_path)["image"]
+    mine, theirs = (
+        run(folder, ["inference", *over], image, tmp_path / which)
+        for which, folder in (("mine", zips / NAME), ("theirs", source))
+    )
+    np.testing.assert_array_equal(mine, theirs)
+    assert mine.any() or over
+
+
+def test_network_def_passes_as_the_zoo_checks_it(zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes, TorchScript and ONNX, by MONAI's commands with their defaults; the files give the student's numbers."""
+    import onnxruntime
+
+    monkeypatch.chdir(zips / NAME)
+    files = {"config_file": "configs/inference.json", "meta_file": "configs/metadata.json"}
+    verify_net_in_out("network_def", **files)
+    exported = {kind: str(tmp_path / f"model.{kind}") for kind in ("ts", "onnx")}
+    ckpt_export("network_def", filepath=exported["ts"], ckpt_file="models/model.pt", **files)
+    onnx_export("network_def", filepath=exported["onnx"], ckpt_file="models/model.pt", **files)
+    network = ConfigParser(parsed(zips / NAME, "inference")).get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load("models/model.pt", weights_only=True))
+    x = torch.randn(1, 1, 72, 88)
+    with torch.no_grad():
+        expected = network(x)
+        torch.testing.assert_close(torch.jit.load(exported["ts"])(x), expected, rtol=0, atol=1e-6)
+    session = onnxruntime.InferenceSession(exported["onnx"])
+    [given] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(given, expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_federated_client_trains_and_evaluates_a_zip(
+    source: Path, zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`MonaiAlgo` with the config files that it looks for by default; the diffusion network is what is exchanged."""
+    write_datalist(tmp_path)
+    (tmp_path / "own").mkdir()
+    shutil.copy(source / "bright.py", tmp_path / "own")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
+    code = """
+import sys
+import torch
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems
+from monai.fl.utils.exchange_object import ExchangeObject
+root, name, data = sys.argv[1:]
+options = {"datalist": f"{data}/datalist.json", "cache_dir": f"{data}/cache", "run_dir": f"{data}/run", "compile": False}
+options |= {"max_images": 8, "epoch_images": 8, "batch_size": 4}
+algo = MonaiAlgo(name, send_weight_diff=False, train_kwargs=dict(options), eval_kwargs=dict(options))
+algo.initialize({ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: root})
+given = torch.load(f"{root}/{name}/models/diffusion.pt", weights_only=True)
+algo.train(ExchangeObject(weights=given), extra={})
+trained = algo.get_weights().weights
+print("KEYS", set(trained) == set(given), set(algo.evaluate(ExchangeObject(weights=given), extra={}).metrics))
+print("STEP", max(float((torch.as_tensor(trained[k]) - given[k]).abs().max()) for k in given))
+"""
+    said = python(tmp_path, code, str(zips), NAME, str(tmp_path))
+    assert "KEYS True" in said and "val_loss" in said and 1e-5 < float(said.split("STEP ")[1].split()[0]) < 1e-3
+
+
+@pytest.mark.parametrize("model", list(models(Path(bundle_root()))), ids=lambda model: model.name)
+def test_metadata_and_card_of_every_model(model: Model) -> None:
+    """In the zoo's schema, true to the config, and a card that Hugging Face reads."""
+    if not (FACTS / model.config["model"] / "card.json").is_file():
+        assert model.why_not() is not None, f"{model.name} has weights and no release/models/{model.config['model']}"
+        return
+    found = metadata(model)
+    validate(found, json.loads((ROOT / "release" / "meta_schema_20240725.json").read_text()))
+    image = found["network_data_format"]["inputs"]["image"]
+    assert image["num_channels"] == model.config["num_channels"] == len(image["channel_def"])
+    assert image["spatial_shape"] == model.config["spatial_size"] and image["modality"] in model.config["modalities"]
+    assert ("diffusion_data_format" in found) == model.has_student
+    assert not model.name.endswith(("detection", "segmentation"))
+    text = card(model)
+    assert text.startswith("---\n")
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["library_name"] == "monai" and {"monai", "medical"} <= set(head["tags"]) and head["license"]
+    for section in ("Data", "Performance", "MONAI Bundle Commands", "References", "License"):
+        assert f"\n## {section}\n" in text
+    assert (FACTS / model.config["model"] / "data_license.txt").is_file()
