@@ -26,7 +26,14 @@ def test_the_workflow_runs_it_on_every_python() -> None:
 
 
 def test_every_test_runs_once() -> None:
-    assert re.findall(r"^make (\S+)$", RUN, re.MULTILINE) == ["viewers", "sbom", "test-all", "demo", "demo-chest", "bundle"]
+    assert re.findall(r"^make (\S+)$", RUN, re.MULTILINE) == [
+        "viewers",
+        "sbom",
+        "test-all",
+        "demo",
+        "demo-chest",
+        "bundle",
+    ]
     assert re.findall(r"-m pytest (.*)$", MAKEFILE, re.MULTILINE) == ['-m "not slow"', "-m slow"]
     assert re.search(r"^test-all: test ", MAKEFILE, re.MULTILINE)
 
