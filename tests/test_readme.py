@@ -18,6 +18,7 @@ import monai.bundle.__main__ as command_line
 import pytest
 from fire.inspectutils import GetFullArgSpec
 from monai.bundle import ConfigParser
+from torch.distributed.run import get_args_parser
 
 from scripts.command import _options, _own_options, check_command, check_option
 from scripts.judging.evaluation import Evaluation
@@ -47,6 +48,7 @@ CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 PYTHON = re.compile(r"(PYTHONPATH=bundle )?(\.venv/bin/)?python(?= )")
 SIGNING = ("openssl ", ".tools/bin/model_signing ")
 """See tests/test_signing.py."""
+TORCHRUN = set(get_args_parser()._option_string_actions)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
 
@@ -67,7 +69,8 @@ def commands(path: Path) -> Iterator[str]:
             if assigned := re.fullmatch(r"(\w+)=(\S+)", line):
                 values[assigned[1]] = assigned[2]
                 continue
-            yield re.sub(r"\$(\w+)", lambda m: values.get(m[1], m[0]), line)
+            line = re.sub(r"\$(\w+)", lambda m: values.get(m[1], m[0]), line)
+            yield re.sub(r"^(\.venv/bin/)torchrun .*?(?=-m )", r"\1python ", line)
 
 
 def of(documents: list[Path], prefix: str) -> list[Any]:
@@ -177,7 +180,7 @@ def is_option(name: str) -> bool:
         except ValueError:
             continue
         return True
-    return name in own_options()
+    return name in own_options() or f"--{name}" in TORCHRUN
 
 
 def main_of(script: Path) -> list[str]:
