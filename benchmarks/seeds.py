@@ -40,6 +40,7 @@ def trained(
         values = {"seed": seed, "device": device, "brain_cache": cache_dir, **budget}
         parser = config(datalist, cache_dir, str(folder), (*overlays, "train_student"), **values)
         parser.get_parsed_content("initialize")
+        parser.get_parsed_content("checkpoint").open()
         parser.get_parsed_content("train#trainer").run()
         parser.get_parsed_content("checkpoint").close()  # ends this program if it was stopped
     return declared("student", *overlays, device=device, **{"student#path": str(weights)})

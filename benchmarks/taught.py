@@ -72,6 +72,7 @@ def supervised(
     parser["checkpoint#settings#teacher"] = parser["checkpoint#settings#data"] = None
     parser["checkpoint#record"] = None
     parser.get_parsed_content("initialize")
+    parser.get_parsed_content("checkpoint").open()
     parser.get_parsed_content("train#trainer").run()
     parser.get_parsed_content("checkpoint").close()  # ends this program if it was stopped
     return declared("student", *overlays, device=str(device), **{"student#path": f"{folder}/model.pt"})

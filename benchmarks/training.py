@@ -63,6 +63,7 @@ def ours(parser: ConfigParser, minutes: float) -> dict[str, float]:
             after.pause()
             engine.terminate()
 
+    parser.get_parsed_content("checkpoint").open()
     trainer.run()
     return {
         "images_per_second": (trainer.state.iteration - 1) * parser["batch_size"] / after.value(),
