@@ -71,7 +71,7 @@ def test_two_ranks_train_what_one_process_does(folder: Path, two: dict[str, Any]
     for name in ("network", "ema"):
         assert two[name].keys() == one[name].keys()
         assert max(float((two[name][k] - one[name][k]).abs().max()) for k in one[name]) < 1e-6
-    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), abs=2e-4) and len(losses(folder, "one")) >= 4
+    assert losses(folder, "two") == pytest.approx(losses(folder, "one"), abs=2e-4) and len(losses(folder, "one")) >= 3
     # one has written
     assert kinds(folder / "two") == kinds(folder / "one")
     assert json.loads((folder / "two" / "run.json").read_text())["sizes"]["images_a_step"] == 4
