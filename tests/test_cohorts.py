@@ -96,7 +96,9 @@ sys.path.insert(0, sys.argv[1])
 import ignite.distributed as idist
 from scripts.ranks import each_once, join, of_first
 join()
-print("LOCAL", idist.get_local_rank(), flush=True)
+def say(*words):
+    print(" ".join(map(str, words)) + chr(10), end="", flush=True)  # in one piece, as others say something too
+say("LOCAL", idist.get_local_rank())
 idist.barrier()  # a busy machine may start one much later
 done = []
 for item in each_once(range(20)):
@@ -105,9 +107,9 @@ for item in each_once(range(20)):
 again = list(each_once("abc"))
 ranks = idist.all_gather([done, again])
 if idist.get_rank() == 0:
-    print("EACH", ranks)
+    say("EACH", ranks)
 asked = []
-print("FIRST", of_first(lambda: asked.append(1) or "found"), len(asked), flush=True)
+say("FIRST", of_first(lambda: asked.append(1) or "found"), len(asked))
 idist.barrier()
 of_first(lambda: sys.exit("rank 0 says why"))
 """
