@@ -25,7 +25,6 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-import torch
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.client import MONAILabelClient
@@ -37,8 +36,6 @@ from lib.demonstration.label_server import label_server, ohif_url
 from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.orthanc import find_orthanc, orthanc, upload
 from lib.demonstration.servers import LOGIN, ServeError, answers, running
-from lib.models.declaration import Declaration
-from lib.models.model import Model
 from scripts.dicom.parametric_map import NOT_ASSESSED
 from serve import RADIOGRAPH, SAMPLE, sample_study
 from test_app import free_port
@@ -131,33 +128,13 @@ def series_uid(files: list[Path]) -> str:
 
 
 def write_bundle(folder: Path) -> Path:
-    """The bundle, and in it a chest model with throw-away weights, whose mask is a fifth of the sample radiograph.
-
-    The brain model looks at slices of a good size alone, so that the viewers have something to show that was not assessed.
-    """
+    """The bundle, whose brain model looks at slices of a good size alone, so that some of the brain is not assessed."""
     bundle = folder / "bundle"
-    (bundle / "models" / "chest").mkdir(parents=True)
     shutil.copytree(serve.BUNDLE / "configs", bundle / "configs")
-    models = serve.BUNDLE / "models"
-    weights = [models / "chest" / "lungs.pt", *(path for path in models.iterdir() if path.is_file())]
-    for file in (serve.BUNDLE / "scripts", *weights):
-        (bundle / file.relative_to(serve.BUNDLE)).symlink_to(file)
-    for name, change in (("inference", {"min_area": 1000}), ("chest", {"displayable_configs#num_inference_steps": 2})):
-        path = bundle / "configs" / f"{name}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    declared = Declaration(bundle, "cpu", "chest.json")
-    torch.manual_seed(0)
-    for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
-        network = declared.parsed(definition)
-        for parameter in network.parameters():
-            if not parameter.any():  # MONAI's diffusion networks begin with a last layer of zeros
-                torch.nn.init.normal_(parameter, std=0.05)
-        torch.save(network.state_dict(), declared.models_dir / f"{name}.pt")
-    manifest = declared.models_dir / "weights.json"
-    manifest.write_text(json.dumps({"calibration": {"values": {"threshold": 1.0}}}))
-    model = Model(Declaration(bundle, "cpu", "chest.json"))
-    found = model([str(RADIOGRAPH)], model.declared.options())["anomaly_map"]
-    manifest.write_text(json.dumps({"calibration": {"values": {"threshold": float(np.quantile(found, 0.8))}}}))
+    for name in ("scripts", "models"):
+        (bundle / name).symlink_to(serve.BUNDLE / name)
+    path = bundle / "configs" / "inference.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "min_area": 1000}))
     return bundle
 
 
@@ -559,7 +536,7 @@ def test_ohif_draws_the_mask_and_the_graded_map_of_a_radiograph(site: Site, page
         assert (shown > 0).sum() > 1000 and overlap(drawn(picture), shown > 0) > 0.95
         colours = [np.median(chroma(picture)[shown == n], 0) for n in range(1, 10) if (shown == n).sum() > 200]
         assert len(colours) >= fewest
-        assert min((np.abs(a - b).max() for i, a in enumerate(colours) for b in colours[:i]), default=99) > 10
+        assert min((np.abs(a - b).max() for i, a in enumerate(colours) for b in colours[:i]), default=99) > 4
 
     # the work of this model alone; beside the radiograph a picture with the outline is stored
     response = site.post("batch/infer/chest_effusion_lesion_mask?images=unlabeled&run_sync=true", json={})
