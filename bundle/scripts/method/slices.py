@@ -110,10 +110,9 @@ class SliceInferer(Inferer):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}.")
         check_number("target_class", target_class, HEALTHY, DISEASED, whole=True)
         check_number("temperature", temperature, 0.01, 100)
-        if classified_at and scheduler is None:
-            raise ValueError("classified_at needs a scheduler, for the schedule of the noise.")
         for level in classified_at:
-            assert scheduler is not None
+            if scheduler is None:
+                raise ValueError("classified_at needs a scheduler, for the schedule of the noise.")
             check_number("classified_at", level, 0, scheduler.num_train_timesteps - 1, whole=True)
         check_number("min_area", min_area, 1, 10**12, "1 or more", whole=True)
         if batch_size is not None:
