@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import psutil
 import pytest
 import torch
 from ignite.engine import Engine, State
+from torch import distributed
 
 from scripts.errors import message_of
 from scripts.learning.handlers import MeanLoss
 from scripts.learning.plan import Plan
 from scripts.learning.seeding import RandomBatches, validated
 from scripts.learning.stopping import StopSignals
+from scripts.ranks import meet
 from torchrun import environment, said, torchrun
 from training_data import command, parsed, write_datalist
 
@@ -117,6 +120,20 @@ def test_the_overlay_goes_over_every_training(folder: Path, config: str) -> None
     assert len(made) == (0 if config == "train_classifier" else 2)
     state = last(folder, config)
     assert state["iteration"] == 1 and all(bool(v.isfinite().all()) for v in state["network"].values())
+
+
+def test_ranks_meet_under_a_name_that_no_start_before_had() -> None:
+    """A rank that reads what a dead rank 0 left, answers and all, waits for the one that lives."""
+    store = distributed.HashStore()
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor() as pool:
+            others = [pool.submit(meet, store, rank, 3) for rank in (1, 2)]
+            time.sleep(0.1)
+            found = [meet(store, 0, 3), *(other.result(timeout=20) for other in others)]
+        assert len(set(found)) == 1
+        names.append(found[0])
+    assert names[0] != names[1]
 
 
 class Three:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import ignite.distributed as idist
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from .checks import is_true
 
@@ -44,9 +45,38 @@ def join(device: torch.device | str = "cpu") -> None:
     if started() > 1 and idist.get_world_size() == 1:
         # ignite would go by SLURM's numbers, in which a process is what torchrun is, one a machine
         os.environ.pop("SLURM_JOB_ID", None)
-        idist.initialize("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=PATIENCE)
+        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        store = distributed.PrefixStore(meet(store, rank, size), store)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         if idist.get_rank() > 0:
             logging.disable(logging.INFO)
+
+
+def meet(store: distributed.Store, rank: int, size: int) -> str:
+    """A name that all ranks agree on, and that no start before this one had: the prefix of what they put into the store.
+
+    torchrun keeps one store for all its starts. Without a prefix a rank may read there where a dead rank listened.
+    What torchrun counts is no such name, as machines count their own restarts.
+    """
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set("start", name)
+        for other in range(1, size):
+            store.set(f"{name}/{other}/{store.get(f'{name}/{other}').decode()}", "welcome")
+        return name
+    mine = uuid.uuid4().hex
+    while True:
+        name = store.get("start").decode()
+        store.set(f"{name}/{rank}", mine)
+        try:
+            # rank 0 of a start before answers no more
+            store.wait([f"{name}/{rank}/{mine}"], timedelta(seconds=1))
+        except distributed.DistStoreError:
+            continue
+        return name
 
 
 def of_first(work: Callable[[], T]) -> T:
