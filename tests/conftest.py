@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# before torch is loaded, here and in what the tests start: on a machine with other work, threads that wait take the cores from
+# those that compute, and minutes become an hour
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import pytest
 import torch
 
