@@ -31,6 +31,7 @@ SLOW = (
     "test_reach.py::test_the_command_lists_and_refuses",
     "test_registering.py::test_channels_come_to_the_references_grid",
     "test_registering.py::test_a_failed_registration_is_refused",
+    "test_release.py::test_the_checks_find_a_spoiled_zip",
     "test_resuming.py",
     "test_signing.py",
     "test_studies.py::test_a_batch_again_runs_only_what_changed",

@@ -32,7 +32,7 @@ def test_every_test_runs_once() -> None:
         "test-all",
         "demo",
         "demo-chest",
-        "bundle",
+        "verify",
     ]
     assert re.findall(r"-m pytest (.*)$", MAKEFILE, re.MULTILINE) == ['-m "not slow"', "-m slow"]
     assert re.search(r"^test-all: test ", MAKEFILE, re.MULTILINE)
