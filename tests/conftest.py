@@ -23,6 +23,7 @@ SLOW = (
     "test_network.py",
     "test_one_step.py::test_it_trains_by_its_config",
     "test_reach.py::test_the_command_lists_and_refuses",
+    "test_readme.py::test_commands_run_as_written",
     "test_registering.py::test_channels_come_to_the_references_grid",
     "test_registering.py::test_a_failed_registration_is_refused",
     "test_resuming.py",
