@@ -36,7 +36,7 @@ DOCUMENTS = [
     ROOT / name
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md"),
-        *("docs/notebook.md", "docs/own_data.md", "docs/training.md"),
+        *("docs/notebook.md", "docs/own_data.md", "docs/training.md", "docs/method.md"),
         *("docs/trust.md", "docs/advisories.md", "docs/claim.md", "docs/scaling.md"),
         *(
             "apps/anomaly_detection/README.md",
