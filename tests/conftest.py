@@ -15,6 +15,7 @@ SLOW = (
     "test_cohorts.py",
     "test_command.py::test_ctrl_c_leaves_whole_results_and_a_summary",
     "test_compare.py",
+    "test_deployment.py::test_the_service_starts",
     "test_evaluation.py::test_an_evaluation_goes_on_after_a_bad_volume_and_where_it_was_stopped",
     "test_explain.py::test_make_explain",
     "test_exporting.py",

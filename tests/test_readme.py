@@ -36,7 +36,7 @@ DOCUMENTS = [
     ROOT / name
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md"),
-        *("docs/notebook.md", "docs/own_data.md", "docs/training.md", "docs/method.md"),
+        *("docs/notebook.md", "docs/own_data.md", "docs/training.md", "docs/method.md", "docs/deployment.md"),
         *("docs/trust.md", "docs/advisories.md", "docs/claim.md", "docs/scaling.md"),
         *(
             "apps/anomaly_detection/README.md",
@@ -53,6 +53,8 @@ CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 PYTHON = re.compile(r"(PYTHONPATH=bundle )?(\.venv/bin/)?python(?= )")
 SIGNING = ("openssl ", ".tools/bin/model_signing ")
 """See tests/test_signing.py."""
+HOST = ("sudo ", "git ", "docker ")
+"""Of the machine that a server runs on, see tests/test_deployment.py."""
 TORCHRUN = set(get_args_parser()._option_string_actions)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
@@ -92,7 +94,7 @@ def of(documents: list[Path], prefix: str) -> list[Any]:
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
-    kinds = ("-m monai.bundle run", "-m scripts.", "-m monailabel.main", "-m pytest", "benchmarks/")
+    kinds = ("-m monai.bundle run", "-m scripts.", "-m monailabel.main", "-m pytest", "-m pip download", "benchmarks/")
     for line in commands(path):
         python = PYTHON.match(line)
         if python:
@@ -100,7 +102,7 @@ def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
         elif line.startswith("make"):
             assert re.split(r"\s+", re.sub(r" *#.*", "", line))[-1] in TARGETS, line
         else:
-            assert line.startswith(("curl ", ".venv/bin/pre-commit ", *SIGNING)), line
+            assert line.startswith(("curl ", ".venv/bin/pre-commit ", *SIGNING, *HOST)), line
 
 
 @pytest.mark.parametrize(("path", "argv"), of(CURRENT, "-m monai.bundle run"))
