@@ -32,6 +32,7 @@ SLOW = (
     "test_studies.py::test_a_batch_again_runs_only_what_changed",
     "test_training.py",
     "test_training_ranks.py",
+    "test_tutorial.py::test_it_runs",
     "test_viewers.py",
 )
 """What `make test` leaves to `make test-all`: files that take over half a minute and tests that take about ten seconds or more,
