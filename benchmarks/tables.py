@@ -18,7 +18,7 @@ from typing import Any
 import fire
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("benchmarks/README.md",)
 MARKED = re.compile(r"(<!-- table: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {
     "pixel_ap": "pixel AP",
@@ -34,21 +34,6 @@ COLUMNS = {
     "healthy_area": "false pixels a healthy slice",
     "seconds": "seconds a slice",
 }
-BRIEF = {
-    "pixel_ap": "pixel AP",
-    "dice_labels": "pooled Dice, threshold without masks",
-    "image_auroc": "image AUROC",
-    "seconds": "seconds a slice",
-}
-BRIEF_ROWS = (
-    *("the student's network, taught by masks", "ours, student", "ours, default", "ours, counterfactual alone"),
-    *("restoration of synthetic lesions", "VAE of healthy slices", "PatchCore on ImageNet's features"),
-    *(
-        "FLAIR minus slice median, 3x3 median, gated",
-        "FLAIR minus slice median, 3x3 median",
-        "ours, default, the paper's map",
-    ),
-)
 SHORT = {"pixel_ap": "pixel AP", "dice_threshold": "Dice", "image_auroc": "image AUROC", "aupimo": "AUPIMO"}
 BOUND = "the student's network, taught by masks"
 """Not weakly supervised, so it stands apart, at the top, in italics."""
@@ -77,16 +62,14 @@ def named(record: dict[str, Any], method: str) -> str:
     return f"{name} †" if "remarks" in record and method.startswith("reference") else name
 
 
-def of_rows(record: dict[str, Any], most: bool, columns: dict[str, str], methods: Iterable[str] = ()) -> str:
+def of_rows(record: dict[str, Any], most: bool) -> str:
     """The rows on all slices, or on the subset, the best pixel AP first, the bound on top."""
     counts = [row["slices"] for row in record["rows"]]
     number = max(counts) if most else min(counts)
-    wanted = list(methods)
     where = "all" if most else "subset"
     rows = [r for r in record["rows"] if r["slices"] == number and r.get("where", where) == where]
-    rows = [r for r in rows if not wanted or r["method"] in wanted]
     rows.sort(key=lambda r: (r["method"] != BOUND, -float(r["pixel_ap"].split()[0])))
-    shown = {name: title for name, title in columns.items() if any(name in r for r in rows)}
+    shown = {name: title for name, title in COLUMNS.items() if any(name in r for r in rows)}
     cells = [[named(record, r["method"]), *(cell(n, r.get(n), most) for n in shown)] for r in rows]
     return table(["method", *shown.values()], cells)
 
@@ -182,9 +165,8 @@ def of_seeds(record: dict[str, Any]) -> str:
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "all": lambda record: of_rows(record, True, COLUMNS),
-    "subset": lambda record: of_rows(record, False, COLUMNS),
-    "brief": lambda record: of_rows(record, True, BRIEF, BRIEF_ROWS),
+    "all": lambda record: of_rows(record, True),
+    "subset": lambda record: of_rows(record, False),
     "differences": lambda record: of_differences(record, "all"),
     "subset_differences": lambda record: of_differences(record, "subset"),
     "sizes": of_sizes,

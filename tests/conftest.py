@@ -21,6 +21,7 @@ SLOW = (
     "test_cohorts.py",
     "test_command.py::test_ctrl_c_leaves_whole_results_and_a_summary",
     "test_compare.py",
+    "test_deployment.py::test_the_service_starts",
     "test_evaluation.py::test_an_evaluation_goes_on_after_a_bad_volume_and_where_it_was_stopped",
     "test_explain.py::test_make_explain",
     "test_exporting.py",
@@ -29,6 +30,7 @@ SLOW = (
     "test_network.py",
     "test_one_step.py::test_it_trains_by_its_config",
     "test_reach.py::test_the_command_lists_and_refuses",
+    "test_readme.py::test_commands_run_as_written",
     "test_registering.py::test_channels_come_to_the_references_grid",
     "test_registering.py::test_a_failed_registration_is_refused",
     "test_release.py::test_the_checks_find_a_spoiled_zip",
@@ -37,6 +39,7 @@ SLOW = (
     "test_studies.py::test_a_batch_again_runs_only_what_changed",
     "test_training.py",
     "test_training_ranks.py",
+    "test_tutorial.py::test_it_runs",
     "test_viewers.py",
 )
 """What `make test` leaves to `make test-all`: files that take over half a minute and tests that take about ten seconds or more,

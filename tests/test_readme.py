@@ -8,6 +8,8 @@ import inspect
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
@@ -23,7 +25,10 @@ from torch.distributed.run import get_args_parser
 from scripts.command import _options, _own_options, check_command, check_option
 from scripts.judging.evaluation import Evaluation
 from scripts.prepare.__main__ import COMMANDS, check_options
+from scripts.prepare.splitting import SECTIONS
 from scripts.running.predictor import Prediction, Predictor
+from small_bundle import write_small_bundle
+from synthetic import write_head
 from test_second_model import OVERLAY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +36,7 @@ DOCUMENTS = [
     ROOT / name
     for name in (
         *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "SECURITY.md"),
-        *("docs/notebook.md", "docs/own_data.md", "docs/training.md"),
+        *("docs/notebook.md", "docs/own_data.md", "docs/training.md", "docs/method.md", "docs/deployment.md"),
         *("docs/trust.md", "docs/advisories.md", "docs/claim.md", "docs/scaling.md"),
         *(
             "apps/anomaly_detection/README.md",
@@ -48,6 +53,8 @@ CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 PYTHON = re.compile(r"(PYTHONPATH=bundle )?(\.venv/bin/)?python(?= )")
 SIGNING = ("openssl ", ".tools/bin/model_signing ")
 """See tests/test_signing.py."""
+HOST = ("sudo ", "git ", "docker ")
+"""Of the machine that a server runs on, see tests/test_deployment.py."""
 TORCHRUN = set(get_args_parser()._option_string_actions)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
@@ -87,7 +94,7 @@ def of(documents: list[Path], prefix: str) -> list[Any]:
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
-    kinds = ("-m monai.bundle run", "-m scripts.", "-m monailabel.main", "-m pytest", "benchmarks/")
+    kinds = ("-m monai.bundle run", "-m scripts.", "-m monailabel.main", "-m pytest", "-m pip download", "benchmarks/")
     for line in commands(path):
         python = PYTHON.match(line)
         if python:
@@ -95,7 +102,7 @@ def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
         elif line.startswith("make"):
             assert re.split(r"\s+", re.sub(r" *#.*", "", line))[-1] in TARGETS, line
         else:
-            assert line.startswith(("curl ", ".venv/bin/pre-commit ", *SIGNING)), line
+            assert line.startswith(("curl ", ".venv/bin/pre-commit ", *SIGNING, *HOST)), line
 
 
 @pytest.mark.parametrize(("path", "argv"), of(CURRENT, "-m monai.bundle run"))
@@ -245,6 +252,42 @@ def test_the_model_to_add_is_the_one_that_is_tested() -> None:
 def test_the_files_of_an_evaluation_are_those_that_it_writes() -> None:
     named = set(in_prose(ROOT / "docs" / "training.md", r"^(?:test|validation)_\w+$"))
     assert named == set(re.findall(r"``((?:test|validation)_\w+)``", str(Evaluation.__doc__)))
+
+
+def test_the_first_result_is_a_screen_away() -> None:
+    """The whole page has two, and on the first stand a picture and two commands that CI runs."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 110
+    screen = text.split("\n## ")[0]
+    assert len(screen.splitlines()) <= 40 and "![" in screen
+    [block] = re.findall(r"^```\n(.*?)^```$", screen, re.DOTALL | re.MULTILINE)
+    run = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert len(block.splitlines()) == 2 and set(block.splitlines()) <= set(run)
+
+
+def test_commands_run_as_written(tmp_path: Path) -> None:
+    """Those of the README that name the reader's own PATH and DIR, on the small bundle and small images."""
+    write_small_bundle(tmp_path)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    for label in ("healthy", "diseased"):
+        for n in range(6):
+            folder = tmp_path / "images" / label / f"{label}{n}"
+            folder.mkdir(parents=True)
+            write_head(folder)
+            (folder / "flair_brain.nii.gz").unlink()
+    lines = [line for line in commands(ROOT / "README.md") if PYTHON.match(line)]
+    assert len(lines) == 4
+    for line, folder in zip(lines, ("results", "preview", "images", "images"), strict=True):
+        line = re.sub(r"\bPATH\b", "images/diseased/diseased0/flair.nii.gz", re.sub(r"\bDIR\b", folder, line))
+        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    for name, counterfactual in (("results", True), ("preview", False)):
+        assert (tmp_path / name / "flair" / "pred.nii.gz").is_file()
+        assert (tmp_path / name / "flair" / "counterfactual.nii.gz").is_file() == counterfactual
+    found = json.loads((tmp_path / "images" / "datalist.json").read_text())
+    assert [len(found[section]) for section in SECTIONS] == [8, 2, 2]
+    # what the dry run, the last of them, would train on: four slices of each volume
+    assert '"slices": 32' in done.stdout and not (tmp_path / "runs" / "diffusion").exists()
 
 
 def anchors(path: Path) -> set[str]:
