@@ -54,7 +54,7 @@ test: $(READY) ## lint, format, types and the tests that take seconds
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses logical --dist loadfile
 
 test-all: test ## all of that, then the slow tests: trainings, servers and browsers
 	$(BIN)/python -m pytest -m slow

@@ -32,8 +32,8 @@ from scripts.running.predictor import Predictor
 
 FINE = 1.3
 """mm: a pixel that is no larger can be made twice as large and still resolve what the networks see."""
-FIELD = 0.3
-"""The highest coefficient of the field's polynomial of third degree; the field is its exponential."""
+FIELD = 1.2 / 0.8
+"""The highest sensitivity of the coil to the lowest within the head: BrainWeb's "40 %", the stronger of its two."""
 NOISE = 0.03
 """Standard deviation of the noise in each of the two channels of a scanner, as a part of the 99th percentile."""
 LEAST = 1.0
@@ -61,11 +61,18 @@ def variants(values: NDArray[np.float32], affine: NDArray[np.float64], seed: int
     cut_out = float((values == 0).mean()) > 0.5
     inside = values != 0 if cut_out else np.ones_like(values, dtype=bool)
     level = float(np.percentile(values[inside], 99))
-    field = RandBiasField(prob=1, coeff_range=(-FIELD, FIELD)).set_random_state(seed)
     noise = RandRicianNoise(prob=1, std=NOISE * level, sample_std=False).set_random_state(seed)
-    for name, change in (("bias field", field), ("noise", noise)):
-        found[name] = np.asarray(change(values[None]))[0].astype(np.float32) * inside, affine
+    found["bias field"] = values * field(values.shape, values > values[inside].mean() / 2, seed), affine
+    found["noise"] = np.asarray(noise(values[None]))[0].astype(np.float32) * inside, affine
     return found
+
+
+def field(shape: tuple[int, ...], head: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
+    """A smooth field, the exponential of a polynomial of third degree, of `FIELD` over the head and 1 on average there."""
+    drawn = RandBiasField(prob=1, coeff_range=(-0.1, 0.1)).set_random_state(seed)
+    log = np.log(np.asarray(drawn(np.ones((1, *shape), np.float32)))[0])
+    low, high = np.percentile(log[head], [1, 99])
+    return np.exp((log - log[head].mean()) / (high - low) * np.log(FIELD)).astype(np.float32)
 
 
 def marked(predictor: Predictor, scan: Scan) -> tuple[float, NDArray[np.bool_]]:

@@ -596,6 +596,10 @@ def test_a_scan_of_half_the_resolution_lies_where_it_was() -> None:
         assert (changed[:, 3:] == 0).all() and (changed[:, :3] != values[:, :3]).all()
         again, _ = stability.variants(values, affine, 0)[name]
         np.testing.assert_array_equal(again, changed)
+    head = np.zeros((40, 40, 10), bool)
+    head[10:30, 10:30] = True
+    inside = stability.field(head.shape, head, 0)[head]
+    assert np.percentile(inside, 99) / np.percentile(inside, 1) == pytest.approx(1.5, rel=1e-3)
 
 
 def test_the_marked_volume_of_each_variant(tmp_path: Path) -> None:
