@@ -7,7 +7,7 @@ TOOLS := .tools/.ready
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-chest explain serve viewers bundle test test-all lock audit sbom clean
+.PHONY: help demo demo-chest explain serve viewers bundle verify test test-all lock audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
@@ -39,11 +39,22 @@ viewers: ## install what OHIF and its tests need from Debian or Ubuntu: orthanc,
 bundle: $(READY) ## lay one zip a model in dist/, each a bundle that needs nothing beside it
 	PYTHONPATH=bundle $(BIN)/python -m release --output dist
 
+verify: bundle ## check the zips as the model zoo, MONAI's tools and MONAI Label use them
+	$(BIN)/python -m release.verify label dist/*.zip
+	"$(PYTHON)" -m venv build/metadata
+	$(BIN)/python -m release.requirements > build/requirements.txt
+	$(BIN)/python -m release.requirements tools > build/tools.txt
+	build/metadata/bin/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt -r build/tools.txt
+	$(BIN)/python -m release.verify core dist/*.zip --python build/metadata/bin/python
+	for version in 3.10 3.12; do build/metadata/bin/python -m pip install --quiet --disable-pip-version-check --dry-run \
+		--ignore-installed --only-binary :all: --python-version $$version --target build/none -r build/requirements.txt \
+		&& echo "Python $$version: a wheel of each package of the metadata" || exit 1; done
+
 test: $(READY) ## lint, format, types and the tests that take seconds
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses logical --dist loadfile
 
 test-all: test ## all of that, then the slow tests: trainings, servers and browsers
 	$(BIN)/python -m pytest -m slow

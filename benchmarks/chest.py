@@ -297,7 +297,7 @@ def main(
         data = parsed(MODEL, "train", datalist=training, cache_dir=cache_dir).get_parsed_content("train#dataset")
         x = torch.stack([data[i]["image"] for i in range(len(data))])
         whole = torch.ones_like(x[:, :1], dtype=torch.bool)
-        slices = Slices(x, whole, torch.tensor(data.labels), [], [], None)
+        slices = Slices(x, whole, torch.tensor(data.labels), [], [str(n) for n in range(len(x))], None)
         work = Work(budget, seed, cache("VAE weights", budget), algorithms.device)
         reader = maker(VAE, slices, algorithms.classifier, work, {})
 

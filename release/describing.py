@@ -6,12 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .merging import names
 from .models import Model
 
 FACTS = Path(__file__).parent / "models"
 """What no config says, in a folder a model: see `facts`."""
-FORMATS = {"network_data_format": "diffusion_data_format", "student_data_format": "network_data_format"}
-"""As `merging.IDS`."""
+NETWORK_DEF = {
+    True: "`network_def` is the student: an image in, the logits of a map out, whose sigmoid is the probability that a pixel "
+    "is part of a lesion. `run` uses it with `diffusion_def` and `classifier_def`. These see noised images, which have no "
+    "bounds.",
+    False: "`network_def` is the method as one network: an image in, its healthy counterpart out. It is made of "
+    "`diffusion_def`, whose weights are `models/model.pt`, and `classifier_def`. These see noised images, which have no "
+    "bounds. `ckpt_export` writes it whole, as TorchScript. `onnx_export` can't: the guidance needs gradients, which ONNX "
+    "has none of. `configs/export.json` writes its parts as both. It is code of this bundle, so `monai.bundle.load` with "
+    '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
+}
+"""What a card says of it, by whether the model has a student."""
 
 
 def facts(model: Model, name: str) -> Path:
@@ -31,17 +41,22 @@ def metadata(model: Model) -> dict[str, Any]:
         found |= json.loads(own.read_text("utf-8"))
     channels = {str(n): name for n, name in enumerate(model.config["sequences"])}
     grid = {"num_channels": len(channels), "spatial_shape": model.config["spatial_size"]}
-    for network in ("network", "classifier", "student"):
+    whats = {"network": "noise of", "counterfactual": "healthy"}
+    for network in ("network", "classifier", "counterfactual", "student"):
         io = found[f"{network}_data_format"]
         io["inputs"]["image"] |= {**grid, "modality": model.config["modalities"][0], "channel_def": channels}
-        if network == "network":
-            io["outputs"]["pred"] |= {**grid, "channel_def": {n: f"noise of {name}" for n, name in channels.items()}}
+        if network in whats:
+            of_channels = {n: f"{whats[network]} {name}" for n, name in channels.items()}
+            io["outputs"]["pred"] |= {**grid, "channel_def": of_channels}
         elif network == "student":
             io["outputs"]["pred"]["spatial_shape"] = model.config["spatial_size"]
-    if model.has_student:
-        return {FORMATS.get(key, key): value for key, value in found.items()}
-    del found["student_data_format"]
-    return found
+    if not model.has_student:
+        del found["student_data_format"]
+    formats = {
+        old.replace("_def", "_data_format"): new.replace("_def", "_data_format")
+        for old, new in names(model, "inference").items()
+    }
+    return {formats.get(key, key): value for key, value in found.items()}
 
 
 def front_matter(card: dict[str, Any]) -> str:
@@ -57,11 +72,12 @@ def card(model: Model) -> str:
     sections = {
         f"# {meta['name']}": [meta["description"], f"**{meta['intended_use']}**", *own["overview"]],
         "## Data": [meta["data_source"] + ".", "Licences of data and weights: [data_license.txt](data_license.txt)."],
-        "## Networks": [_networks(meta), *own["networks"]],
+        "## Networks": [_networks(meta), NETWORK_DEF[model.has_student], *own["networks"]],
         "### Input": [meta["image_classes"][0].upper() + meta["image_classes"][1:] + "."],
         "### Output": [meta["pred_classes"][0].upper() + meta["pred_classes"][1:] + "."],
         "## Performance": [_table(("measure", "value"), meta.get("eval_metrics", {})), *own["performance"]],
         "## MONAI Bundle Commands": _commands(model, sample),
+        "## MONAI Label": [_monai_label(model)],
         "## Limits": own["limits"],
         "## References": ["\n".join(f"- {reference}" for reference in meta["references"])],
         "## License": [
@@ -70,6 +86,23 @@ def card(model: Model) -> str:
     }
     text = "\n\n".join("\n\n".join([title, *filter(None, texts)]) for title, texts in sections.items())
     return f"{front_matter(own)}\n\n{text}\n".replace("NAME", name)
+
+
+def _monai_label(model: Model) -> str:
+    """What its own tasks make of a zip."""
+    file = "diffusion.pt" if model.has_student else "model.pt"
+    texts = ["Its own tasks for bundles take this one. `BundleInferTask` gives the mask."]
+    if len(model.config["sequences"]) > 1:
+        texts += [
+            f"Sequences lie in one file of four dimensions, in this order: {', '.join(model.config['sequences'])}."
+        ]
+    texts += [
+        "`BundleTrainTask` trains the diffusion network.",
+        "A slice is labelled by its mask: diseased where 1 is marked, left out where 2 is, healthy where nothing is.",
+        f"With `{file}` as `model_filename` it goes on from those weights; the others are of other networks.",
+        "It writes to `runs/diffusion` in the server's current folder. The bundle stays as it is until `run publish`.",
+    ]
+    return " ".join(texts)
 
 
 def _table(head: tuple[str, ...], rows: dict[str, Any]) -> str:
@@ -121,9 +154,10 @@ def _commands(model: Model, sample: str) -> list[str]:
         parts["The student alone, in a fraction of the time:"] = [
             f"{run} \"['{over}','configs/preview.json']\" --input {sample} --output_dir preview"
         ]
-        parts["Export `network_def` to TorchScript and ONNX, as of every bundle:"] = [
-            f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} "
-            f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}"
-            for kind, ending in (("ckpt_export", "ts"), ("onnx_export", "onnx"))
-        ]
+    exports = {"TorchScript": ("ckpt_export", "ts")} | ({"ONNX": ("onnx_export", "onnx")} if model.has_student else {})
+    parts[f"Export `network_def` to {' and '.join(exports)}, as of every bundle:"] = [
+        f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} "
+        f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}"
+        for kind, ending in exports.values()
+    ]
     return [text for what, lines in parts.items() for text in (what, "\n".join(["```", *lines, "```"]))]

@@ -3,11 +3,21 @@
 ``inference.json`` and ``train.json`` stand alone, as MONAI Label and the zoo's tools read one file. What goes over them stays
 an overlay: the trainings of the other networks, preview, evaluation, calibration, several GPUs.
 
-What the zip's ``network_def`` is: the zoo's tools load ``models/model.pt`` into it, give it an image alone, and export it. In
-the source tree it is the diffusion network, which gives noise, not a map, and wants a timestep too. In a zip whose model has
-a student it is the student, image -> map, and its weights are ``model.pt``; the diffusion network is ``diffusion_def``. The
-ids ``network``, ``classifier`` and ``student`` name the same networks as in the source tree, so a run is the same. A model
-without a student keeps its ``network_def``, which the zoo's tools can't run: no network of it gives a map by itself.
+What the zip's ``network_def`` is: the zoo's tools load ``models/model.pt`` into it, give it an image alone, and export it to
+TorchScript. In the source tree it is the diffusion network, which gives noise and wants a timestep too. In a zip that is
+``diffusion_def``, and ``network_def`` is
+
+- of a model with a student, that one, image -> map, and ``model.pt`` holds its weights;
+- of another, ``counterfactual_def``, image -> healthy counterpart, which is the bundle's own code. The trainings keep
+  ``network_def`` as it is, so that `monai.bundle.load`, which reads ``train.json`` by default and can't import that code,
+  gives the diffusion network. ``model.pt`` holds its weights.
+
+The ids ``network``, ``classifier`` and ``student`` name the same networks as in the source tree, so a run is the same.
+
+MONAI Label's training task decides three things in ``train.json``. It shows the ``displayable_configs`` as options, and
+resolves them before it can import code of the bundle; those of ``inference.json`` are none of a training's, so the trainings
+have them as ``settings``. Its own option ``run_id`` is empty, for which MONAI evaluates the whole config; so it is ``run``. And
+it loads the chosen weights into ``network``, so that is what is trained; a teacher's is the diffusion network as elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +32,11 @@ from monai.bundle.utils import merge_kv
 
 from .models import Model
 
-IDS = {"network_def": "diffusion_def", "student_def": "network_def"}
+DIFFUSION = {"network_def": "diffusion_def"}
+WITH_STUDENT = {**DIFFUSION, "student_def": "network_def"}
+WITHOUT_STUDENT = {**DIFFUSION, "counterfactual_def": "network_def"}
+OF_TRAINING = {"displayable_configs": "settings"}
+"""Ids in a zip by those in the source tree."""
 FILES = {"model.pt": "diffusion.pt", "student.pt": "model.pt"}
 """The names in a zip of a model with a student, by those in the source tree."""
 OF_A_STUDENT = ("preview", "train_student")
@@ -53,16 +67,26 @@ def configs(model: Model) -> dict[str, dict[str, Any]]:
     inference = json.loads(json.dumps(model.config))
     # the weights lie in models, where MONAI's tools look
     inference["models_dir"].pop("folder", None)
-    if model.has_student:
-        # MONAI Label calls the inferer with network_def
-        inference["inferer"]["network"] = "@network"
+    # MONAI Label calls the inferer with network_def
+    inference["inferer"]["network"] = "@network"
     train = json.loads((model.bundle / "configs" / "train.json").read_text("utf-8"))
     found = {"inference": inference, "train": merged(inference, train)}
     found |= {path.stem: json.loads(path.read_text("utf-8")) for path in overlays(model)}
-    if not model.has_student:
-        return found
-    names = IDS | {f"/{old}": f"/{new}" for old, new in FILES.items()}
-    return {name: json.loads(renamed(json.dumps(config), names)) for name, config in found.items()}
+    zipped = {name: json.loads(renamed(json.dumps(config), names(model, name))) for name, config in found.items()}
+    trained = zipped["train"]["network"]
+    zipped["train"] |= {"network": "@train#network", "displayable_configs": {"run_id": "run"}}
+    for config in zipped.values():
+        if "teacher" in config:
+            config["network"] = trained
+    return zipped
+
+
+def names(model: Model, config: str) -> dict[str, str]:
+    """What is called otherwise in a config of a model's zip than in the source tree."""
+    of_training = OF_TRAINING if "train" in config else {}
+    if model.has_student:
+        return WITH_STUDENT | {f"/{old}": f"/{new}" for old, new in FILES.items()} | of_training
+    return of_training or WITHOUT_STUDENT
 
 
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,13 @@
-"""``python -m release.requirements``: the packages that a zip's metadata states, a line each, as pip takes them."""
+"""``python -m release.requirements [tools]``: what an environment needs to run a zip, a line a package, as pip takes them.
+
+By default the packages that the zip's metadata states; ``tools`` are those that MONAI's tools want beside them.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+import tomllib
 
 from .__main__ import ROOT
 
@@ -16,5 +21,12 @@ def requirements() -> list[str]:
     return [f"{name}=={version}" for name, version in packages.items()]
 
 
+def tools() -> list[str]:
+    """Each as pyproject.toml pins it: its group ``verify``, and what reads and writes ONNX."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    dev = pyproject["project"]["optional-dependencies"]["dev"]
+    return [*pyproject["dependency-groups"]["verify"], *(pin for pin in dev if pin.startswith("onnx"))]
+
+
 if __name__ == "__main__":
-    print("\n".join(requirements()))
+    print("\n".join(tools() if "tools" in sys.argv else requirements()))

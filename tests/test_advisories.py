@@ -39,13 +39,13 @@ def test_the_tables_are_read() -> None:
     assert len(PAST) > 5 and all(len(row) == 4 for row in PAST) and all(len(row) == 5 for row in AFFECTED)
 
 
-@pytest.mark.parametrize(("package", "affected"), {(row[1], row[2]) for row in AFFECTED})
+@pytest.mark.parametrize(("package", "affected"), sorted({(row[1], row[2]) for row in AFFECTED}))
 def test_a_row_is_of_the_installed_version(package: str, affected: str) -> None:
     """Otherwise the pin was raised past it, and the row is to be moved."""
     assert importlib.metadata.version(package) in SpecifierSet(affected)
 
 
-@pytest.mark.parametrize(("package", "affected"), {(row[1], row[2]) for row in PAST})
+@pytest.mark.parametrize(("package", "affected"), sorted({(row[1], row[2]) for row in PAST}))
 def test_the_installed_version_is_past(package: str, affected: str) -> None:
     assert importlib.metadata.version(package) not in SpecifierSet(affected)
 

@@ -35,6 +35,7 @@ import restoration
 import rivals
 import seeds
 import speed
+import stability
 import sweep
 import tables
 import taught
@@ -576,3 +577,51 @@ def test_the_voxel_size_is_found_by_registration() -> None:
     size, _ = pixel_size.true_voxel_size(fixed, head, head > 0)
     np.testing.assert_allclose(size[:2], (1.75, 1.75), rtol=0.02)
     assert size[2] == pytest.approx(5.5, rel=0.05)
+
+
+def test_a_scan_of_half_the_resolution_lies_where_it_was() -> None:
+    """Two by two pixels become one, at their middle; what was cut out stays 0 with every change."""
+    affine = np.array([[0.8, 0.1, 0.0, -50], [-0.1, 0.8, 0.0, 20], [0.0, 0.0, 6.0, -10], [0, 0, 0, 1.0]])
+    values = np.random.default_rng(0).random((9, 8, 3)).astype(np.float32) + 0.5
+    coarse, on = stability.halved(values, affine)
+    assert coarse.shape == (4, 4, 3)
+    assert np.isclose(coarse[1, 2, 0], values[2:4, 4:6, 0].mean())
+    np.testing.assert_allclose(on @ [1, 2, 0, 1], affine @ [2.5, 4.5, 0, 1])
+    assert "half the resolution" not in stability.variants(values, np.diag([2.0, 2.0, 6.0, 1.0]), 0)
+    values[:, 3:] = 0
+    found = stability.variants(values, affine, 0)
+    assert set(found) == {"as it is", "half the resolution", "bias field", "noise"}
+    for name in ("bias field", "noise"):
+        changed, _ = found[name]
+        assert (changed[:, 3:] == 0).all() and (changed[:, :3] != values[:, :3]).all()
+        again, _ = stability.variants(values, affine, 0)[name]
+        np.testing.assert_array_equal(again, changed)
+    head = np.zeros((40, 40, 10), bool)
+    head[10:30, 10:30] = True
+    inside = stability.field(head.shape, head, 0)[head]
+    assert np.percentile(inside, 99) / np.percentile(inside, 1) == pytest.approx(1.5, rel=1e-3)
+
+
+def test_the_marked_volume_of_each_variant(tmp_path: Path) -> None:
+    """What is above 1 is marked: 4 voxels of 2 ml, of which 3 are known."""
+    affine = np.diag([10.0, 10.0, 20.0, 1.0])
+    values = np.full((6, 6, 2), 0.5, np.float32)
+    values[:2, :2, 0] = 1.5
+    mask = np.zeros(values.shape, np.uint8)
+    mask[0, :2, 0] = mask[1, 0, 0] = mask[5, 5, 1] = 1
+    item = {"subject": "A"}
+    for key, array in (("image", values), ("mask", mask)):
+        item[key] = str(tmp_path / f"{key}.nii")
+        nib.save(nib.Nifti1Image(array, affine), item[key])
+
+    class Bright:
+        def __call__(self, array: np.ndarray, affine: np.ndarray) -> object:
+            return type("Found", (), {"mask": (array > 1).astype(np.uint8)})
+
+    found = stability.measured(Bright(), item, 0)
+    assert found["marked_ml"]["as it is"] == pytest.approx(8.0)
+    assert [found[k] for k in ("lesion_ml", "found_ml", "beside_ml")] == pytest.approx([8.0, 6.0, 2.0])
+    assert found["change"]["noise"] == pytest.approx(abs(found["marked_ml"]["noise"] - 8) / 8)
+    values[:] = 0.5
+    nib.save(nib.Nifti1Image(values, affine), item["image"])
+    assert "change" not in stability.measured(Bright(), item, 0)

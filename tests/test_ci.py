@@ -32,9 +32,10 @@ def test_every_test_runs_once() -> None:
         "test-all",
         "demo",
         "demo-chest",
-        "bundle",
+        "verify",
     ]
-    assert re.findall(r"-m pytest (.*)$", MAKEFILE, re.MULTILINE) == ['-m "not slow"', "-m slow"]
+    runs = re.findall(r"-m pytest (.*)$", MAKEFILE, re.MULTILINE)
+    assert runs == ['-m "not slow" --numprocesses logical --dist loadfile', "-m slow"]
     assert re.search(r"^test-all: test ", MAKEFILE, re.MULTILINE)
 
 

@@ -22,10 +22,11 @@ from monailabel.datastore.local import LocalDatastore
 
 from lib.fine_tuning.fine_tune import FineTune
 from lib.fine_tuning.patients import split_patients
-from lib.fine_tuning.slice_classes import mask_labels, tag_labels
+from lib.fine_tuning.slice_classes import axial_volume, tag_labels
 from lib.fine_tuning.training_log import TrainingLog
 from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
+from scripts.images.mask_labels import mask_labels
 from scripts.learning.datasets import SliceDataset
 from synthetic import GRIDS, head, write_head
 from tiny_run import TINY
@@ -72,7 +73,7 @@ def test_each_slice_has_the_label_of_its_marks(tmp_path: Path, grid: str, suffix
     labels = LABELS + [0] * (GRIDS[grid][0][SLICE_AXIS[grid]] - len(LABELS))
     image = write_head(tmp_path, grid)["image"]
     mask = write_mask(tmp_path / f"mask{suffix}", marks(grid, labels), GRIDS[grid][1])
-    assert mask_labels(image, str(mask)) == labels
+    assert mask_labels(str(mask), axial_volume(image)) == labels
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
@@ -82,7 +83,7 @@ def test_masks_that_itk_writes(tmp_path: Path, grid: str, suffix: str) -> None:
     mask = SimpleITK.GetImageFromArray(marks(grid, LABELS).T)
     mask.CopyInformation(SimpleITK.ReadImage(image))
     SimpleITK.WriteImage(mask, str(tmp_path / f"mask{suffix}"))
-    assert mask_labels(image, str(tmp_path / f"mask{suffix}")) == LABELS
+    assert mask_labels(str(tmp_path / f"mask{suffix}"), axial_volume(image)) == LABELS
 
 
 def test_a_mask_may_hold_the_same_voxels_in_another_order(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_mask_may_hold_the_same_voxels_in_another_order(tmp_path: Path) -> Non
     other = stored.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
     assert other.shape == (7, 84, 92)
     nib.save(other, tmp_path / "mask.nii.gz")
-    assert mask_labels(image, str(tmp_path / "mask.nii.gz")) == labels
+    assert mask_labels(str(tmp_path / "mask.nii.gz"), axial_volume(image)) == labels
 
 
 @pytest.mark.parametrize("grid", list(SLICE_AXIS))
@@ -106,9 +107,12 @@ def test_the_dataset_takes_the_labels_for_the_slices_that_hold_the_lesion(tmp_pa
     nib.save(nib.Nifti1Image(image, affine), tmp_path / "image.nii.gz")
     write_mask(tmp_path / "mask.nii.gz", (image == 170).astype(np.uint8), affine)
     path = str(tmp_path / "image.nii.gz")
-    labels = mask_labels(path, str(tmp_path / "mask.nii.gz"))
+    labels = mask_labels(str(tmp_path / "mask.nii.gz"), axial_volume(path))
     assert labels == [int(n == 2) for n in range(len(slices))]
-    dataset = SliceDataset([{"image": path, "label": labels}], declared("preprocessing"), str(tmp_path / "cache"), 0.5)
+    preprocessing = declared("preprocessing")
+    dataset = SliceDataset([{"image": path, "label": labels}], preprocessing, str(tmp_path / "cache"), 0.5)
+    by_mask = {"image": path, "label": str(tmp_path / "mask.nii.gz")}
+    assert SliceDataset([by_mask], preprocessing, str(tmp_path / "cache"), 0.5).labels == dataset.labels
     bright = [int(float(dataset[i]["image"].max()) > 0.3) for i in range(len(dataset))]
     assert dataset.labels == bright and sum(bright) == 1
 
@@ -123,11 +127,11 @@ def test_masks_that_can_not_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     for name in (moved.name, small.name):
         with pytest.raises(ValueError, match=f"{name}: lies on another grid than .*flair.nii.gz"):
-            mask_labels(image, str(tmp_path / name))
+            mask_labels(str(tmp_path / name), axial_volume(image))
     with pytest.raises(ValueError, match=r"other.nii.gz: holds the value 100; allowed are 0, 1 \(anomaly\) and 2"):
-        mask_labels(image, str(other))
-    with pytest.raises(ValueError, match="broken.nii.gz: can't be read as an image"):
-        mask_labels(image, str(tmp_path / "broken.nii.gz"))
+        mask_labels(str(other), axial_volume(image))
+    with pytest.raises(ValueError, match="broken.nii.gz: can't be read as a mask"):
+        mask_labels(str(tmp_path / "broken.nii.gz"), axial_volume(image))
 
 
 def test_labels_without_a_mask(tmp_path: Path) -> None:

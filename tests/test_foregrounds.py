@@ -109,28 +109,33 @@ def test_a_network_marks_the_foreground_of_each_slice(channels: int) -> None:
 
 
 def test_the_hull_and_the_dilation_of_what_a_network_marks() -> None:
+    """Each lung without the gaps that a vessel leaves, and nothing of what lies between the two."""
     lungs = np.zeros((64, 48, 1), bool)
-    lungs[10:20, 10:40] = lungs[40:50, 10:40] = True
+    lungs[4:20, 10:40] = lungs[44:60, 10:40] = True
+    expected = lungs[..., 0].copy()
+    lungs[12:20, 20:24] = lungs[44:52, 20:24] = False
     image = tensor(1000.0 * lungs[None])
     hull = ByNetworkd("image", Bright(1), (32, 24), convex_hull=True)({"image": image})["foreground"]
-    expected = np.zeros((64, 48), bool)
-    expected[10:50, 10:40] = True
     np.testing.assert_array_equal(hull[0, ..., 0].numpy(), expected)
-    # the longer side is 48 mm: an eighth are 6 mm, 12 pixels of 0.5 mm and 6 of 1 mm
-    wide = ByNetworkd("image", Bright(1), (32, 24), convex_hull=True, dilation=0.125)({"image": image})["foreground"]
+    # the longer side is 48 mm: a sixteenth are 3 mm, 6 pixels of 0.5 mm and 3 of 1 mm
+    wide = ByNetworkd("image", Bright(1), (32, 24), convex_hull=True, dilation=0.0625)({"image": image})["foreground"]
     found = wide[0, ..., 0].numpy()
-    assert np.flatnonzero(found[:, 24]).tolist() == list(range(0, 62))
-    assert np.flatnonzero(found[30]).tolist() == list(range(4, 46))
-    assert not found[0, 4]  # corners are round
+    assert np.flatnonzero(found[:, 24]).tolist() == [*range(0, 26), *range(38, 64)]
+    assert np.flatnonzero(found[10]).tolist() == list(range(7, 43))
+    assert not found[25, 7]  # corners are round
 
 
 def test_two_lungs_are_kept_and_extended_to_the_feet() -> None:
+    """Both as low as the lower one and more, as fluid may hide the base of the other."""
     lungs = np.zeros((64, 48, 1), bool)
-    lungs[10:20, 8:28] = lungs[40:50, 8:28] = lungs[56:60, 40:44] = True
+    lungs[10:20, 8:28] = lungs[40:50, 8:20] = lungs[56:60, 40:44] = True
     found = ByNetworkd("image", Bright(1), (32, 24), parts=2, below=0.5)({"image": tensor(1000.0 * lungs[None])})
     expected = np.zeros((64, 48), bool)
     expected[10:20, 8:38] = expected[40:50, 8:38] = True
     np.testing.assert_array_equal(found["foreground"][0, ..., 0].numpy(), expected)
+    # to the image's border at most
+    found = ByNetworkd("image", Bright(1), (32, 24), parts=2, below=1.0)({"image": tensor(1000.0 * lungs[None])})
+    assert np.flatnonzero(found["foreground"][0, 15, :, 0]).tolist() == list(range(8, 48))
 
 
 def test_a_region_of_interest_beside_the_foreground() -> None:

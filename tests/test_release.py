@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_o
 from release.__main__ import ROOT, release
 from release.archive import write_zip
 from release.describing import FACTS, card, metadata
-from release.merging import IDS, dumped, renamed
+from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, dumped, renamed
 from release.models import Model, models
+from release.verify import verify
 from scripts.bundle import bundle_root
 from small_bundle import write_small_bundle
 from synthetic import write_head
@@ -32,7 +34,6 @@ KNEE = {
     "model": "knee",
     "sequences": ["PD"],
     "models_dir#folder": "models/knee",
-    "spatial_size": [32, 32],
     "displayable_configs#noise_level": 100,
     "student": None,
 }
@@ -119,20 +120,32 @@ def test_what_has_no_weights_is_left_out_and_named(source: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "over", [[], ["train"], ["train", "train_classifier"], ["evaluate"], ["evaluate", "calibrate"]]
+    "over",
+    [[], ["train"], ["train", "train_classifier"], ["train", "train_onestep"], ["evaluate"], ["evaluate", "calibrate"]],
 )
 @pytest.mark.parametrize(("name", "overlay"), [(NAME, []), ("knee_diffusion_anomaly", ["knee"])])
 def test_merged_configs_are_what_the_lists_are(
     name: str, overlay: list[str], over: list[str], source: Path, zips: Path
 ) -> None:
     """Of the zip the short list, of the source tree the long one, with the networks' other names."""
-    mine = plain(parsed(zips / name, *(over if over[:1] == ["train"] else ["inference", *over])))
+    trains = over[:1] == ["train"]
+    mine = plain(parsed(zips / name, *(over if trains else ["inference", *over])))
     theirs = plain(parsed(source, "inference", *overlay, *over))
     theirs["models_dir"].pop("folder", None)
-    if not overlay:
-        theirs["inferer"]["network"] = "@network"
-        files = {"/model.pt": "/diffusion.pt", "/student.pt": "/model.pt"}
-        theirs = json.loads(renamed(json.dumps(theirs), IDS | files))
+    theirs["inferer"]["network"] = "@network"
+    if overlay:
+        names = OF_TRAINING if trains else WITHOUT_STUDENT
+    else:
+        names = (
+            WITH_STUDENT | {"/model.pt": "/diffusion.pt", "/student.pt": "/model.pt"} | (OF_TRAINING if trains else {})
+        )
+    theirs = json.loads(renamed(json.dumps(theirs), names))
+    if trains:
+        loaded = theirs["network"]
+        theirs |= {
+            "displayable_configs": {"run_id": "run"},
+            "network": loaded if "teacher" in theirs else "@train#network",
+        }
     assert mine == theirs
 
 
@@ -179,25 +192,49 @@ def test_a_zip_runs_as_its_source(
     assert mine.any() or over
 
 
-def test_network_def_passes_as_the_zoo_checks_it(zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes, TorchScript and ONNX, by MONAI's commands with their defaults; the files give the student's numbers."""
+@pytest.mark.parametrize("name", [NAME, "knee_diffusion_anomaly"])
+def test_network_def_passes_as_the_zoo_checks_it(
+    name: str, zips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes and TorchScript, by MONAI's commands with their defaults, and ONNX of a student: with the network's numbers."""
     import onnxruntime
 
-    monkeypatch.chdir(zips / NAME)
-    files = {"config_file": "configs/inference.json", "meta_file": "configs/metadata.json"}
+    monkeypatch.chdir(zips / name)
+    root = str(zips / name)
+    files: dict[str, Any] = {
+        "config_file": "configs/inference.json",
+        "meta_file": "configs/metadata.json",
+        "bundle_root": root,
+    }
     verify_net_in_out("network_def", **files)
     exported = {kind: str(tmp_path / f"model.{kind}") for kind in ("ts", "onnx")}
     ckpt_export("network_def", filepath=exported["ts"], ckpt_file="models/model.pt", **files)
-    onnx_export("network_def", filepath=exported["onnx"], ckpt_file="models/model.pt", **files)
-    network = ConfigParser(parsed(zips / NAME, "inference")).get_parsed_content("network_def").eval()
+    config = parsed(zips / name, "inference") | {"bundle_root": root}
+    network = ConfigParser(config).get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load("models/model.pt", weights_only=True))
-    x = torch.randn(1, 1, 72, 88)
+    size = config["spatial_size"]
+    x = torch.rand(1, 1, *size) * 2 - 1
     with torch.no_grad():
         expected = network(x)
-        torch.testing.assert_close(torch.jit.load(exported["ts"])(x), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.jit.load(exported["ts"])(x), expected, rtol=0, atol=1e-5)
+    assert expected.shape == (1, 1, *size) and expected.std() > 0
+    if name != NAME:
+        return
+    onnx_export("network_def", filepath=exported["onnx"], ckpt_file="models/model.pt", **files)
     session = onnxruntime.InferenceSession(exported["onnx"])
     [given] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(given, expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_the_checks_find_a_spoiled_zip(zips: Path, tmp_path: Path) -> None:
+    """A config without what MONAI expects, and another network's weights; whole ones are checked by `make verify`."""
+    bundle = Path(shutil.copytree(zips / NAME, tmp_path / "spoiled" / NAME))
+    path = bundle / "configs" / "inference.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dataset_dir"}))
+    shutil.copy(bundle / "models" / "classifier.pt", bundle / "models" / "model.pt")
+    spoiled = shutil.make_archive(str(bundle), "zip", bundle.parent)
+    checks = ("zoo", "load", "properties", "unchanged")
+    assert verify(Path(spoiled), checks, sys.executable) == ["zoo", "load", "properties"]
 
 
 def test_a_federated_client_trains_and_evaluates_a_zip(
@@ -240,7 +277,9 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     image = found["network_data_format"]["inputs"]["image"]
     assert image["num_channels"] == model.config["num_channels"] == len(image["channel_def"])
     assert image["spatial_shape"] == model.config["spatial_size"] and image["modality"] in model.config["modalities"]
-    assert ("diffusion_data_format" in found) == model.has_student
+    assert "diffusion_data_format" in found and ("counterfactual_data_format" in found) == model.has_student
+    [pred] = found["network_data_format"]["outputs"].values()
+    assert pred["num_channels"] == (1 if model.has_student else model.config["num_channels"])
     assert not model.name.endswith(("detection", "segmentation"))
     text = card(model)
     assert text.startswith("---\n")

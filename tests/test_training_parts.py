@@ -250,13 +250,27 @@ def test_gradients_are_clipped() -> None:
     assert network.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
+def steps_to_one(network: torch.nn.Linear) -> Engine:
+    """An engine whose every step leaves the weight at 1."""
+    return Engine(lambda engine, batch: torch.nn.init.ones_(network.weight))
+
+
+def test_the_average_begins_with_what_was_loaded_at_the_start() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema = WarmedEMA(network, momentum=0.1)
+    engine = steps_to_one(network)
+    engine.add_event_handler(Events.STARTED, lambda: torch.nn.init.constant_(network.weight, 11.0))
+    ema.attach(engine)
+    engine.run([0], max_epochs=1)
+    assert ema.ema_model.weight.item() == pytest.approx(0.9 * 11 + 0.1)
+
+
 def test_the_momentum_of_the_average_falls_with_the_steps_of_the_training() -> None:
     """0.5 at step 1, 0.3 at step 2, 0.1 from step 3 on; a training that goes on at step 3 does not begin anew."""
     network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
     ema = WarmedEMA(network, momentum=0.1, momentum_warmup=0.5, warmup_iters=3)
-    torch.nn.init.zeros_(ema.ema_model.weight)
-    torch.nn.init.ones_(network.weight)
-    engine = Engine(lambda engine, batch: None)
+    engine = steps_to_one(network)
     ema.attach(engine)
     engine.run([0] * 3, max_epochs=1)
     assert ema.ema_model.weight.item() == pytest.approx(1 - 0.5 * 0.7 * 0.9)
@@ -270,10 +284,9 @@ def test_the_momentum_of_the_average_falls_with_the_steps_of_the_training() -> N
 def test_an_average_without_a_warm_up_keeps_its_momentum() -> None:
     """As the paper's, whose overlay says so."""
     network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
     ema = WarmedEMA(network, momentum=0.1, momentum_warmup=None, warmup_iters=None)
-    torch.nn.init.zeros_(ema.ema_model.weight)
-    torch.nn.init.ones_(network.weight)
-    engine = Engine(lambda engine, batch: None)
+    engine = steps_to_one(network)
     ema.attach(engine)
     engine.run([0] * 2, max_epochs=1)
     assert ema.ema_model.weight.item() == pytest.approx(1 - 0.9 * 0.9)

@@ -30,9 +30,9 @@ class ByNetworkd(Foregroundd):
         size: the network's input size, two whole numbers.
         threshold: probability from which on a pixel is foreground.
         parts: keep so many of a slice's largest connected parts, as there are two lungs; 0 keeps all.
-        below: how far what is marked is extended along the second axis, as a part of its length there. In a radiograph that
-            is to the feet, as fluid hides the lowest part of a lung.
-        convex_hull: then take the convex hull of it, as what lies between and behind the lungs.
+        below: how far below what is marked each part is extended along the second axis, as a share of the length of all of it
+            there. In a radiograph that is to the feet, as fluid hides the lowest part of a lung, of one or of both.
+        convex_hull: then take the convex hull of each part, as ribs and vessels are no border of a lung.
         dilation: how far the foreground is then widened, as a part of the slice's longer side, so that what hides the border of
             an organ, as fluid does in the costophrenic angles, is foreground. It is no length in mm, as many radiographs don't
             say how large a pixel is, but all show about the same field.
@@ -81,17 +81,18 @@ class ByNetworkd(Foregroundd):
 
     def _extended(self, marked: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         """What is foreground where a slice is marked, bool ``(X, Y)``, not all false."""
-        if self.parts:
-            labels, number = ndimage.label(marked)
-            sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
-            marked = np.isin(labels, 1 + np.argsort(-sizes, kind="stable")[: self.parts])
-        rows = np.flatnonzero(marked.any(axis=0))
-        reach = round(self.below * (rows[-1] + 1 - rows[0]))
-        extended = marked.copy()
-        for step in range(1, reach + 1):
-            extended[:, step:] |= marked[:, :-step]
-        if self.convex_hull:
-            extended = convex_hull_image(extended)
+        labels, number = ndimage.label(marked)
+        sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+        parts = [labels == 1 + n for n in np.argsort(-sizes, kind="stable")[: self.parts or None]]
+        rows = [np.flatnonzero(part.any(axis=0)) for part in parts]
+        top, bottom = min(r[0] for r in rows), max(r[-1] for r in rows)
+        lowest = min(bottom + round(self.below * (bottom + 1 - top)), marked.shape[1] - 1)
+        extended = np.zeros_like(marked)
+        for part, own in zip(parts, rows, strict=True):
+            reaching = part.copy()
+            for step in range(1, lowest + 1 - own[-1]):
+                reaching[:, step:] |= part[:, :-step]
+            extended |= convex_hull_image(reaching) if self.convex_hull else reaching
         if self.dilation > 0:
             reach_mm = self.dilation * max(n * s for n, s in zip(marked.shape, spacing, strict=True))
             extended = ndimage.distance_transform_edt(~extended, sampling=spacing) <= reach_mm

@@ -27,8 +27,15 @@ DOUBTFUL, FAILED = 2.0, 5.0
 patient it is 0.2 to 0.7; of another patient, of noise, of a wrong orientation or of four slices it was 7 to 94."""
 FARTHEST = 40.0
 """mm that a head moves in a scanner's coil at most; up to 29 were seen. More gets a warning."""
+SHOWN = "shown_channel"
+"""What the reference's channel is called in an image's meta data; see `shown_channel`."""
 MOST_UNCOVERED = 0.05
 """Of the foreground in a slice may lie beyond a sequence's edge; a slice with more is not assessed."""
+
+
+def shown_channel(image: MetaTensor) -> int:
+    """Which channel a picture shows: that on whose grid all were brought, or the first."""
+    return int(image.meta.get(SHOWN, 0))
 
 
 class RegisterChannelsd(MapTransform):
@@ -43,7 +50,7 @@ class RegisterChannelsd(MapTransform):
 
     Args:
         keys: lists of images ``(1, X, Y, Z)``, one a channel, as `loading.LoadVolumed` gives them with ``own_grids``; they
-            become one image ``(C, X, Y, Z)``.
+            become one image ``(C, X, Y, Z)``, of which pictures show the reference.
         sequences: of the channels.
         reference: the one whose grid all get.
 
@@ -76,6 +83,7 @@ class RegisterChannelsd(MapTransform):
             d[key].meta["filename_or_obj"] = ", ".join(
                 dict.fromkeys(str(image.meta["filename_or_obj"]) for image in images)
             )
+            d[key].meta[SHOWN] = self.reference
             d["covered"] = on_grid(covered.to(torch.uint8), fixed.affine, fixed)
         return d
 

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from .. import HEALTHY
 from ..images.geometry import axial, axial_index, slice_numbers, to_grid
 from ..images.normalization import BACKGROUND
+from ..images.registering import shown_channel
 from ..method.slices import assessed_slices
 from .baselines import Baseline
 from .cases import Array, SliceCase
@@ -44,15 +45,16 @@ def cases_of(
         maps: for each method ``(D, 1, H, W)`` on the grid of the preprocessed image.
         scores: for each method or classifier ``(D,)``.
         baselines: their score of a slice is the map's mean over its foreground.
-        healthy: the counterfactual ``(C, H, W, D)``, for display.
+        healthy: the counterfactual ``(C, H, W, D)``, for display, of which the channel is kept that `shown_channel` names.
         assessed: bool ``(D,)``, the slices that count where an item has one label; by default all with foreground.
         mask_key: where maps and scores are read, see `images.mapping.AnomalyMapd`; the foreground of the cases.
     """
     image: MetaTensor = volume["image"]
     parts = [volume[mask_key].as_tensor(), volume["foreground"].as_tensor(), *(m.movedim(0, -1) for m in maps.values())]
-    if healthy is not None:
-        parts.append((image.as_tensor() - healthy)[:1])
     original: MetaTensor = volume["input_image"]
+    shown = shown_channel(original)
+    if healthy is not None:
+        parts.append((image.as_tensor() - healthy)[shown : shown + 1])
     affine = torch.as_tensor(original.affine)
     grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
     on_input = axial(MetaTensor(grid, affine=affine)).as_tensor().numpy()
@@ -80,7 +82,7 @@ def cases_of(
         lesion = np.zeros_like(inside[..., z]) if label == HEALTHY else None
         if truth.lesion is not None:
             lesion = truth.lesion[..., z]
-        case = SliceCase(subject, n, x[0][..., z], inside[..., z], lesion, label, volume=name)
+        case = SliceCase(subject, n, x[shown][..., z], inside[..., z], lesion, label, volume=name)
         case.maps = {name: m[..., z].astype(np.float32) for name, m in (on_grid | above).items()}
         case.scores = {name: float(s[row[n]]) for name, s in scores.items()}
         case.scores |= {name: float(s[z]) for name, s in means.items()}

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..digests import json_digest
 from ..fingerprints import fingerprint, identified
+from ..images.mask_labels import mask_labels
 from ..ranks import of_first
 from .cache import Entry, SliceCache
 from .preparing import fill, logger, trained_slices
@@ -28,6 +29,21 @@ class Targets(Protocol):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         """The target of slice `i`."""
+
+
+def _source(item: dict[str, Any]) -> dict[str, Any]:
+    """What the preprocessing takes of an item."""
+    return {k: v for k, v in item.items() if k in ("image", "spacing", "foreground")}
+
+
+def _input_image(item: dict[str, Any], preprocessing: Compose) -> MetaTensor:
+    """The image of an item on the grid of its file, by the first steps of the preprocessing alone."""
+    volume = _source(item)
+    steps = iter(preprocessing.transforms)
+    while "input_image" not in volume:
+        volume = next(steps)(volume)
+    image: MetaTensor = volume["input_image"]
+    return image
 
 
 def labelled_slices(foreground: MetaTensor, label: int | Sequence[int], min_area: int) -> Iterator[tuple[int, int]]:
@@ -53,7 +69,8 @@ class SliceDataset(Dataset):
     volume; a file that was replaced in place is another volume.
 
     ``label`` of an item is 0 (healthy) or 1 (diseased) for all its slices, or a list with 0, 1, or -1 (leave out) for
-    each slice of the file along its axis nearest to superior-inferior.
+    each slice of the file along its axis nearest to superior-inferior, or the path of a mask that says it, see
+    `images.mask_labels`.
 
     Args:
         data: a datalist, see `datalists`.
@@ -90,7 +107,7 @@ class SliceDataset(Dataset):
         self.augmentation, self.seed = augmentation, seed
         settings = fingerprint([min_area, list(Entry.__annotations__)], preprocessing)
         self._cache = SliceCache(Path(cache_dir) / f"slices-{settings}")
-        sources = [{k: v for k, v in item.items() if k in ("image", "spacing", "foreground")} for item in data]
+        sources = [_source(item) for item in data]
         keys = [json_digest(identified(source))[:16] for source in sources]
         wanted = dict(zip(keys, sources, strict=True))
         found = of_first(lambda: fill(self._cache, wanted, preprocessing, min_area, workers))
@@ -105,6 +122,8 @@ class SliceDataset(Dataset):
         self._rows: list[int] = []
         for item, entry in ((item, found[key]) for item, key in zip(data, keys, strict=True) if key in found):
             label = item["label"]
+            if isinstance(label, str):
+                label = mask_labels(label, _input_image(item, preprocessing))
             if not isinstance(label, int) and len(label) != entry.depth:
                 raise ValueError(f"{item['image']}: has {entry.depth} slices, but {len(label)} labels.")
             of_slices = [label if isinstance(label, int) else label[n] for n in entry.numbers]

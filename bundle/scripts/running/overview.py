@@ -16,14 +16,15 @@ from monai.data import MetaTensor
 
 from ..images.geometry import axial, axial_index
 from ..images.masks import load_mask
+from ..images.registering import shown_channel
 from ..images.restoring import LESION, NOT_ASSESSED
 
 AMBER, BLUE = "#ffb000", "#5b9bff"
 
 
-def _axial(image: MetaTensor) -> np.ndarray:
-    """``(X, Y, Z)`` of the first channel, left, posterior, superior: as radiologists look at it once transposed."""
-    return np.nan_to_num(axial(image[:1].float())[0].as_tensor().numpy(), posinf=0, neginf=0)
+def _axial(image: MetaTensor, channel: int = 0) -> np.ndarray:
+    """``(X, Y, Z)`` of a channel, left, posterior, superior: as radiologists look at it once transposed."""
+    return np.nan_to_num(axial(image[channel : channel + 1].float())[0].as_tensor().numpy(), posinf=0, neginf=0)
 
 
 def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path: Path, num_slices: int = 5) -> None:
@@ -38,8 +39,9 @@ def draw_overview(result: Mapping[str, Any], truth: str | None, name: str, path:
         path: of the PNG.
         num_slices: at most.
     """
-    image = _axial(result["input_image"])
-    healthy = _axial(result["counterfactual"]) if "counterfactual" in result else None
+    channel = shown_channel(result["input_image"])
+    image = _axial(result["input_image"], channel)
+    healthy = _axial(result["counterfactual"], channel) if "counterfactual" in result else None
     a, pred = _axial(result["anomaly_map"]), _axial(result["pred"])
     lesion = None
     if truth is not None:

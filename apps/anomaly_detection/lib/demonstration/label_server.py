@@ -43,6 +43,8 @@ def label_server(
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
         "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST))),
         "PYTHONUNBUFFERED": "1",
+        # threads that wait leave the cores to requests beside them, see `scripts.running`
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         **(env or {}),
     }
     # MONAI Label writes logs and more into an app's folder; this one may be read-only

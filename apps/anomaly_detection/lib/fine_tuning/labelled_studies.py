@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from lib.fine_tuning.slice_classes import UNKNOWN, mask_labels, tag_labels
+from lib.fine_tuning.slice_classes import UNKNOWN, axial_volume, tag_labels
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ class Study:
 
 def labelled_studies(datastore: Datastore) -> tuple[list[Study], int]:
     """The studies with labels that can be used, and how many others were skipped."""
+    from scripts.images.mask_labels import mask_labels
+
     studies, skipped, unlabelled = [], 0, 0
     for image_id in sorted(datastore.list_images()):
         try:
@@ -35,7 +37,8 @@ def labelled_studies(datastore: Datastore) -> tuple[list[Study], int]:
                 continue
             image = datastore.get_image_uri(image_id)
             if label_id:
-                labels = mask_labels(image, datastore.get_label_uri(label_id, DefaultLabelTag.FINAL))
+                mask = datastore.get_label_uri(label_id, DefaultLabelTag.FINAL)
+                labels = mask_labels(mask, axial_volume(image))
             else:
                 labels = tag_labels(image, tag)
             if set(labels) == {UNKNOWN}:

@@ -38,41 +38,8 @@ def axial_volume(path: str) -> MetaTensor:
     affine = torch.as_tensor(volume.affine, dtype=torch.float64)
     array = volume.as_tensor().reshape(*volume.shape[:3], -1).moveaxis(-1, 0)
     # the reader's other meta stays behind: a "space" in it would change what Orientation means by its letters
-    return Orientation("LPS", labels=None)(MetaTensor(array, affine=affine, meta={"input_affine": affine.clone()}))
-
-
-def mask_labels(image: str, mask: str) -> list[int]:
-    """The label of each slice of an image from a mask on its grid.
-
-    A slice is anomalous (1) if the mask marks a voxel in it as lesion; unknown (-1) if it marks none but has voxels that
-    were not assessed; else healthy (0). Slices count from 0 along the image file's axis nearest to superior-inferior.
-
-    Args:
-        image: path of the image.
-        mask: path of the mask; its file may hold the same voxels in another order.
-
-    Raises:
-        ValueError: a file can't be read, the mask lies on another grid, or holds other values than 0, 1 and 2.
-    """
-    from scripts.images.geometry import slice_numbers
-    from scripts.images.restoring import LESION, NOT_ASSESSED
-
-    volume, marks = axial_volume(image), axial_volume(mask)
-    if marks.shape != (1, *volume.shape[1:]) or not np.allclose(marks.affine, volume.affine, atol=1e-3):
-        raise ValueError(
-            f"{mask}: lies on another grid than {image} (in the order left, posterior, superior {tuple(marks.shape)} "
-            f"against {(1, *volume.shape[1:])}, or another affine); save the mask on the image's grid."
-        )
-    values = marks.as_tensor()
-    others = sorted(set(values.unique().tolist()) - {0, LESION, NOT_ASSESSED})
-    if others:
-        raise ValueError(
-            f"{mask}: holds the value {others[0]:g}; allowed are 0, {LESION} (anomaly) and {NOT_ASSESSED} (not assessed)."
-        )
-    labels = torch.full(values.shape[-1:], HEALTHY)
-    labels[(values == NOT_ASSESSED).any(dim=(0, 1, 2))] = UNKNOWN
-    labels[(values == LESION).any(dim=(0, 1, 2))] = ANOMALOUS
-    return [label for _, label in sorted(zip(slice_numbers(volume), labels.tolist(), strict=True))]
+    meta = {"input_affine": affine.clone(), "filename_or_obj": path}
+    return Orientation("LPS", labels=None)(MetaTensor(array, affine=affine, meta=meta))
 
 
 def tag_labels(image: str, tag: Any) -> list[int]:
