@@ -22,6 +22,7 @@ from fire.inspectutils import GetFullArgSpec
 from monai.bundle import ConfigParser
 from torch.distributed.run import get_args_parser
 
+from scripts.bundle import parsed
 from scripts.command import _options, _own_options, check_command, check_option
 from scripts.judging.evaluation import Evaluation
 from scripts.prepare.__main__ import COMMANDS, check_options
@@ -252,6 +253,15 @@ def test_the_model_to_add_is_the_one_that_is_tested() -> None:
 def test_the_files_of_an_evaluation_are_those_that_it_writes() -> None:
     named = set(in_prose(ROOT / "docs" / "training.md", r"^(?:test|validation)_\w+$"))
     assert named == set(re.findall(r"``((?:test|validation)_\w+)``", str(Evaluation.__doc__)))
+
+
+def test_the_defaults_that_are_told_are_those_of_the_config() -> None:
+    """Numbers in the table of options."""
+    rows = re.findall(r"^\| `--([\w#]+)` \| (\d+)", (ROOT / "docs" / "own_data.md").read_text("utf-8"), re.MULTILINE)
+    config = parsed()
+    assert len(rows) == 3 and [(name, float(value)) for name, value in rows] == [
+        (name, config[name]) for name, _ in rows
+    ]
 
 
 def test_the_first_result_is_a_screen_away() -> None:
