@@ -22,6 +22,7 @@ from pynetdicom.sop_class import Verification
 
 from lib.demonstration.orthanc import find_orthanc
 from lib.demonstration.servers import running
+from scripts.running.__main__ import SPINS
 from synthetic import write_head
 from test_app import free_port
 from test_readme import TARGETS, blocks
@@ -123,8 +124,10 @@ def test_service_and_container_run_the_same() -> None:
     assert (parsed.action, parsed.host) == ("start_server", "127.0.0.1")
     theirs = environment([value for instruction, value in recipe if instruction == "ENV"])
     ours = environment(unit["Environment"])
-    assert {*ours} - {"HOME"} == {*theirs} - {"PATH"} <= Settings.model_fields.keys()
+    assert {*ours} - {"HOME"} == {*theirs} - {"PATH"}
+    assert {*ours} - {"HOME", "GOMP_SPINCOUNT"} <= Settings.model_fields.keys()
     assert ours["MONAI_LABEL_TASKS_TRAIN"] == theirs["MONAI_LABEL_TASKS_TRAIN"] == "false"
+    assert ours["GOMP_SPINCOUNT"] == theirs["GOMP_SPINCOUNT"] == str(SPINS)
 
 
 @pytest.mark.parametrize("path", [UNIT, DOCKERFILE, PAGE], ids=lambda p: p.name)
