@@ -28,11 +28,11 @@ explain: $(READY) ## draw how the method works on a toy that needs no training; 
 serve: $(READY) ## show the sample study in OHIF and 3D Slicer until Ctrl-C; without Orthanc in 3D Slicer only
 	$(BIN)/python apps/anomaly_detection/serve.py
 
-viewers: ## install what OHIF and its tests need from Debian or Ubuntu: orthanc, orthanc-dicomweb, chromium
+viewers: ## install what OHIF and the tests need from Debian or Ubuntu: orthanc, orthanc-dicomweb, chromium, dicom3tools
 	@command -v apt-get > /dev/null || \
 		{ echo "There is no apt-get here: install Orthanc with its DICOMweb plugin, and Chromium, in this system's way."; exit 1; }
 	$(SUDO) apt-get update
-	$(SUDO) apt-get install -y --no-install-recommends orthanc orthanc-dicomweb chromium
+	$(SUDO) apt-get install -y --no-install-recommends orthanc orthanc-dicomweb chromium dicom3tools
 	@echo "The package starts an Orthanc of its own, ports 8042 and 4242, that nothing here uses;" \
 		"to stop it: systemctl disable --now orthanc"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -64,7 +65,8 @@ def test_objects_lie_on_the_images_and_say_what_the_nifti_files_do(
 def test_objects_are_without_fault_for_dciodvfy(tmp_path: Path, weights: dict[str, str]) -> None:
     tool = shutil.which("dciodvfy")
     if tool is None:
-        pytest.skip("dciodvfy (dicom3tools) is not installed")
+        assert os.environ.get("CI") != "true"
+        pytest.skip("`make viewers` installs dicom3tools, which has dciodvfy")
     item = write_head(tmp_path)
     series_from_nifti(
         item["image"], tmp_path / "series", series_description="FLAIR", patient_id="P1", patient_name="Doe^Jane"
