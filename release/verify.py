@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import threading
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -152,7 +154,11 @@ class Verification:
         options = self.training("tracked")
         self.monai("run", config_file=self.configs("train"), tracking="mlflow", device="cpu", **options)
         run_dir = Path(options["run_dir"])
-        assert (run_dir / "model.pt").is_file() and (run_dir / "mlruns.db").stat().st_size > 0
+        written = {path.name for path in run_dir.iterdir()}
+        assert written >= {"model.pt", "mlruns.db"}, written
+        with closing(sqlite3.connect(run_dir / "mlruns.db")) as records:
+            [names] = zip(*records.execute("SELECT DISTINCT key FROM metrics"), strict=True)
+        assert "val_loss" in names, names
 
     def all_networks(self) -> None:
         """The bundle's own export."""
@@ -273,8 +279,8 @@ def verify(path: Path, checks: Sequence[str], python: str) -> list[str]:
             try:
                 getattr(verification, name)()
                 outcome = "passed"
-            except AssertionError as error:
-                outcome = f"FAILED\n{error}"
+            except Exception as error:
+                outcome = f"FAILED\n{type(error).__name__}: {error}"
                 failed.append(name)
             print(f"{path.stem}: {name}: {outcome} ({perf_counter() - start:.0f} s)", flush=True)
         for entry in (verification.bundle, *verification.bundle.rglob("*")):
