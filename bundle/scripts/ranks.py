@@ -6,6 +6,8 @@ nothing here does anything then. A rank that dies ends the others, through torch
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import uuid
@@ -51,6 +53,7 @@ def join(device: torch.device | str = "cpu") -> None:
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         store = distributed.PrefixStore(meet(store, rank, size), store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        atexit.register(leave)
         if idist.get_rank() > 0:
             logging.disable(logging.INFO)
 
@@ -77,6 +80,13 @@ def meet(store: distributed.Store, rank: int, size: int) -> str:
         except distributed.DistStoreError:
             continue
         return name
+
+
+def leave() -> None:
+    """End the threads that exchange tensors while Python can still take back what they hold; later that aborts the process."""
+    gc.collect()  # a network that was trained on several ranks holds them too
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def of_first(work: Callable[[], T]) -> T:
