@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from torchrun import environment, said, torchrun
 from training_data import command, parsed, write_datalist
 
 STEPS = 12
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,34 @@ def test_ranks_meet_under_a_name_that_no_start_before_had() -> None:
         assert len(set(found)) == 1
         names.append(found[0])
     assert names[0] != names[1]
+
+
+THREADS = """
+import os, pathlib, torch
+import ignite.distributed as idist
+from scripts import ranks
+
+def of_gloo():
+    return sum("gloo" in (task / "comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir())
+
+ranks.join()
+network = idist.auto_model(torch.nn.Linear(3, 2))
+network(torch.ones(4, 3)).sum().backward()
+circle = [network]
+circle.append(circle)
+del network, circle
+before = of_gloo()
+ranks.leave()
+if os.environ["RANK"] == "1":
+    print("THREADS", before > 0, of_gloo())
+"""
+
+
+def test_no_thread_that_exchanges_tensors_outlives_a_rank(tmp_path: Path) -> None:
+    """Not even where a network that was trained on several ranks is still in a circle of references."""
+    (tmp_path / "threads.py").write_text(THREADS)
+    launch = torchrun([sys.executable, "-m", "threads"], 2)
+    assert "THREADS True 0" in said(launch, tmp_path, PYTHONPATH=f"{ROOT / 'bundle'}:{tmp_path}")
 
 
 class Three:
