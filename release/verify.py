@@ -64,7 +64,8 @@ class Verification:
     """
 
     def __init__(self, path: Path, folder: Path, python: str) -> None:
-        self.zip, self.folder, self.python = path, folder, python
+        # not resolved, as a link tells an environment; commands run in other folders
+        self.zip, self.folder, self.python = path, folder, os.path.abspath(python)
         self.bundle = folder / "unpacked bundle" / path.stem
         with zipfile.ZipFile(path) as archive:
             archive.extractall(self.bundle.parent)

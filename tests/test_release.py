@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -23,7 +24,7 @@ from release.archive import write_zip
 from release.describing import FACTS, card, metadata
 from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, dumped, renamed
 from release.models import Model, models
-from release.verify import verify
+from release.verify import Verification, verify
 from scripts.bundle import bundle_root
 from small_bundle import write_small_bundle
 from synthetic import write_head
@@ -235,6 +236,9 @@ def test_the_checks_find_a_spoiled_zip(zips: Path, tmp_path: Path) -> None:
     spoiled = shutil.make_archive(str(bundle), "zip", bundle.parent)
     checks = ("zoo", "load", "properties", "unchanged")
     assert verify(Path(spoiled), checks, sys.executable) == ["zoo", "load", "properties"]
+    # as a command line names an environment, from here
+    (tmp_path / "elsewhere").mkdir()
+    Verification(Path(spoiled), tmp_path / "elsewhere", os.path.relpath(sys.executable)).run("-c", "pass")
 
 
 def test_a_federated_client_trains_and_evaluates_a_zip(
