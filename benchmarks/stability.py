@@ -75,12 +75,6 @@ def field(shape: tuple[int, ...], head: NDArray[np.bool_], seed: int) -> NDArray
     return np.exp((log - log[head].mean()) / (high - low) * np.log(FIELD)).astype(np.float32)
 
 
-def marked(predictor: Predictor, scan: Scan) -> tuple[float, NDArray[np.bool_]]:
-    """ml that are marked as lesion, and where."""
-    mask = predictor(*scan).mask == LESION
-    return float(mask.sum() * abs(np.linalg.det(scan[1][:3, :3])) / 1000), mask
-
-
 def measured(predictor: Predictor, item: dict[str, Any], seed: int) -> dict[str, Any]:
     """One volume's figures: ml marked in each variant, and beside its known lesions."""
     image = nib.as_closest_canonical(nib.load(item["image"]))
@@ -88,10 +82,11 @@ def measured(predictor: Predictor, item: dict[str, Any], seed: int) -> dict[str,
     volumes: dict[str, float] = {}
     record: dict[str, Any] = {"subject": item["subject"], "marked_ml": volumes}
     for name, scan in variants(values, affine, seed).items():
-        volumes[name], where = marked(predictor, scan)
+        found = predictor(*scan)
+        volumes[name] = float(found.lesion_ml or 0)
         if name == "as it is" and "mask" in item:
             lesion = nib.as_closest_canonical(nib.load(item["mask"])).get_fdata() > 0
-            voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
+            where, voxel = found.mask == LESION, abs(np.linalg.det(affine[:3, :3])) / 1000
             record["lesion_ml"] = float(lesion.sum() * voxel)
             record["found_ml"] = float((lesion & where).sum() * voxel)
             record["beside_ml"] = float((where & ~lesion).sum() * voxel)

@@ -616,7 +616,8 @@ def test_the_marked_volume_of_each_variant(tmp_path: Path) -> None:
 
     class Bright:
         def __call__(self, array: np.ndarray, affine: np.ndarray) -> object:
-            return type("Found", (), {"mask": (array > 1).astype(np.uint8)})
+            mask = (array > 1).astype(np.uint8)
+            return type("Found", (), {"mask": mask, "lesion_ml": 2.0 * mask.sum()})
 
     found = stability.measured(Bright(), item, 0)
     assert found["marked_ml"]["as it is"] == pytest.approx(8.0)
