@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from monai.bundle import verify_net_in_out
 
 from scripts.bundle import bundle_root, declared
-from scripts.device import autocast, compilation_pays, fastest_precision
+from scripts.device import autocast, compilation_pays, fastest_precision, in_fastest_layout
 from scripts.images.restoring import LESION, NOT_ASSESSED
 
 CONFIGS = Path(bundle_root()) / "configs"
@@ -135,6 +136,25 @@ def test_autocast_of_float32_switches_a_callers_off() -> None:
         assert (a @ a).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="float8"):
         autocast("cpu", "float8")
+
+
+def test_group_norms_are_fast_in_the_networks_layout() -> None:
+    """They compute what PyTorch's compute, gradients included, and leave the layout as they found it."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU())
+    laid_out = in_fastest_layout(copy.deepcopy(plain), "cpu")
+    assert isinstance(laid_out[1], torch.nn.GroupNorm) and type(laid_out[1]) is not torch.nn.GroupNorm
+    assert list(laid_out.state_dict()) == list(plain.state_dict())
+    x = torch.randn(3, 2, 6, 7)
+    outputs, gradients = [], []
+    for network, layout in ((plain, torch.contiguous_format), (laid_out, torch.channels_last)):
+        given = x.clone(memory_format=layout).requires_grad_(True)
+        y = network(given)
+        assert y.is_contiguous(memory_format=layout)
+        outputs.append(y)
+        gradients.append(torch.autograd.grad(y.square().sum(), [given, *network.parameters()]))
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
 
 
 def test_networks_are_laid_out_for_convolutions() -> None:

@@ -124,8 +124,12 @@ def test_with_a_map_it_learns_a_students_labels_too(tmp_path: Path) -> None:
     inferer = exact(NoisedClassifier(), guidance_scale=1.0, batch_size=3)
     inferer.slices = healed
     labels = Teacher(torch.nn.Conv2d(1, 1, 1), inferer, "hyperintense", 1, str(tmp_path))(slices)
-    both, alone = teacher(tmp_path, map_channels=1)(slices), teacher(tmp_path)(slices)
+    of_both = teacher(tmp_path / "both", map_channels=1)
+    calls = []
+    of_both.inferer.slices = lambda *given: calls.append(len(given[0])) or healed(*given)
+    both, alone = of_both(slices), teacher(tmp_path)(slices)
     assert both.digest not in (alone.digest, labels.digest)
+    assert sum(calls) == 8, "the labels are of the counterfactuals that were made"
     for i in range(8):
         assert torch.equal(both[i], torch.cat([alone[i], labels[i]]))
 

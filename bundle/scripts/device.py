@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 
 def default_device() -> torch.device:
@@ -58,3 +59,25 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
         raise ValueError(f"precision must be float32, bfloat16 or float16, got {precision!r}.")
     low = torch.bfloat16 if precision == "float32" else getattr(torch, precision)
     return torch.autocast(torch.device(device).type, low, enabled=precision != "float32")
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """PyTorch's, on contiguous tensors inside a network in channels_last.
+
+    On a CPU the gradient of PyTorch's group norm in channels_last is slow: it took half of a classifier's gradient in bfloat16
+    (torch 2.13). The copies to the other layout and back cost less than a tenth of that.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As `torch.nn.GroupNorm`; ``(N, C, H, W)`` comes out in channels_last."""
+        y = F.group_norm(input.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
+        return y.contiguous(memory_format=torch.channels_last) if y.ndim == 4 else y
+
+
+def in_fastest_layout(network: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+    """`network`, changed in place, on `device`, in the layout that convolutions are fastest in, on CPUs up to threefold."""
+    if torch.device(device).type == "cpu":
+        for module in network.modules():
+            if type(module) is torch.nn.GroupNorm:
+                module.__class__ = GroupNorm
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it

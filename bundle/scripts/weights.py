@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .device import in_fastest_layout
 from .files import write
 from .manifest import renew
 
@@ -63,8 +64,7 @@ def for_training(
             )
         network.load_state_dict(fitting, strict=False)
         logger.info("%s: began with %d of the network's %d weights", initial_weights, len(fitting), len(own))
-    # the layout that convolutions are fastest in, on CPUs up to threefold
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+    return in_fastest_layout(network, device)
 
 
 def weights_digest(network: torch.nn.Module) -> str:

@@ -39,7 +39,7 @@ class OneStepTeacher(Counterfactuals):
         """The counterfactuals of all slices, whatever their label; made where they aren't on disk yet."""
         channels = slices[0]["image"].shape[0]
         rows, digest = self.made(slices, range(len(slices)), "healthy", channels, "counterfactual", _healthy)
-        return HealthyTargets(rows, digest, self.maps(slices) if self.maps is not None else None)
+        return HealthyTargets(rows, digest, self.maps(slices, rows) if self.maps is not None else None)
 
 
 def _healthy(x: torch.Tensor, healthy: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:

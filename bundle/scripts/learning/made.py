@@ -84,7 +84,14 @@ class Counterfactuals:
         """The digests of the networks."""
 
     def made(
-        self, slices: SliceDataset, chosen: Sequence[int], name: str, channels: int, settings: Any, change: Change
+        self,
+        slices: SliceDataset,
+        chosen: Sequence[int],
+        name: str,
+        channels: int,
+        settings: Any,
+        change: Change,
+        healthy: Rows | None = None,
     ) -> tuple[Rows, str]:
         """What `change` keeps of the chosen slices, a row each in their order; made where it isn't on disk yet.
 
@@ -95,12 +102,15 @@ class Counterfactuals:
             channels: of what is kept.
             settings: of `change`, which the digest depends on.
             change: see `Change`.
+            healthy: the counterfactuals of all slices of the data set, where they were made before.
 
         Returns:
             The rows, ``(channels, H, W)``, and the digest of slices, weights and settings by which they are found again.
         """
         device = next(self.network.parameters()).device
         alphas = settings_of(self.inferer.alphas_cumprod)
+        # those that were kept are rounded to half precision
+        settings = settings if healthy is None else (settings, "of kept counterfactuals")
         of_teacher = (settings, self.inferer.settings, *self.weights.values(), alphas)
         state = (slices.digest, *of_teacher, bundle_version(), device.type)
         digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
@@ -109,7 +119,11 @@ class Counterfactuals:
         def batch(numbers: range) -> torch.Tensor:
             x = torch.stack([slices[chosen[n]]["image"] for n in numbers]).to(device)
             inside = torch.stack([slices.foreground(chosen[n]) for n in numbers]).to(device)
-            return change(x, self.inferer.slices(x, inside, self.network)["counterfactual"], inside)
+            if healthy is None:
+                found = self.inferer.slices(x, inside, self.network)["counterfactual"]
+            else:
+                found = torch.stack([torch.from_numpy(healthy[chosen[n]]) for n in numbers]).float().to(device)
+            return change(x, found, inside)
 
         if not self.dry_run:
             size = self.inferer.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)

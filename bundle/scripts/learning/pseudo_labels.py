@@ -54,8 +54,12 @@ class Teacher(Counterfactuals):
         super().__init__(network, inferer, cache_dir, dry_run)
         self.polarity, self.median_size = polarity, median_size
 
-    def __call__(self, slices: SliceDataset) -> PseudoLabels:
+    def __call__(self, slices: SliceDataset, healthy: Rows | None = None) -> PseudoLabels:
         """The labels of the slices; their maps are made where they aren't on disk yet, and found again by the digest.
+
+        Args:
+            slices: a data set.
+            healthy: the counterfactuals of all its slices, where they were made before.
 
         Raises:
             ValueError: no slice is labelled diseased.
@@ -64,7 +68,7 @@ class Teacher(Counterfactuals):
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
         settings = (self.polarity, self.median_size, "filled")
-        return PseudoLabels(slices, diseased, *self.made(slices, diseased, "maps", 1, settings, self._map))
+        return PseudoLabels(slices, diseased, *self.made(slices, diseased, "maps", 1, settings, self._map, healthy))
 
     def _map(self, x: torch.Tensor, healthy: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         return filled(anomaly_map(x, healthy, inside, self.polarity, self.median_size))
