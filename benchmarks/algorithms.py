@@ -12,7 +12,6 @@ import torch
 from keeping import kept, place
 from tqdm import tqdm
 
-from scripts import HEALTHY
 from scripts.bundle import declared
 from scripts.device import autocast, default_device, fastest_precision
 from scripts.learning.seeding import seed_of
@@ -169,13 +168,13 @@ class Algorithms:
             declared(name, *overlays, **on_device) for name in ("network", "classifier", "student")
         )
         self.calls = {"network": 0, "gradient": 0, "student": 0}
-        self.temperature = declared("temperature", *overlays)
         self._scheduler = declared("scheduler", *overlays)
         self._alphas = self._scheduler.alphas_cumprod.float().clone().to(self.device)
         self._scheduler.alphas_cumprod = self._alphas
         self._eps = self.counted("network", lambda x, t: self.network(x, t)[:, : x.shape[1]].float())
         self._overlays, self._on_device = overlays, on_device
-        self.default = declared("inferer", *overlays, classifier=self.classifier, **on_device).settings
+        self._inferer = declared("inferer", *overlays, classifier=self.classifier, **on_device)
+        self.default = self._inferer.settings
         self.scale = declared("displayable_configs#guidance_scale", *overlays)
         if self.student is not None:
             self.student.forward = self.counted("student", self.student.forward)
@@ -270,10 +269,9 @@ class Algorithms:
         }
 
     def probability(self, x: torch.Tensor, depths: list[int]) -> torch.Tensor:
-        """p(diseased) of slices, each volume's averaged as the inferer does, ``(N,)``."""
+        """p(diseased) of slices, read and in each volume averaged as the inferer does, ``(N,)``."""
         with torch.no_grad():
-            logits = torch.cat([self.classifier(b, times(b, 0)).float().cpu() for b in x.to(self.device).split(64)])
-        p = 1 - (logits / self.temperature).softmax(dim=1)[:, HEALTHY]
+            p = torch.cat([self._inferer.probability(b).cpu() for b in x.to(self.device).split(64)])
         return smoothed(p, depths)
 
     def learned(self, x: torch.Tensor, depths: list[int], student: torch.nn.Module | None = None) -> torch.Tensor:

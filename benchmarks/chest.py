@@ -33,7 +33,7 @@ from typing import Any
 import fire
 import numpy as np
 import torch
-from algorithms import DEFAULT, FAMILIES, REFERENCE, Algorithms, times
+from algorithms import DEFAULT, FAMILIES, REFERENCE, Algorithms
 from keeping import kept
 from matplotlib.figure import Figure
 from monai.networks.nets import DenseNet
@@ -324,9 +324,7 @@ def main(
     for where, of_where in splits.items():
         cases: dict[str, list[SliceCase]] = {}
         for split, images in of_where.items():
-            with torch.no_grad():
-                logits = torch.cat([algorithms.classifier(b, times(b, 0)).float() for b in images.x.split(16)])
-            p = (logits / config.get_parsed_content("temperature")).softmax(dim=1)[:, DISEASED]
+            p = algorithms.probability(images.x, [1] * len(images.x))
             before = p_diseased(second, images.x)
             maps: dict[str, torch.Tensor] = {}
             scores: dict[str, torch.Tensor] = {"p(diseased)": p, "the judge's p(diseased)": before}

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import chest
 import lungs
+from algorithms import Algorithms
 
 
 def phantom(small: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -83,3 +84,15 @@ def test_images_with_regions_come_first() -> None:
     first = chest.chosen(items, 3, 0)
     assert [item["label"] for item in first] == [1, 1, 1, 0, 0, 0]
     assert {item["image"] for item in first[:2]} == {"5", "9"} and "mask" not in first[2]
+
+
+def test_maps_are_gated_by_the_p_that_the_model_gives() -> None:
+    """Read at two noise levels, as the inferer does."""
+    x = torch.from_numpy(np.stack([phantom(small)[0] for small in (1.0, 0.6)]))[:, None]
+    inferer, network = (declared(name, "chest", device="cpu") for name in ("inferer", "network"))
+    inferer.precision = "float32"
+    inferer.slices = lambda x, inside, network: {"probability": inferer.probability(x), "counterfactual": x}
+    given = inferer(x[..., None], network)["probability"][:, 0]
+    found = Algorithms("chest", device="cpu").probability(x, [1, 1])
+    torch.testing.assert_close(found, given.detach())
+    assert inferer.classified_at == [0, 250]
