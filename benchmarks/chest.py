@@ -60,7 +60,7 @@ from scripts.judging.on_input import cases_of
 from scripts.judging.tables import Result, table
 from scripts.judging.thresholds import label_threshold
 from scripts.learning.datalists import Item, read_datalist
-from scripts.method.maps import anomaly_map, gate, slice_score
+from scripts.method.maps import anomaly_map, gate, gated_counterfactual, slice_score
 from scripts.weights import weights_digest
 
 MODEL = "chest"
@@ -334,13 +334,16 @@ def main(
                 healthy = made["healthy"]
                 for name, (a, score) in read(images, healthy, p, median_size).items():
                     maps[f"{row}, {name}"], scores[f"{row}, {name}"] = a, score
-                if split == "test":
-                    after = p_diseased(second, healthy)
-                    counterparts[f"{row} ({len(images.x)} images)"] = healing(
-                        images.x, healthy, images.roi, images.labels, before, after
+                if split != "test":
+                    continue
+                shown = gated_counterfactual(images.x, healthy, p)
+                for name, given in ((row, healthy), (f"{row}, gated", shown)):
+                    after = p_diseased(second, given)
+                    counterparts[f"{name} ({len(images.x)} images)"] = healing(
+                        images.x, given, images.roi, images.labels, before, after
                     )
-                    if where == "all":
-                        draw(images, healthy, maps[f"{row}, hyperintense"], Path(f"{output}.png"))
+                if where == "all":
+                    draw(images, shown, maps[f"{row}, hyperintense"], Path(f"{output}.png"))
             maps[VAE], scores[VAE] = vae[f"{where} {split}"]
             for name, found in of_baselines(images, baselines).items():
                 maps[name], scores[name] = found

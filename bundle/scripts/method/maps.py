@@ -78,6 +78,23 @@ def gate(probability: torch.Tensor) -> torch.Tensor:
     return (2 * probability).clamp(max=1).view(-1, 1, 1, 1)
 
 
+def gated_counterfactual(x: torch.Tensor, healthy: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
+    """The counterparts that are shown: what changed in a slice is multiplied by its `gate`, as the map is.
+
+    Guidance carries every slice towards healthy, one that is healthy too. Where the classifier is sure that it is, there was
+    nothing to heal.
+
+    Args:
+        x: slices, ``(N, C, H, W)``.
+        healthy: their counterfactuals.
+        probability: p(diseased), ``(N,)``.
+
+    Returns:
+        ``(N, C, H, W)``: the counterfactuals where p is 0.5 or more, the slices themselves where it is 0.
+    """
+    return x + gate(probability) * (healthy - x)
+
+
 def combined_map(
     x: torch.Tensor, found: Findings, foreground: torch.Tensor, polarity: str | Sequence[str], median_size: int
 ) -> torch.Tensor:
