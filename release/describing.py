@@ -13,8 +13,8 @@ FACTS = Path(__file__).parent / "models"
 """What no config says, in a folder a model: see `facts`."""
 NETWORK_DEF = {
     True: "`network_def` is the student: an image in, the logits of a map out, whose sigmoid is the probability that a pixel "
-    "is part of a lesion. `run` uses it with `diffusion_def` and `classifier_def`. These see noised images, which have no "
-    "bounds.",
+    "is part of a lesion. What heals, in the channels behind it if there are any, is to be added to the image. `run` uses it "
+    "with `diffusion_def` and `classifier_def`. These see noised images, which have no bounds.",
     False: "`network_def` is the method as one network: an image in, its healthy counterpart out. It is made of "
     "`diffusion_def`, whose weights are `models/model.pt`, and `classifier_def`. These see noised images, which have no "
     "bounds. `ckpt_export` writes it whole, as TorchScript. `onnx_export` can't: the guidance needs gradients, which ONNX "
@@ -49,7 +49,13 @@ def metadata(model: Model) -> dict[str, Any]:
             of_channels = {n: f"{whats[network]} {name}" for n, name in channels.items()}
             io["outputs"]["pred"] |= {**grid, "channel_def": of_channels}
         elif network == "student":
-            io["outputs"]["pred"]["spatial_shape"] = model.config["spatial_size"]
+            learned = channels.values() if model.config["student_counterpart"] else ()
+            of_student = ["lesion", *(f"what heals {name}" for name in learned)]
+            io["outputs"]["pred"] |= {
+                "spatial_shape": model.config["spatial_size"],
+                "num_channels": len(of_student),
+                "channel_def": {str(n): name for n, name in enumerate(of_student)},
+            }
     if not model.has_student:
         del found["student_data_format"]
     formats = {

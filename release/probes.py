@@ -104,8 +104,6 @@ def properties(bundle: str, lists: str, options: str) -> None:
         workflow.initialize()
         workflow.bundle_root = bundle
         workflow.parser.update(json.loads(options)[kind])
-        if names[-1] == "onestep":  # which a bundle declares, but carries no weights of
-            workflow.parser.update({"network": "@onestep_def", "displayable_configs#threshold": 0.5})
         workflow.initialize()
         assert workflow.check_properties() == [], (names, workflow.check_properties())
 

@@ -42,12 +42,10 @@ LISTS = [
     ["inference", "evaluate"],
     ["inference", "evaluate", "calibrate"],
     ["inference", "export"],
-    ["inference", "onestep"],
     ["train"],
     ["train", "multi_gpu_train"],
     ["train", "train_classifier"],
     ["train", "train_student"],
-    ["train", "train_onestep"],
     ["train", "train_chest"],
     ["train", "train_classifier", "train_chest", "train_chest_classifier"],
 ]

@@ -28,7 +28,6 @@ SLOW = (
     "test_federated.py",
     "test_monai_tools.py",
     "test_network.py",
-    "test_one_step.py::test_it_trains_by_its_config",
     "test_reach.py::test_the_command_lists_and_refuses",
     "test_readme.py::test_commands_run_as_written",
     "test_registering.py::test_channels_come_to_the_references_grid",

@@ -43,7 +43,7 @@ def test_a_workflow_has_the_properties_that_monai_expects(names: str, bundle: Pa
     assert "MISSING []" in python(tmp_path, CHECK, str(bundle / "configs"), names, "infer", "{}")
 
 
-@pytest.mark.parametrize("name", ["train", "train_classifier", "train_student", "train_onestep"])
+@pytest.mark.parametrize("name", ["train", "train_classifier", "train_student"])
 def test_a_training_has_the_properties_that_monai_expects(name: str, bundle: Path, tmp_path: Path) -> None:
     write_datalist(tmp_path)
     options = {

@@ -154,7 +154,6 @@ OVERLAYS = {
     "train_classifier": ("inference", "train"),
     "train_student": ("inference", "train"),
     "multi_gpu_train": ("inference", "train"),
-    "train_onestep": ("inference", "train"),
     "paper": ("inference",),
     "train_paper": ("inference", "paper", "train"),
     "train_paper_classifier": ("inference", "paper", "train", "train_classifier"),

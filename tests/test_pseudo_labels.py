@@ -35,8 +35,12 @@ class FakeSlices:
             image[0, 1, 1] = 0.2 if self.subjects[i] == "A" else 0.02
         return {"image": image, "label": self.labels[i]}
 
+    def image(self, i: int) -> torch.Tensor:
+        image: torch.Tensor = self[i]["image"]
+        return image
+
     def foreground(self, i: int) -> torch.Tensor:
-        return self[i]["image"] > -1
+        return self.image(i) > -1
 
 
 def healed(x: torch.Tensor, foreground: torch.Tensor, network: Any) -> dict[str, torch.Tensor]:
@@ -133,3 +137,9 @@ def test_pseudo_labels_need_a_diseased_slice(tmp_path: Path) -> None:
     slices.labels = [0] * 8
     with pytest.raises(ValueError, match="no slice is labelled diseased"):
         pseudo_labels(tmp_path, slices)
+
+
+def test_a_teacher_that_changes_nothing_teaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "healed", lambda x, inside, network: {"counterfactual": x})
+    with pytest.raises(ValueError, match="change nothing in any slice labelled diseased"):
+        pseudo_labels(tmp_path, FakeSlices())

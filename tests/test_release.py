@@ -50,7 +50,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (shutil.copytree if whole.is_dir() else shutil.copy)(whole, bundle / name)
     shutil.copy(Path(bundle_root()) / "models" / "weights.json", bundle / "models" / "weights.json")
     for path in (bundle / "configs").glob("train_*.json"):
-        if path.stem not in ("train_classifier", "train_onestep", "train_student"):  # of the models that were left out
+        if path.stem not in ("train_classifier", "train_student"):  # of the models that were left out
             path.unlink()
     for name in ("knee", "hip"):
         overlay = {**KNEE, "model": name, "models_dir#folder": f"models/{name}"}
@@ -100,7 +100,7 @@ def test_a_zip_is_one_folder_in_order(zips: Path) -> None:
     assert {f"models/{name}" for name in ("model.pt", "diffusion.pt", "classifier.pt", "weights.json")} <= inside
     assert {"LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"} <= inside
     assert {n for n in inside if n.startswith("configs/train")} == {
-        f"configs/train{kind}.json" for kind in ("", "_classifier", "_onestep", "_student")
+        f"configs/train{kind}.json" for kind in ("", "_classifier", "_student")
     }
     assert not any("__pycache__" in name for name in names)
     assert set(zipfile.ZipFile(zips / "knee_diffusion_anomaly.zip").namelist()) >= {
@@ -122,7 +122,7 @@ def test_what_has_no_weights_is_left_out_and_named(source: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "over",
-    [[], ["train"], ["train", "train_classifier"], ["train", "train_onestep"], ["evaluate"], ["evaluate", "calibrate"]],
+    [[], ["train"], ["train", "train_classifier"], ["evaluate"], ["evaluate", "calibrate"]],
 )
 @pytest.mark.parametrize(("name", "overlay"), [(NAME, []), ("knee_diffusion_anomaly", ["knee"])])
 def test_merged_configs_are_what_the_lists_are(
@@ -155,8 +155,8 @@ def test_no_reference_is_lost(name: str, zips: Path) -> None:
     """Every id that a config refers to is there; the student's where there is one."""
     overlays = [path.stem for path in (zips / name / "configs").glob("*.json")]
     assert ("preview" in overlays) == ("train_student" in overlays) == (name == NAME)
-    # preview and one step leave out what guidance needs, which they don't use
-    for over in set(overlays) - {"metadata", "inference", "preview", "onestep"}:
+    # the preview leaves out what guidance needs, which it doesn't use
+    for over in set(overlays) - {"metadata", "inference", "preview"}:
         base = "train" if "train" in over else "inference"
         config = parsed(zips / name, *dict.fromkeys([base, *(["evaluate"] if over == "calibrate" else []), over]))
         for reference in re.findall(r"[@%]([\w#:]+)", json.dumps(config)):
@@ -218,7 +218,7 @@ def test_network_def_passes_as_the_zoo_checks_it(
     with torch.no_grad():
         expected = network(x)
         torch.testing.assert_close(torch.jit.load(exported["ts"])(x), expected, rtol=0, atol=1e-5)
-    assert expected.shape == (1, 1, *size) and expected.std() > 0
+    assert expected.shape == (1, 2 if name == NAME else 1, *size) and expected.std() > 0
     if name != NAME:
         return
     onnx_export("network_def", filepath=exported["onnx"], ckpt_file="models/model.pt", **files)
@@ -283,7 +283,9 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     assert image["spatial_shape"] == model.config["spatial_size"] and image["modality"] in model.config["modalities"]
     assert "diffusion_data_format" in found and ("counterfactual_data_format" in found) == model.has_student
     [pred] = found["network_data_format"]["outputs"].values()
-    assert pred["num_channels"] == (1 if model.has_student else model.config["num_channels"])
+    channels = model.config["num_channels"]
+    of_student = 1 + channels * model.config["student_counterpart"]
+    assert pred["num_channels"] == (of_student if model.has_student else channels) == len(pred["channel_def"])
     assert not model.name.endswith(("detection", "segmentation"))
     text = card(model)
     assert text.startswith("---\n")

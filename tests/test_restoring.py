@@ -80,6 +80,23 @@ def test_a_students_map_needs_no_counterfactual(tmp_path: Path) -> None:
     np.testing.assert_array_equal(d["input_image"][0][core], 170)
 
 
+def test_a_students_counterpart_is_shown_and_no_map_is_made_of_it(tmp_path: Path) -> None:
+    """It heals all that is brighter than the median, at p(diseased) = 0.25 by half; the map is the student's alone."""
+    d = declared("preprocessing")(write_head(tmp_path, "oblique"))
+    x = d["image"].as_tensor()
+    assessed = torch.ones(x.shape[-1], dtype=torch.bool)
+    d["pred"] = {
+        "student": torch.zeros_like(x),
+        "counterpart": x.clamp_max(0),
+        "assessed": assessed,
+        "probability": torch.full((x.shape[-1],), 0.25),
+    }
+    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image")(d))
+    assert not d["anomaly_map"].nan_to_num().any()
+    core = d["input_image"][0] == 170
+    assert core.any() and np.median(d["counterfactual"][0][core]) == pytest.approx(135, abs=1.5)
+
+
 LARGE = {
     name: (shape, affine)
     for name, shape, affine in (

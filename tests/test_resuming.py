@@ -89,7 +89,7 @@ def same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
-@pytest.mark.parametrize("config", ["train", "train_classifier", "train_student", "train_onestep"])
+@pytest.mark.parametrize("config", ["train", "train_classifier", "train_student"])
 def test_a_training_that_was_stopped_ends_with_the_same_weights(folder: Path, config: str) -> None:
     """In the middle of an epoch, at the end of one, before the first save, twice at once; with and without workers."""
     whole = train(config, folder, f"{config} whole")

@@ -101,7 +101,7 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(bundle: Path, datalist: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle with weights of the second model, which it trained and published by its own configs."""
     folder = tmp_path_factory.mktemp("runs")
-    for configs in (("train",), *(("train", f"train_{name}") for name in ("classifier", "student", "onestep"))):
+    for configs in (("train",), *(("train", f"train_{name}") for name in ("classifier", "student"))):
         options = {
             "datalist": datalist,
             "cache_dir": str(folder / "cache"),
@@ -109,23 +109,19 @@ def trained(bundle: Path, datalist: str, tmp_path_factory: pytest.TempPathFactor
             "max_images": 32,
             "epoch_images": 16,
             "batch_size": 4,
-            "map_channels": 1,
         }
         config = parser(bundle, *configs, **options)
         for name in ("initialize", "run", "publish"):
             config.get_parsed_content(name)
-    assert {p.name for p in (bundle / "models" / "knee").glob("*.pt")} == {
-        *("model.pt", "classifier.pt", "student.pt", "onestep.pt")
-    }
+    assert {p.name for p in (bundle / "models" / "knee").glob("*.pt")} == {"model.pt", "classifier.pt", "student.pt"}
     return bundle
 
 
 def test_it_runs_on_its_own_weights(trained: Path, datalist: str, tmp_path: Path) -> None:
-    """The full model on the test pictures, the preview and the model of one step; results on the pictures' own pixels."""
-    given = {"map_channels": 1, "displayable_configs#threshold": 0.2}
-    for configs, options in (((), {}), (("preview",), {}), (("onestep",), given)):
+    """The full model on the test pictures, and the preview; results on the pictures' own pixels."""
+    for configs in ((), ("preview",)):
         out = tmp_path / "-".join(("out", *configs))
-        options |= {"datalist": datalist, "split": "test", "output_dir": str(out)}
+        options = {"datalist": datalist, "split": "test", "output_dir": str(out)}
         parser(trained, *configs, **options).get_parsed_content("run")
         volumes = json.loads((out / "summary.json").read_text())["volumes"]
         assert [(v["name"], v["status"]) for v in volumes] == [("p6", "ok"), ("p7", "ok")]
@@ -133,7 +129,7 @@ def test_it_runs_on_its_own_weights(trained: Path, datalist: str, tmp_path: Path
             assert nib.load(out / v["name"] / "pred.nii.gz").shape == (*SHAPE, 1)
             with Image.open(out / v["name"] / "pred.png") as picture:
                 assert picture.size == SHAPE
-            assert (out / v["name"] / "counterfactual.nii.gz").is_file() == (configs != ("preview",))
+            assert (out / v["name"] / "counterfactual.nii.gz").is_file()
     # the first model's weights are as they were
     assert {p.name for p in (trained / "models").glob("*.pt")} == {"model.pt", "classifier.pt", "student.pt"}
 
@@ -150,21 +146,6 @@ def test_it_is_evaluated_and_calibrated(trained: Path, datalist: str, tmp_path: 
     values = json.loads((trained / "models" / "knee" / "weights.json").read_text())["calibration"]["values"]
     # two pictures are too few to choose a temperature
     assert {"threshold", "preview_threshold"} <= set(values) and all(v > 0 for v in values.values())
-
-
-def test_the_model_of_one_step_has_a_manifest_of_its_own(trained: Path, datalist: str, tmp_path: Path) -> None:
-    """What it learned from and its threshold; the full model's stay as they are."""
-    models = trained / "models" / "knee"
-    before = (models / "weights.json").read_bytes()
-    learned = json.loads((models / "onestep.json").read_text())["onestep"]
-    options = {"datalist": datalist, "cache_dir": str(tmp_path / "cache"), "map_channels": 1}
-    parser(trained, "onestep", "evaluate", "calibrate", **options).get_parsed_content("run")
-    content = json.loads((models / "onestep.json").read_text())
-    assert content["onestep"] == learned and content["calibration"]["network"] == learned["onestep"]
-    assert content["calibration"]["values"]["threshold"] > 0
-    assert (models / "weights.json").read_bytes() == before and "onestep" not in json.loads(before)
-    report = parser(trained, "onestep", **options).get_parsed_content("report")
-    assert report.warnings == []
 
 
 def test_maps_are_read_in_a_part_of_what_the_networks_see(trained: Path, datalist: str, tmp_path: Path) -> None:

@@ -165,13 +165,12 @@ def test_a_model_between_the_configs_moves_its_weights(tmp_path: Path) -> None:
         "train": "model",
         "train_classifier": "classifier",
         "train_student": "student",
-        "train_onestep": "onestep",
     }
     for config, name in overlays.items():
         first, *others = files(config)
         parser = ConfigParser()
         parser.read_config([first, str(overlay), *others])
-        parser.update(options(tmp_path, **{"onestep_def#unet": "@network_def"} if name == "onestep" else {}))
+        parser.update(options(tmp_path))
         assert parser.get_parsed_content("published") == f"{bundle_root()}/models/other/{name}.pt"
         network = parser.get_parsed_content("train#network")
         assert next(network.parameters()).shape[1] == 2

@@ -108,7 +108,7 @@ def test_a_rank_that_is_killed_changes_nothing(folder: Path, two: dict[str, Any]
         assert all(torch.equal(killed[name][k], two[name][k]) for k in two[name])
 
 
-@pytest.mark.parametrize("config", ["train_classifier", "train_student", "train_onestep"])
+@pytest.mark.parametrize("config", ["train_classifier", "train_student"])
 def test_the_overlay_goes_over_every_training(folder: Path, config: str) -> None:
     """Stopped by the clock of one rank, both save and end after the same step; a teacher works once for each split."""
     paths = {}

@@ -20,7 +20,6 @@ OVERLAYS = {
     "train": ("inference", "train"),
     "train_classifier": ("inference", "train", "train_classifier"),
     "train_student": ("inference", "train", "train_student"),
-    "train_onestep": ("inference", "train", "train_onestep"),
 }
 """The configs of each training, in order."""
 

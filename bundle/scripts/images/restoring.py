@@ -27,10 +27,10 @@ class RestoreGridd(MapTransform):
 
     Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in foreground that was not assessed and, within a pixel of the
     networks, fading to 0 outside; adds
-    ``counterfactual`` where the inferer gave one, float32 ``(C, X, Y, Z)`` in the input's intensities: the input minus what
-    changed by `method.maps.gated_counterfactual`, so that what did not change keeps the input's full resolution; and replaces
-    the inferer's dictionary by the mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`, `NOT_ASSESSED`
-    in foreground that was not assessed.
+    ``counterfactual`` where the inferer gave one, or a student its counterpart, float32 ``(C, X, Y, Z)`` in the input's
+    intensities: the input minus what changed by `method.maps.gated_counterfactual`, so that what did not change keeps the
+    input's full resolution; and replaces the inferer's dictionary by the mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map
+    is above `threshold`, `NOT_ASSESSED` in foreground that was not assessed.
 
     Foreground that was not assessed is every voxel of it that lies in no assessed slice, or beyond the field that the
     networks see of one.
@@ -76,8 +76,9 @@ class RestoreGridd(MapTransform):
         scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
         scale = scale * torch.as_tensor(d.get("bias_field", 1.0)).cpu()
         changed = torch.zeros(0, *image.shape[1:])
-        if "counterfactual" in pred:
-            x, healthy = (torch.as_tensor(v).cpu().movedim(-1, 0) for v in (image, pred["counterfactual"]))
+        healed = pred.get("counterfactual", pred.get("counterpart"))
+        if healed is not None:
+            x, healthy = (torch.as_tensor(v).cpu().movedim(-1, 0) for v in (image, healed))
             p = torch.as_tensor(pred["probability"]).cpu().nan_to_num()
             changed = (x - gated_counterfactual(x, healthy, p)).movedim(0, -1) * scale
         size = original.shape[1:]

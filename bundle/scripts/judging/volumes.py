@@ -153,7 +153,7 @@ class LabelledVolumes:
                 ]
                 maps[baseline.name], scores[baseline.name] = a, slice_score(a, read_in, torch.ones(len(a)))
         on_input = [baseline for baseline in self.baselines if not baseline.on_networks_grid]
-        healthy = found.get("counterfactual")
+        healthy = found.get("counterfactual", found.get("counterpart"))
         return cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key), logits, seconds
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:

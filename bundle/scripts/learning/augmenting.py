@@ -58,21 +58,21 @@ class RandSharedGammad(MapTransform, Randomizable):
 
     Args:
         keys: images ``(C, H, W)`` in [-1, 1].
-        channels: of each that are changed, the first ones.
+        kept: the first channels of each, as many as its number says, stay as they are, such as a map before a counterpart.
         prob: of a change.
         gamma: lowest and highest g.
     """
 
     def __init__(
-        self, keys: KeysCollection, channels: int, prob: float = 0.3, gamma: tuple[float, float] = (0.85, 1.18)
+        self, keys: KeysCollection, kept: Sequence[int], prob: float = 0.3, gamma: tuple[float, float] = (0.85, 1.18)
     ) -> None:
         super().__init__(keys)
-        self.channels, self.prob, self.gamma = channels, prob, tuple(gamma)
+        self.kept, self.prob, self.gamma = tuple(kept), prob, tuple(gamma)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         changes, g = self.R.random_sample() < self.prob, self.R.uniform(*self.gamma)
-        for key in self.key_iterator(d) if changes else ():
-            x, rest = convert_to_tensor(d[key]).split([self.channels, len(d[key]) - self.channels])
-            d[key] = torch.cat([2 * ((x.clamp(-1, 1) + 1) / 2) ** g - 1, rest])
+        for key, kept in self.key_iterator(d, self.kept) if changes else ():
+            rest, x = convert_to_tensor(d[key]).split([kept, len(d[key]) - kept])
+            d[key] = torch.cat([rest, 2 * ((x.clamp(-1, 1) + 1) / 2) ** g - 1])
         return d

@@ -144,15 +144,18 @@ class SliceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def image(self, i: int) -> torch.Tensor:
+        """The slice `i` itself, without augmentation: float32 ``(C, H, W)``."""
+        return torch.from_numpy(self._cache.read(self._rows[i])["image"].astype(np.float32))
+
     def foreground(self, i: int) -> torch.Tensor:
         """Of the slice `i`, without augmentation: bool ``(1, H, W)``."""
         return torch.from_numpy(self._cache.read(self._rows[i])["foreground"].copy())
 
     def __getitem__(self, drawn: int | Draw) -> dict[str, Any]:
         i, number = drawn if isinstance(drawn, tuple) else (drawn, drawn)
-        image = torch.from_numpy(self._cache.read(self._rows[i])["image"].astype(np.float32))
         label = self.labels[i] if self._targets is None else self._targets[i]
-        item = {"image": image, "label": label, "number": number}
+        item = {"image": self.image(i), "label": label, "number": number}
         if not isinstance(drawn, tuple) or self.augmentation is None:
             return item
         return augmented(item, self.augmentation, self.seed, number)

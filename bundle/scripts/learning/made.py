@@ -91,7 +91,7 @@ class Counterfactuals:
         channels: int,
         settings: Any,
         change: Change,
-        healthy: Rows | None = None,
+        changes: Rows | None = None,
     ) -> tuple[Rows, str]:
         """What `change` keeps of the chosen slices, a row each in their order; made where it isn't on disk yet.
 
@@ -102,7 +102,7 @@ class Counterfactuals:
             channels: of what is kept.
             settings: of `change`, which the digest depends on.
             change: see `Change`.
-            healthy: the counterfactuals of all slices of the data set, where they were made before.
+            changes: the counterfactuals of these slices minus the slices, where they were made before.
 
         Returns:
             The rows, ``(channels, H, W)``, and the digest of slices, weights and settings by which they are found again.
@@ -110,7 +110,7 @@ class Counterfactuals:
         device = next(self.network.parameters()).device
         alphas = settings_of(self.inferer.alphas_cumprod)
         # those that were kept are rounded to half precision
-        settings = settings if healthy is None else (settings, "of kept counterfactuals")
+        settings = settings if changes is None else (settings, "of kept changes")
         of_teacher = (settings, self.inferer.settings, *self.weights.values(), alphas)
         state = (slices.digest, *of_teacher, bundle_version(), device.type)
         digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
@@ -119,10 +119,10 @@ class Counterfactuals:
         def batch(numbers: range) -> torch.Tensor:
             x = torch.stack([slices[chosen[n]]["image"] for n in numbers]).to(device)
             inside = torch.stack([slices.foreground(chosen[n]) for n in numbers]).to(device)
-            if healthy is None:
+            if changes is None:
                 found = self.inferer.slices(x, inside, self.network)["counterfactual"]
             else:
-                found = torch.stack([torch.from_numpy(healthy[chosen[n]]) for n in numbers]).float().to(device)
+                found = x + torch.stack([torch.from_numpy(changes[n]) for n in numbers]).float().to(device)
             return change(x, found, inside)
 
         if not self.dry_run:

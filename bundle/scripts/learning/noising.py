@@ -13,6 +13,7 @@ from monai.utils import convert_to_tensor
 
 from ..checks import check_number
 from ..device import autocast
+from ..method.inferer import with_counterpart
 from .seeding import NOISE, seed_of
 
 
@@ -41,6 +42,14 @@ class AutocastInferer(_Autocast, SimpleInferer):
     Raises:
         ValueError: another precision.
     """
+
+
+class StudentTrainingInferer(AutocastInferer):
+    """A student under autocast, as `method.inferer.with_counterpart` reads it."""
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The logits of the map and, if the student learns it, the counterpart, ``(N, 1 + C, H, W)``."""
+        return with_counterpart(inputs, super().__call__(inputs, network, *args, **kwargs))
 
 
 class AutocastDiffusionInferer(_Autocast, DiffusionInferer):

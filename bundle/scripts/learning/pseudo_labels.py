@@ -1,7 +1,8 @@
-"""What a student learns from: soft lesion labels that the counterfactuals of training slices give."""
+"""What a student learns from: the counterfactuals of training slices, and the soft lesion labels that they give."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ class Teacher(Counterfactuals):
     Args:
         network, inferer, cache_dir, dry_run: see `made.Counterfactuals`.
         polarity, median_size: see `method.maps.anomaly_map`.
+        counterpart: whether the student learns the healthy counterparts too.
     """
 
     def __init__(
@@ -50,16 +52,16 @@ class Teacher(Counterfactuals):
         median_size: int,
         cache_dir: str,
         dry_run: bool | str = False,
+        counterpart: bool = False,
     ) -> None:
         super().__init__(network, inferer, cache_dir, dry_run)
         self.polarity, self.median_size = polarity, median_size
+        self.counterpart = counterpart
 
-    def __call__(self, slices: SliceDataset, healthy: Rows | None = None) -> PseudoLabels:
-        """The labels of the slices; their maps are made where they aren't on disk yet, and found again by the digest.
+    def __call__(self, slices: SliceDataset) -> PseudoLabels | Lesson:
+        """The labels of the slices, and their counterparts if the student learns those.
 
-        Args:
-            slices: a data set.
-            healthy: the counterfactuals of all its slices, where they were made before.
+        What the teacher's networks make is made where it isn't on disk yet, and found again by the digest.
 
         Raises:
             ValueError: no slice is labelled diseased.
@@ -68,7 +70,12 @@ class Teacher(Counterfactuals):
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
         settings = (self.polarity, self.median_size, "filled")
-        return PseudoLabels(slices, diseased, *self.made(slices, diseased, "maps", 1, settings, self._map, healthy))
+        if not self.counterpart:
+            return PseudoLabels(slices, diseased, *self.made(slices, diseased, "maps", 1, settings, self._map))
+        channels = slices.image(0).shape[0]
+        changes, _ = self.made(slices, diseased, "changes", channels, "healed", lambda x, healthy, inside: healthy - x)
+        maps = self.made(slices, diseased, "maps", 1, settings, self._map, changes)
+        return Lesson(slices, PseudoLabels(slices, diseased, *maps), changes)
 
     def _map(self, x: torch.Tensor, healthy: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         return filled(anomaly_map(x, healthy, inside, self.polarity, self.median_size))
@@ -102,6 +109,11 @@ class PseudoLabels:
 
     def _choose_thresholds(self, slices: SliceDataset) -> None:
         highest = max(float(self.maps[n].max()) for n in self._row.values())
+        if not highest > 0:
+            raise ValueError(
+                "the counterfactuals change nothing in any slice labelled diseased, so there is nothing to learn from; train "
+                "the diffusion network and the classifier for longer."
+            )
         # histograms, as the pixels of a large set would not fit the memory
         edges = np.linspace(0, highest, 1025)
         counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1024))
@@ -119,10 +131,36 @@ class PseudoLabels:
             *(self.threshold, min(self._own.values()), max(self._own.values())),
         )
 
+    def row(self, i: int) -> int | None:
+        """Which of the diseased slices a slice is; None if it is healthy."""
+        return self._row.get(i)
+
     def __getitem__(self, i: int) -> torch.Tensor:
-        if i not in self._row:
+        n = self.row(i)
+        if n is None:
             return torch.zeros(self.maps.shape)
-        n = self._row[i]
         own = self._own[self._subjects[n]]
         thresholds = np.array([self.threshold, np.sqrt(self.threshold * own), own], np.float16).reshape(-1, 1, 1)
         return torch.from_numpy((self.maps[n] > thresholds).mean(axis=0, keepdims=True, dtype=np.float32))
+
+
+class Lesson:
+    """Pseudo labels of slices with their healthy counterparts behind them: float32 ``(1 + C, H, W)``.
+
+    The counterpart of a slice labelled diseased is the teacher's counterfactual; a slice labelled healthy is its own.
+
+    Args:
+        slices: of which they are.
+        labels: theirs.
+        changes: the counterfactuals of the diseased ones minus the slices, each ``(C, H, W)``.
+    """
+
+    def __init__(self, slices: SliceDataset, labels: PseudoLabels, changes: Rows) -> None:
+        self.slices, self.labels, self.changes = slices, labels, changes
+        self.digest = hashlib.sha256(f"counterparts behind {labels.digest}".encode()).hexdigest()[:16]
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        healthy, n = self.slices.image(i), self.labels.row(i)
+        if n is not None:
+            healthy = healthy + torch.from_numpy(self.changes[n]).float()
+        return torch.cat([self.labels[i], healthy])

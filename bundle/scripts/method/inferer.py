@@ -19,10 +19,24 @@ def learned_map(student: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The student's probability of lesion ``(N, 1, H, W)``.
 
     Args:
-        student: its forward is x -> logits ``(N, 1, H, W)``, see `learning.pseudo_labels`.
+        student: its forward is x -> ``(N, 1, H, W)``, logits, see `learning.pseudo_labels`; or ``(N, 1 + C, H, W)``, see
+            `with_counterpart`.
         x: slices ``(N, C, H, W)`` in [-1, 1].
     """
-    return student.to(x.device).eval()(x).float().sigmoid()
+    return student.to(x.device).eval()(x)[:, :1].float().sigmoid()
+
+
+def with_counterpart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """What a student gives of slices, with the healthy counterpart in place of the change that heals.
+
+    Args:
+        x: slices ``(N, C, H, W)``.
+        out: the student's ``(N, 1 + C, H, W)``: the map's logits, and what is to be added to the slice.
+
+    Returns:
+        ``(N, 1 + C, H, W)``: the logits and the counterparts. Without channels behind the logits, these alone.
+    """
+    return torch.cat([out[:, :1], x + out[:, 1:]], dim=1) if out.shape[1] > 1 else out
 
 
 class CounterfactualInferer(SliceInferer):
@@ -112,20 +126,37 @@ class CounterfactualInferer(SliceInferer):
 
 
 class StudentInferer(SliceInferer):
-    """The student alone: one call a slice, and no counterfactual."""
+    """The student alone: one call a slice.
+
+    Args:
+        classifier: see `SliceInferer`.
+        counterpart: whether the student gives the healthy counterpart too, see `with_counterpart`.
+        options: see `SliceInferer`.
+    """
+
+    def __init__(self, classifier: torch.nn.Module, counterpart: bool = False, **options: Any) -> None:
+        super().__init__(classifier, **options)
+        self.counterpart = counterpart
 
     def slices(self, x: torch.Tensor, foreground: torch.Tensor, network: Callable[..., torch.Tensor]) -> Findings:
-        """``student`` and ``probability``.
+        """``student`` and ``probability``; and ``counterpart`` by a student that gives it.
 
         Args:
             x: ``(N, C, H, W)`` in [-1, 1].
-            foreground: not needed.
+            foreground: bool ``(N, 1, H, W)``; what lies outside is its own counterpart.
             network: the student, a module, see `learned_map`.
         """
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad(), autocast(x.device, self.precision):
-            return {"student": learned_map(network, x), "probability": self.probability(x)}
+            out = with_counterpart(x, network.to(x.device).eval()(x).float())
+            found: Findings = {"student": out[:, :1].sigmoid(), "probability": self.probability(x)}
+        if self.counterpart:
+            found["counterpart"] = torch.where(foreground, out[:, 1:].clamp(-1, 1), x)
+        return found
 
     def unassessed(self, x: torch.Tensor) -> Findings:
-        """The student says nothing of them."""
-        return {"student": torch.full_like(x[:, :, :1], torch.nan)}
+        """The student says nothing of them; each is its own counterpart."""
+        found: Findings = {"student": torch.full_like(x[:, :, :1], torch.nan)}
+        if self.counterpart:
+            found["counterpart"] = x.clone()
+        return found

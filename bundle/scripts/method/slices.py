@@ -30,6 +30,8 @@ class Findings(TypedDict, total=False):
     """The healthy counterpart in [-1, 1], ``(N, C, H, W)`` or ``(B, C, H, W, D)``; the input itself where not assessed."""
     student: torch.Tensor
     """The student's probability of lesion, ``(N, 1, H, W)`` or ``(B, 1, H, W, D)``; NaN where not assessed."""
+    counterpart: torch.Tensor
+    """The healthy counterpart as a student learned it, like ``counterfactual``: to be shown, no map is made of it."""
     assessed: torch.Tensor
     """Of volumes: bool ``(B, D)``, the slices that were looked at."""
 

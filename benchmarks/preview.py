@@ -1,16 +1,15 @@
-"""The counterfactual in one call beside the default and the student: what it gives of their quality, and in what time.
+"""The preview beside the default: what the student gives of the default's quality in one call a slice, and in what time.
 
-    python benchmarks/onestep.py --datalist FILE [--split test] [--model NAME] [--timed 4] [--rounds 3] [--seed 0]
-        [--weights FILE] [--options "{'map_channels': 1}"] [--output FILE]
+    python benchmarks/preview.py --datalist FILE [--split test] [--model NAME] [--timed 4] [--rounds 3] [--seed 0]
+        [--options "{'student#path': FILE}"] [--output FILE]
 
-The same weights, patients, preprocessing and metrics for all three. Quality is of all labelled slices of the split, on the
+The same weights, patients, preprocessing and metrics for both. Quality is of all labelled slices of the split, on the
 grid of the input within the foreground; the intervals are of resampled patients, and those of a difference of the same
 resamples. How far the counterparts are apart is the median of |x1 - x_many| over healthy tissue, which is the foreground but
-for what readers outlined, on the networks' intensity scale, in the first channel. Times are of the networks alone: each volume
-goes through all three in turns, after one turn that doesn't count, and a ratio is of the same volume in the same turn. `model`
-is an overlay of another model than the first, `weights` are those of the network of one step if they aren't published, and
-`options` are values by the ids of the configs; ``{'student': None}`` is for a model that has none. Results of volumes are
-kept in `cache_dir`. Writes onestep.json.
+for what readers outlined, and over the lesion, on the networks' intensity scale, in the first channel. Times are of the
+networks alone: each volume goes through both in turns, after one turn that doesn't count, and a ratio is of the same volume
+in the same turn. `model` is an overlay of another model than the first, `options` are values by the ids of the configs.
+Results of volumes are kept in `cache_dir`. Writes preview.json.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ from scripts.judging.volumes import LabelledVolumes
 from scripts.learning.datalists import read_datalist
 from scripts.weights import weights_digest
 
-DEFAULT, PREVIEW, ONE_STEP = "default", "student", "one step"
-OVERLAYS: dict[str, tuple[str, ...]] = {DEFAULT: (), PREVIEW: ("preview",), ONE_STEP: ("onestep",)}
+DEFAULT, PREVIEW = "default", "preview"
+OVERLAYS: dict[str, tuple[str, ...]] = {DEFAULT: (), PREVIEW: ("preview",)}
 REPORTED = ("pixel_ap", "dice_oracle", "pixel_auroc", "image_auroc")
 BINS = np.linspace(0, 2, 20_001)
 """Of |x1 - x_many|, so that the pixels of a large split needn't be held."""
@@ -80,17 +79,26 @@ def reported(found: Measured, default: Measured) -> dict[str, Any]:
     return result
 
 
-def apart(one: Iterable[SliceCase], many: Iterable[SliceCase]) -> dict[str, float]:
-    """The median of |x1 - x_many| over healthy tissue, and the same of |x - x_many| for comparison; exact to 0.0001."""
-    counts = {"x1_to_x_many": np.zeros(len(BINS) - 1), "x_to_x_many": np.zeros(len(BINS) - 1)}
+def apart(one: Iterable[SliceCase], many: Iterable[SliceCase]) -> dict[str, dict[str, float]]:
+    """Medians of |x1 - x_many|, and of |x - x_many| for comparison, over healthy tissue and over lesions; exact to 0.0001."""
+    counts = {
+        where: {n: np.zeros(len(BINS) - 1) for n in ("x1_to_x_many", "x_to_x_many")} for where in ("healthy", "lesion")
+    }
     for a, b in zip(one, many, strict=True):
         if b.truth is None or a.counterfactual is None or b.counterfactual is None:
             continue
-        tissue = b.foreground & ~b.truth
-        for name, values in (("x1_to_x_many", a.counterfactual), ("x_to_x_many", b.image)):
-            counts[name] += np.histogram(np.abs(values - b.counterfactual)[tissue], BINS)[0]
+        for where, pixels in (("healthy", b.foreground & ~b.truth), ("lesion", b.foreground & b.truth)):
+            for name, values in (("x1_to_x_many", a.counterfactual), ("x_to_x_many", b.image)):
+                counts[where][name] += np.histogram(np.abs(values - b.counterfactual)[pixels], BINS)[0]
     # the first bin that holds the middle
-    return {n: round(float(BINS[np.searchsorted(np.cumsum(c), c.sum() / 2) + 1]), 4) for n, c in counts.items()}
+    return {
+        where: {
+            n: round(float(BINS[np.searchsorted(np.cumsum(c), c.sum() / 2) + 1]), 4)
+            for n, c in found.items()
+            if c.any()
+        }
+        for where, found in counts.items()
+    }
 
 
 def timed_turns(
@@ -121,20 +129,14 @@ def benchmark(
     timed: int = 4,
     rounds: int = 3,
     seed: int = 0,
-    weights: str | None = None,
     options: dict[str, Any] | None = None,
-    output: str = str(ROOT / "benchmarks" / "onestep.json"),
+    output: str = str(ROOT / "benchmarks" / "preview.json"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
 ) -> None:
     """Measure and write `output`; see the module."""
     items = read_datalist(datalist, split)
     given = options or {}
-    own = {"network#path": weights} if weights else {}
-    volumes = {
-        name: volumes_of(name, model, cache_dir, given | (own if name == ONE_STEP else {}))
-        for name in OVERLAYS
-        if name != PREVIEW or given.get("student", "") is not None
-    }
+    volumes = {name: volumes_of(name, model, cache_dir, given) for name in OVERLAYS}
     cases, failed = {}, {}
     for name, of in volumes.items():
         cases[name], failed[name] = of.cases(items, name)
@@ -156,7 +158,7 @@ def benchmark(
         "settings": {name: getattr(of.inferer, "settings", {}) for name, of in volumes.items()},
         "parameters": {name: sum(p.numel() for p in of.network.parameters()) for name, of in volumes.items()},
         "quality": {n: {reading: reported(m, default) for reading, m in of.items()} for n, of in found.items()},
-        "median_difference_in_healthy_tissue": apart(cases[ONE_STEP], cases[DEFAULT]),
+        "median_difference": apart(cases[PREVIEW], cases[DEFAULT]),
         "milliseconds_a_slice": {n: round(1000 * median(t[n] for t in turns), 2) for n in volumes},
         "time_of_the_default": {
             n: {"median": round(median(r), 4), "lowest": round(min(r), 4), "highest": round(max(r), 4)}
