@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import shutil
 import sysconfig
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -74,9 +77,23 @@ class GroupNorm(torch.nn.GroupNorm):
         return y.contiguous(memory_format=torch.channels_last) if y.ndim == 4 else y
 
 
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> None:
+    """Let memory that was freed stay with the process, on Linux with the GNU C library.
+
+    A layer's output has tens of megabytes. By default they go back to the system when they are freed, and the next layer's are
+    zeroed by it, page by page: a tenth of the diffusion network's time and more. The peak is the same.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3
+        mallopt(m_mmap_threshold, 32 * 2**20)  # the highest that it takes
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def in_fastest_layout(network: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
     """`network`, changed in place, on `device`, in the layout that convolutions are fastest in, on CPUs up to threefold."""
     if torch.device(device).type == "cpu":
+        keep_freed_memory()
         for module in network.modules():
             if type(module) is torch.nn.GroupNorm:
                 module.__class__ = GroupNorm
