@@ -291,9 +291,9 @@ def test_commands_run_as_written(tmp_path: Path) -> None:
         line = re.sub(r"\bPATH\b", "images/diseased/diseased0/flair.nii.gz", re.sub(r"\bDIR\b", folder, line))
         done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
-    for name, counterfactual in (("results", True), ("preview", False)):
+    for name in ("results", "preview"):
         assert (tmp_path / name / "flair" / "pred.nii.gz").is_file()
-        assert (tmp_path / name / "flair" / "counterfactual.nii.gz").is_file() == counterfactual
+        assert (tmp_path / name / "flair" / "counterfactual.nii.gz").is_file()
     found = json.loads((tmp_path / "images" / "datalist.json").read_text())
     assert [len(found[section]) for section in SECTIONS] == [8, 2, 2]
     # what the dry run, the last of them, would train on: four slices of each volume

@@ -67,8 +67,8 @@ class Model:
 
         Returns:
             What the bundle's postprocessing gives, all on the grid of ``input_image``: ``pred``, ``anomaly_map``,
-            ``counterfactual`` (not from a preview) and ``slices``; ``warnings``, sentences that say why it may be wrong;
-            and ``seconds``, the time for "preprocessing", "networks"
+            ``counterfactual`` (from a preview where its student learned it) and ``slices``; ``warnings``, sentences that say
+            why it may be wrong; and ``seconds``, the time for "preprocessing", "networks"
             and "postprocessing", and ``transforms``, that for each of the preprocessing's.
 
         Raises:
