@@ -166,6 +166,33 @@ def test_no_thread_that_exchanges_tensors_outlives_a_rank(tmp_path: Path) -> Non
     assert "THREADS True 0" in said(launch, tmp_path, PYTHONPATH=f"{ROOT / 'bundle'}:{tmp_path}")
 
 
+WAITING = """
+import os, time
+from scripts import ranks
+ranks.join()
+print("PID", os.getpid(), flush=True)
+# the first works, the other waits for what it makes
+ranks.of_first(lambda: time.sleep(600))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux is asked for")
+def test_no_rank_outlives_a_torchrun_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    launch = torchrun([sys.executable, "-m", "waiting"], 2)
+    paths = {"PYTHONPATH": f"{ROOT / 'bundle'}:{tmp_path}"}
+    with subprocess.Popen(
+        launch, cwd=tmp_path, env=environment(**paths), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as agent:
+        assert agent.stdout is not None
+        pids = [int(agent.stdout.readline().split()[1]) for _ in range(2)]
+        agent.kill()
+        deadline = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            assert time.monotonic() < deadline, "a rank waits for a torchrun that is gone"
+            time.sleep(0.1)
+
+
 class Three:
     labels = [0] * 6 + [1] * 6
 

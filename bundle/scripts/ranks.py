@@ -7,9 +7,12 @@ nothing here does anything then. A rank that dies ends the others, through torch
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import logging
 import os
+import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -54,6 +57,7 @@ def join(device: torch.device | str = "cpu") -> None:
         store = distributed.PrefixStore(meet(store, rank, size), store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         atexit.register(leave)
+        end_with_parent()
         if idist.get_rank() > 0:
             logging.disable(logging.INFO)
 
@@ -80,6 +84,13 @@ def meet(store: distributed.Store, rank: int, size: int) -> str:
         except distributed.DistStoreError:
             continue
         return name
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process once torchrun is gone; one that was killed itself tells its ranks nothing, which wait."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def leave() -> None:
