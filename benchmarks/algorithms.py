@@ -16,9 +16,9 @@ from scripts.bundle import declared
 from scripts.device import autocast, default_device, fastest_precision
 from scripts.learning.seeding import seed_of
 from scripts.method.guidance import ClassifierGuidance
-from scripts.method.inferer import learned_map
+from scripts.method.inferer import learned
 from scripts.method.sampler import NoiseModel, ddim_step, timestep_grid
-from scripts.method.slices import CPU_BATCH, GPU_BATCH, with_neighbours
+from scripts.method.slices import CPU_BATCH, GPU_BATCH, Findings, with_neighbours
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 """Slices ``(N, C, H, W)`` to their healthy counterparts."""
@@ -274,9 +274,26 @@ class Algorithms:
             p = torch.cat([self._inferer.probability(b).cpu() for b in x.to(self.device).split(64)])
         return smoothed(p, depths)
 
-    def learned(self, x: torch.Tensor, depths: list[int], student: torch.nn.Module | None = None) -> torch.Tensor:
-        """The student's maps ``(N, 1, H, W)``, or those of another network like it, each volume's averaged likewise."""
+    def learned(
+        self,
+        x: torch.Tensor,
+        depths: list[int],
+        student: torch.nn.Module | None = None,
+        counterpart: bool | None = None,
+    ) -> Findings:
+        """What the student says, or another network like it, see `learned`; each volume's maps are averaged likewise.
+
+        Args:
+            x: slices ``(N, C, H, W)``.
+            depths: how many are of each volume.
+            student: by default the bundle's.
+            counterpart: whether it gives the counterpart; by default as the bundle's does.
+        """
         network = self.student if student is None else student
+        gives = self._inferer.counterpart if counterpart is None else counterpart
         with torch.no_grad(), autocast(self.device, fastest_precision(self.device)):
-            maps = [learned_map(network, b.to(self.device)).cpu() for b in x.split(BATCH)]
-        return smoothed(torch.cat(maps), depths)
+            parts = [learned(network, b.to(self.device), everywhere(b).to(self.device), gives) for b in x.split(BATCH)]
+        found: Findings = {"student": smoothed(torch.cat([part["student"].cpu() for part in parts]), depths)}
+        if gives:
+            found["counterpart"] = torch.cat([part["counterpart"].cpu() for part in parts])
+        return found

@@ -108,7 +108,7 @@ class Maker:
             found = {"counterfactual": given["healthy"], "probability": p[which]}
             labels = {COUNTERFACTUAL: name, PAPER: f"{name}, the paper's map"}
             if name == DEFAULT and split in made.learned:
-                found["student"] = made.learned[split]
+                found |= made.learned[split]
                 labels |= {OURS: DEFAULT, COUNTERFACTUAL: ALONE}
             read = readings(x, found, inside, *made.reading)
             for method, label in labels.items():
@@ -123,8 +123,8 @@ class Maker:
         learned = {SUPERVISED: made.of_masks()[split]}
         if split in made.learned:
             learned[STUDENT] = made.learned[split]
-        for name, lesion in learned.items():
-            maps[name] = combined_map(slices.x, {"student": lesion, "probability": p}, slices.foreground, *made.reading)
+        for name, of_network in learned.items():
+            maps[name] = combined_map(slices.x, {**of_network, "probability": p}, slices.foreground, *made.reading)
             scores[name] = slice_score(maps[name], slices.foreground, p)
             self._note(name, True, network_calls=1, gradients=0, row=STUDENT)
         for name in RIVALS:

@@ -81,7 +81,7 @@ def seeds(
         for n, split in splits.items():
             x, inside, depths = split.slices.x, split.slices.foreground, split.slices.depths
             p = algorithms.probability(x, depths)
-            a = combined_map(x, {"student": algorithms.learned(x, depths, student), "probability": p}, inside, *reading)
+            a = combined_map(x, {**algorithms.learned(x, depths, student), "probability": p}, inside, *reading)
             cases[n] = split.cases({STUDENT: a}, {STUDENT: slice_score(a, inside, p)})
         threshold = label_threshold(cases["validation"], STUDENT)
         reached = measured(cases["test"], STUDENT, threshold, "foreground")

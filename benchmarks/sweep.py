@@ -65,7 +65,7 @@ def sweep(
     chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
     x, inside = every[chosen], split.slices.foreground[chosen]
     learned, probability = algorithms.learned(every, depths), algorithms.probability(every, depths)
-    known = {"probability": probability[chosen], "student": learned[chosen]}
+    known = {"probability": probability[chosen], "student": learned["student"][chosen]}
     rows = []
 
     def all_slices(values: torch.Tensor) -> torch.Tensor:

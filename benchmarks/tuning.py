@@ -16,6 +16,7 @@ from taught import SUPERVISED, supervised
 
 from scripts.bundle import declared, parsed
 from scripts.judging.readings import COUNTERFACTUAL, PAPER, readings
+from scripts.method.slices import Findings
 from scripts.weights import weights_digest
 
 NUMBERS = (16, 32, 64, 128)
@@ -100,17 +101,16 @@ class Maps:
             *state,
         )
 
-    def of_masks(self) -> dict[str, torch.Tensor]:
+    def of_masks(self) -> dict[str, Findings]:
         """The maps of the student's network, taught by masks, of validation and test."""
         images = parsed(*self.overlays, "train", "train_student")["max_images"]
         images = None if self.images >= images else self.images
         run = place(self.folder, SUPERVISED, self.digest, images, self.seed)
 
-        def make() -> dict[str, torch.Tensor]:
+        def make() -> dict[str, Findings]:
             network = supervised(self.pack, run.with_suffix(""), self.device, self.seed, images, *self.overlays)
-            return {
-                n: self.algorithms.learned(s.x, s.depths, network) for n, s in self.splits.items() if n != "training"
-            }
+            seen = {n: s for n, s in self.splits.items() if n != "training"}
+            return {n: self.algorithms.learned(s.x, s.depths, network, False) for n, s in seen.items()}
 
         return kept(run, make)
 

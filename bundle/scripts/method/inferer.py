@@ -39,6 +39,30 @@ def with_counterpart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     return torch.cat([out[:, :1], x + out[:, 1:]], dim=1) if out.shape[1] > 1 else out
 
 
+def learned(student: torch.nn.Module, x: torch.Tensor, foreground: torch.Tensor, counterpart: bool) -> Findings:
+    """What a student says of slices, in one call: ``student``, and ``counterpart`` if it gives that.
+
+    Args:
+        student: see `learned_map`.
+        x: slices ``(N, C, H, W)`` in [-1, 1].
+        foreground: bool ``(N, 1, H, W)``; what lies outside is its own counterpart.
+        counterpart: whether the student gives it.
+    """
+    out = with_counterpart(x, student.to(x.device).eval()(x).float())
+    found: Findings = {"student": out[:, :1].sigmoid()}
+    if counterpart:
+        found["counterpart"] = torch.where(foreground, out[:, 1:].clamp(-1, 1), x)
+    return found
+
+
+def unlearned(x: torch.Tensor, counterpart: bool) -> Findings:
+    """The same of slices that are not assessed, ``(B, D, C, H, W)``: no map, and each is its own counterpart."""
+    found: Findings = {"student": torch.full_like(x[:, :, :1], torch.nan)}
+    if counterpart:
+        found["counterpart"] = x.clone()
+    return found
+
+
 class CounterfactualInferer(SliceInferer):
     """Encode every slice to noise level L without guidance, decode it guided to healthy (Wolleb et al. 2022).
 
@@ -48,7 +72,8 @@ class CounterfactualInferer(SliceInferer):
         noise_level: L, in timesteps; 0 < L < T.
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding, from 0 to 100; 0 is the paper's plain DDIM.
-        student: see `learned_map`; its map is given beside the counterfactual.
+        student: see `learned_map`; what it says is given beside the counterfactual.
+        counterpart: whether the student gives the healthy counterpart too.
         network: the diffusion network, where the inferer is called with another one: MONAI Label calls it with what a bundle's
             ``network_def`` is, and that of a released bundle is the student.
         options: see `SliceInferer`; the target class is that of the guidance.
@@ -69,6 +94,7 @@ class CounterfactualInferer(SliceInferer):
         num_inference_steps: int = 20,
         num_fixed_point_iterations: int = 2,
         student: torch.nn.Module | None = None,
+        counterpart: bool = False,
         network: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
@@ -77,7 +103,7 @@ class CounterfactualInferer(SliceInferer):
         self.guidance = guidance
         self.timesteps = timestep_grid(noise_level, num_inference_steps, scheduler.num_train_timesteps)
         self.num_fixed_point_iterations = num_fixed_point_iterations
-        self.student = student
+        self.student, self.counterpart = student, counterpart
         self.network = network
 
     @property
@@ -91,7 +117,7 @@ class CounterfactualInferer(SliceInferer):
         }
 
     def slices(self, x: torch.Tensor, foreground: torch.Tensor, network: Callable[..., torch.Tensor]) -> Findings:
-        """``counterfactual``, ``student`` if there is one, and ``probability``.
+        """``counterfactual``, what `learned` gives if there is a student, and ``probability``.
 
         Args:
             x: ``(N, C, H, W)`` in [-1, 1].
@@ -113,7 +139,7 @@ class CounterfactualInferer(SliceInferer):
             noise = encode(noise_model, x, self.timesteps, alphas, self.num_fixed_point_iterations)
             healthy = decode(self.guidance(noise_model), noise, self.timesteps, alphas)
             if self.student is not None:
-                found["student"] = learned_map(self.student, x)
+                found |= learned(self.student, x, foreground, self.counterpart)
         found["counterfactual"] = torch.where(foreground, healthy.clamp(-1, 1), x)
         return found
 
@@ -121,7 +147,7 @@ class CounterfactualInferer(SliceInferer):
         """Their counterfactuals are the slices themselves; the student says nothing of them."""
         found: Findings = {"counterfactual": x.clone()}
         if self.student is not None:
-            found["student"] = torch.full_like(x[:, :, :1], torch.nan)
+            found |= unlearned(x, self.counterpart)
         return found
 
 
@@ -148,15 +174,8 @@ class StudentInferer(SliceInferer):
         """
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad(), autocast(x.device, self.precision):
-            out = with_counterpart(x, network.to(x.device).eval()(x).float())
-            found: Findings = {"student": out[:, :1].sigmoid(), "probability": self.probability(x)}
-        if self.counterpart:
-            found["counterpart"] = torch.where(foreground, out[:, 1:].clamp(-1, 1), x)
-        return found
+            return {**learned(network, x, foreground, self.counterpart), "probability": self.probability(x)}
 
     def unassessed(self, x: torch.Tensor) -> Findings:
         """The student says nothing of them; each is its own counterpart."""
-        found: Findings = {"student": torch.full_like(x[:, :, :1], torch.nan)}
-        if self.counterpart:
-            found["counterpart"] = x.clone()
-        return found
+        return unlearned(x, self.counterpart)

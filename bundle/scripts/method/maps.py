@@ -98,14 +98,16 @@ def gated_counterfactual(x: torch.Tensor, healthy: torch.Tensor, probability: to
 def combined_map(
     x: torch.Tensor, found: Findings, foreground: torch.Tensor, polarity: str | Sequence[str], median_size: int
 ) -> torch.Tensor:
-    """The anomaly map from all that an inferer found in slices: the mean of its counterfactuals' map and the student's.
+    """The anomaly map from all that an inferer found in slices: the mean of the counterfactuals' map and the student's.
+
+    Without a counterfactual, as in a preview, the student's own counterpart stands for it if there is one.
 
     The one knows what would be healthy in this very slice, the other what the maps of all training slices had in common: a
     lesion's shape, its dark core, and what is bright in healthy slices too. Each slice's map is multiplied by its `gate`.
 
     Args:
         x: slices, ``(N, C, H, W)``.
-        found: ``probability``, and ``counterfactual``, ``student`` or both.
+        found: ``probability``, and ``counterfactual``, ``student`` (with ``counterpart`` or without) or both.
         foreground: bool ``(N, 1, H, W)``.
         polarity: see `anomaly_map`.
         median_size: likewise.
@@ -117,8 +119,9 @@ def combined_map(
         ValueError: neither was found.
     """
     maps = []
-    if "counterfactual" in found:
-        maps.append(anomaly_map(x, found["counterfactual"], foreground, polarity, median_size))
+    healthy = found.get("counterfactual", found.get("counterpart"))
+    if healthy is not None:
+        maps.append(anomaly_map(x, healthy, foreground, polarity, median_size))
     if "student" in found:
         maps.append(found["student"])
     if not maps:

@@ -31,7 +31,7 @@ class Findings(TypedDict, total=False):
     student: torch.Tensor
     """The student's probability of lesion, ``(N, 1, H, W)`` or ``(B, 1, H, W, D)``; NaN where not assessed."""
     counterpart: torch.Tensor
-    """The healthy counterpart as a student learned it, like ``counterfactual``: to be shown, no map is made of it."""
+    """The healthy counterpart as a student learned it, like ``counterfactual``."""
     assessed: torch.Tensor
     """Of volumes: bool ``(B, D)``, the slices that were looked at."""
 
