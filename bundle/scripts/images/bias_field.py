@@ -135,7 +135,8 @@ class FittedFieldd(CorrectFieldd):
         terms = polynomials.at(np.argwhere(chosen) * factors + (np.array(factors) - 1) / 2)
         logs = np.log(_means(x, factors)[chosen]) - terms @ pattern
         terms = np.column_stack([np.ones(len(terms)), terms])
-        held = ridge * len(logs) * np.diag([0.0, *(terms[:, 1:] ** 2).mean(axis=0)])
+        # of one slice, terms of its place are 0 everywhere
+        held = ridge * len(logs) * np.diag([0.0, *np.maximum((terms[:, 1:] ** 2).mean(axis=0), 1e-6)])
         b = np.zeros(terms.shape[1])
         b[0] = _mode(logs)
         degrees = np.array([0, *polynomials.degrees])
