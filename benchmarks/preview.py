@@ -9,7 +9,7 @@ resamples. How far the counterparts are apart is the median of |x1 - x_many| ove
 for what readers outlined, and over the lesion, on the networks' intensity scale, in the first channel. Times are of the
 networks alone: each volume goes through both in turns, after one turn that doesn't count, and a ratio is of the same volume
 in the same turn. `model` is an overlay of another model than the first, `options` are values by the ids of the configs.
-Results of volumes are kept in `cache_dir`. Writes preview.json.
+Results of volumes are kept in `cache_dir`, where those of `evaluate.json` are found again. Writes preview.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ BINS = np.linspace(0, 2, 20_001)
 def volumes_of(name: str, model: str | None, cache_dir: str, options: dict[str, Any]) -> LabelledVolumes:
     """What an algorithm finds in labelled volumes, found once."""
     overlays = (*([model] if model else []), *OVERLAYS[name], "evaluate")
-    quiet = {"baselines": [], "inferer#progress": False, "cache_dir": cache_dir, "displayable_configs#threshold": 0.5}
+    quiet = {"inferer#progress": False, "cache_dir": cache_dir, "displayable_configs#threshold": 0.5}
     volumes = parsed(*overlays, **{**quiet, **options}).get_parsed_content("volumes")
     assert isinstance(volumes, LabelledVolumes)
     return volumes
