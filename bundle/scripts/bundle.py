@@ -28,6 +28,16 @@ def models_dir(root: str = HERE, folder: str = "models") -> str:
     return str(Path(bundle_root() if root == HERE else root, folder))
 
 
+def shared_weights(name: str, root: str = HERE) -> str:
+    """The path of weights that several models have in common.
+
+    Args:
+        name: of the file.
+        root: see `models_dir`.
+    """
+    return str(Path(models_dir(root), name))
+
+
 def bundle_version() -> str:
     """The version that ``configs/metadata.json`` states."""
     return str(json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text("utf-8"))["version"])

@@ -97,4 +97,6 @@ def in_fastest_layout(network: torch.nn.Module, device: torch.device | str) -> t
         for module in network.modules():
             if type(module) is torch.nn.GroupNorm:
                 module.__class__ = GroupNorm
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+    of_volumes = any(parameter.ndim == 5 for parameter in network.parameters())
+    layout = torch.channels_last_3d if of_volumes else torch.channels_last
+    return network.to(device, memory_format=layout)  # type: ignore[call-overload]  # stubs lack it

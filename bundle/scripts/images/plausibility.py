@@ -44,7 +44,7 @@ class CheckBraind(MapTransform):
         warnings: list[str] = d.setdefault("warnings", [])
         brain = d[self.mask_key].as_tensor()[0].numpy() > 0
         image: MetaTensor = d[self.keys[0]]
-        warnings += _size(brain, image.pixdim.tolist())
+        warnings += size_warnings(brain, image.pixdim.tolist())
         numbers = slice_numbers(image)
         for key in self.key_iterator(d):
             for x in d[key].as_tensor().numpy():
@@ -53,7 +53,13 @@ class CheckBraind(MapTransform):
         return d
 
 
-def _size(brain: np.ndarray, pixdim: Sequence[float]) -> list[str]:
+def size_warnings(brain: np.ndarray, pixdim: Sequence[float]) -> list[str]:
+    """A sentence where a brain is too small or too large for an adult's.
+
+    Args:
+        brain: bool ``(X, Y, Z)``, axial, not all false.
+        pixdim: voxel size in mm.
+    """
     area = brain.sum(axis=(0, 1)) * pixdim[0] * pixdim[1] / 100
     ml = float(area.sum()) * pixdim[2] / 10
     # a stack of few slices that cuts the brain at an end may well hold a part of it only
