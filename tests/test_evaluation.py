@@ -19,13 +19,15 @@ from scripts.judging.readings import COUNTERFACTUAL, OURS, P_DISEASED, PAPER, ST
 from scripts.judging.splits import items_of
 from scripts.judging.truth import Truth, slice_labels, truth_of
 from scripts.method.inferer import CounterfactualInferer
-from scripts.weights import read_manifest
+from scripts.weights import MANIFEST, read_manifest
 from synthetic import GRIDS, head, write_head
 from tiny_run import TINY
 
 CONFIGS = Path(bundle_root()) / "configs"
 MEDIAN = "FLAIR minus slice median"
 SHIPPED = f"{OURS}, at the bundle's threshold"
+
+CALIBRATED = read_manifest(Path(bundle_root()) / "models" / MANIFEST)["calibration"]["values"]
 
 
 def write_patients(folder: Path) -> None:
@@ -116,7 +118,7 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
         assert baseline["pixel_auroc"] == pytest.approx(1 - lesion / pixels / 2, abs=1e-3)
         assert baseline["healthy_area"] == lesion / 3
         shipped = test[domain][SHIPPED]
-        assert (shipped["threshold"], shipped["threshold_by"]) == (0.354166, "the bundle's")
+        assert (shipped["threshold"], shipped["threshold_by"]) == (CALIBRATED["threshold"], "the bundle's")
         assert shipped["pixel_ap"] == test[domain][OURS]["pixel_ap"]
         difference = test[domain]["difference to the best baseline"]
         assert difference.pop("of") == OURS and difference.pop("to") in baselines()
@@ -226,7 +228,7 @@ def test_the_preview_is_evaluated_too(patients: Path) -> None:
     record = evaluate(patients, patients / "out", "preview", baselines=[])
     shipped = f"{STUDENT}, at the bundle's threshold"
     assert set(record["test"]["foreground"]) == {STUDENT, shipped}
-    assert record["test"]["foreground"][shipped]["threshold"] == 0.451172
+    assert record["test"]["foreground"][shipped]["threshold"] == CALIBRATED["preview_threshold"]
     assert (
         record["test"]["left_out"]["difference to the best baseline"] == "there is no baseline, or none can be measured"
     )

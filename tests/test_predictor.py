@@ -31,10 +31,8 @@ def test_a_path_and_an_array_give_the_same_on_the_images_grid(grid: str, predict
     np.testing.assert_array_equal(of_path.affine, source.affine)
     np.testing.assert_array_equal(of_path.mask, of_array.mask)
     np.testing.assert_array_equal(of_path.anomaly_map, of_array.anomaly_map)
-    assert (of_path.score, of_path.p_diseased) == (
-        of_array.score,
-        of_array.p_diseased,
-    ) and of_path.counterfactual is None
+    assert (of_path.score, of_path.p_diseased) == (of_array.score, of_array.p_diseased)
+    assert of_path.counterfactual is not None and of_path.counterfactual.shape == (1, *source.shape)
     voxel_ml = abs(np.linalg.det(source.affine[:3, :3])) / 1000
     assert of_path.lesion_ml == pytest.approx((of_path.mask == 1).sum() * voxel_ml)
     assert of_path.not_assessed_ml == pytest.approx((of_path.mask == 2).sum() * voxel_ml)

@@ -49,7 +49,9 @@ class BrainNetwork(torch.nn.Module):
         super().__init__()
         channels = FACTOR**3
         norm = ("batch", {"track_running_stats": False})
-        self.unet = BasicUNet(3, channels, channels, features, norm=norm)
+        # its weights are read from a file; what they are made with must not move the generator of the networks in training
+        with torch.random.fork_rng(devices=[]):
+            self.unet = BasicUNet(3, channels, channels, features, norm=norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``(1, 1, X, Y, Z)`` of a volume likewise, see `as_input`.
