@@ -78,7 +78,7 @@ def measured(item: dict[str, Any], extract: ExtractBraind) -> dict[str, Any]:
     d = CheckBraind("image")(extract(d))
     brain = d["foreground"]
     ml = float(brain.sum()) * float(np.prod(brain.pixdim.tolist())) / 1000
-    # as they come; the pipeline takes the coil's field out before it asks
+    # in the images of these sets no field is so strong that it is corrected
     d = ResampleInPlaned(["image", "foreground"], 2.4)(d)
     image, coverage = (d[k].as_tensor()[0].numpy() for k in ("image", "foreground"))
     features = sequence_features(image, coverage, d["image"].pixdim.tolist())

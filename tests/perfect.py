@@ -10,12 +10,11 @@ from scripts.bundle import declared
 from scripts.images.mapping import AnomalyMapd
 from scripts.images.restoring import RestoreGridd
 from scripts.method.slices import assessed_slices
-from synthetic import AS_IT_IS
 
 
 def perfect_result(item: dict[str, Any], threshold: float = 0.3, min_area: int = 87) -> dict[Any, Any]:
     """What a perfect network would give: everything brighter than the median of the brain is brought back to it."""
-    d = declared("preprocessing", **AS_IT_IS)(item)
+    d = declared("preprocessing")(item)
     x = d["image"].as_tensor()
     assessed = assessed_slices(d["foreground"], min_area)
     d["pred"] = {

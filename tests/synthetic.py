@@ -24,11 +24,6 @@ GRIDS: dict[str, tuple[tuple[int, int, int], np.ndarray]] = {
     "one slice": ((80, 96, 1), np.diag([2.0, 2.0, 5.0, 1.0])),
 }
 
-AS_IT_IS: dict[str, Any] = {
-    "preprocessing#transforms#8": {"_target_": "scripts.images.bias_field.N4Fieldd", "keys": "image"}
-}
-"""Over the configs, for known answers: of these heads' few voxels a fitted field takes some of the lesion for its own."""
-
 
 def head(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Intensities (air 0, brain 100, a lesion 170) and the brain mask, the two longest axes holding an ellipse."""

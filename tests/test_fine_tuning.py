@@ -28,7 +28,7 @@ from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
 from scripts.images.mask_labels import mask_labels
 from scripts.learning.datasets import SliceDataset
-from synthetic import AS_IT_IS, GRIDS, head, write_head
+from synthetic import GRIDS, head, write_head
 from tiny_run import TINY
 from training_data import OVERLAYS
 
@@ -109,7 +109,7 @@ def test_the_dataset_takes_the_labels_for_the_slices_that_hold_the_lesion(tmp_pa
     path = str(tmp_path / "image.nii.gz")
     labels = mask_labels(str(tmp_path / "mask.nii.gz"), axial_volume(path))
     assert labels == [int(n == 2) for n in range(len(slices))]
-    preprocessing = declared("preprocessing", **AS_IT_IS)
+    preprocessing = declared("preprocessing")
     dataset = SliceDataset([{"image": path, "label": labels}], preprocessing, str(tmp_path / "cache"), 0.5)
     by_mask = {"image": path, "label": str(tmp_path / "mask.nii.gz")}
     assert SliceDataset([by_mask], preprocessing, str(tmp_path / "cache"), 0.5).labels == dataset.labels

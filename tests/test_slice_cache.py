@@ -18,7 +18,6 @@ from monai.transforms import Compose, ScaleIntensityRanged
 from scripts.bundle import bundle_root, cache_dir, declared
 from scripts.learning.cache import SliceCache
 from scripts.learning.datasets import SliceDataset
-from synthetic import AS_IT_IS
 from training_data import datalist, forked
 
 
@@ -61,7 +60,7 @@ def noted(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def noting(*transforms: Any) -> Compose:
-    return Compose([*declared("preprocessing", **AS_IT_IS).transforms, *transforms, noted])
+    return Compose([*declared("preprocessing").transforms, *transforms, noted])
 
 
 def built(folder: Path, items: list[dict[str, Any]], *transforms: Any, cache: str = "cache") -> SliceDataset:
