@@ -13,7 +13,6 @@ import torch
 from algorithms import STUDENT, Algorithms, everywhere, now, times
 
 from scripts.bundle import declared
-from scripts.method.inferer import learned_map
 
 SIZE = 16
 """Slices in a file of a sample; more are repeats."""
@@ -56,7 +55,7 @@ def cost(row: str, slices: str, number: int, device: str, overlays: list[str]) -
             for network in (algorithms.network, algorithms.classifier):
                 network.to(memory_format=how.memory_format)(first, times(first, 0))
             if algorithms.student is not None:
-                learned_map(algorithms.student, first)
+                algorithms.student(first)
         number = number or how.timed
         x = x.repeat(-(-number // len(x)), 1, 1, 1)[:number]
         seconds = algorithms.timed(how.sampler, x, how.batch, how.precision)[1] / number

@@ -73,9 +73,8 @@ class ExtractBraind(MapTransform):
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self.channel = channel
         self.network = network
-        self.weights = (
-            None if network is None else weights_digest(network)
-        )  # by which what was computed before is found again
+        # by which what was computed before is found again
+        self.weights = None if network is None else weights_digest(network)
 
     def load(self) -> None:
         """Load now what the first volume would need, for servers that start warm."""

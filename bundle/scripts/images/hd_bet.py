@@ -46,7 +46,7 @@ def hd_bet(device: str) -> torch.nn.Module:
 
 
 def by_hd_bet(volume: torch.Tensor, pixdim: Sequence[float], device: str, precision: str) -> torch.Tensor:
-    """The brain of ``(1, X, Y, Z)``, likewise, bool, on the CPU.
+    """The brain of a volume ``(1, X, Y, Z)``: bool, of the same shape, on the CPU.
 
     Args:
         volume: a head; its axes to the left, posterior, superior.

@@ -15,17 +15,6 @@ from .sampler import decode, encode, timestep_grid
 from .slices import Findings, SliceInferer
 
 
-def learned_map(student: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The student's probability of lesion ``(N, 1, H, W)``.
-
-    Args:
-        student: its forward is x -> ``(N, 1, H, W)``, logits, see `learning.pseudo_labels`; or ``(N, 1 + C, H, W)``, see
-            `with_counterpart`.
-        x: slices ``(N, C, H, W)`` in [-1, 1].
-    """
-    return student.to(x.device).eval()(x)[:, :1].float().sigmoid()
-
-
 def with_counterpart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """What a student gives of slices, with the healthy counterpart in place of the change that heals.
 
@@ -43,7 +32,8 @@ def learned(student: torch.nn.Module, x: torch.Tensor, foreground: torch.Tensor,
     """What a student says of slices, in one call: ``student``, and ``counterpart`` if it gives that.
 
     Args:
-        student: see `learned_map`.
+        student: its forward is x -> ``(N, 1, H, W)``, logits, see `learning.pseudo_labels`; or ``(N, 1 + C, H, W)``, see
+            `with_counterpart`.
         x: slices ``(N, C, H, W)`` in [-1, 1].
         foreground: bool ``(N, 1, H, W)``; what lies outside is its own counterpart.
         counterpart: whether the student gives it.
@@ -72,7 +62,7 @@ class CounterfactualInferer(SliceInferer):
         noise_level: L, in timesteps; 0 < L < T.
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding, from 0 to 100; 0 is the paper's plain DDIM.
-        student: see `learned_map`; what it says is given beside the counterfactual.
+        student: see `learned`; what it says is given beside the counterfactual.
         counterpart: whether the student gives the healthy counterpart too.
         network: the diffusion network, where the inferer is called with another one: MONAI Label calls it with what a bundle's
             ``network_def`` is, and that of a released bundle is the student.
@@ -170,7 +160,7 @@ class StudentInferer(SliceInferer):
         Args:
             x: ``(N, C, H, W)`` in [-1, 1].
             foreground: bool ``(N, 1, H, W)``; what lies outside is its own counterpart.
-            network: the student, a module, see `learned_map`.
+            network: the student, a module, see `learned`.
         """
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad(), autocast(x.device, self.precision):
