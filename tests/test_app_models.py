@@ -69,6 +69,18 @@ def test_an_overlay_that_names_a_model_is_one(tmp_path: Path) -> None:
     torch.testing.assert_close(two, 2 * one)
 
 
+def test_all_files_are_known_whose_change_loads_networks_again() -> None:
+    """The one that finds the brain lies beside the folder of the model that uses it too."""
+    models = Path(__file__).resolve().parent.parent / "bundle" / "models"
+    files = {
+        "brain_flair": ["brain.pt", "classifier.pt", "model.pt", "student.pt"],
+        "brain_brats": ["brain.pt", "brats/classifier.pt", "brats/model.pt", "brats/student.pt"],
+        "chest_effusion": ["chest/classifier.pt", "chest/lungs.pt", "chest/model.pt"],
+    }
+    for model in find_models(models.parent, "cpu"):
+        assert model.declared.weights_files == [models / name for name in files[model.declared.name]]
+
+
 def test_every_model_has_its_tasks_and_the_first_ones_names_stand_alone(app: AnomalyDetection) -> None:
     tasks = app.info()["models"]
     first, second = (

@@ -39,8 +39,8 @@ class Networks:
         """Load the networks, unless they are loaded and their files have not changed; whether that was done."""
         declared = self._declared
         # and the manifest, which holds the temperature
-        files = [*sorted(declared.models_dir.glob("*.pt")), *declared.models_dir.glob("weights.json")]
-        changed = tuple(path.stat().st_mtime_ns for path in files)
+        files = [*declared.weights_files, declared.models_dir / "weights.json"]
+        changed = tuple(path.stat().st_mtime_ns for path in files if path.is_file())
         if self._loaded and changed == self._changed:
             return False
         logger.info("loading the networks of %s on %s", declared.models_dir, declared.device)
