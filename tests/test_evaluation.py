@@ -331,7 +331,9 @@ def test_calibration_by_its_config(patients: Path, masks: bool, read: bool, caps
     path.write_text(path.read_text().replace('"validation"', '"test"'))
     content = json.loads(path.read_text())
     path.write_text(json.dumps({"test": content["test"]}))
+    kept = len(list((patients / "cache").glob("evaluated-*")))
     record = evaluate(patients, patients / "out", manifest=str(manifest))
+    assert len(list((patients / "cache").glob("evaluated-*"))) == kept == 2
     shipped = record["test"]["foreground"][SHIPPED]
     values = read_manifest(manifest)["calibration"]["values"]
     assert (shipped["threshold"], record["temperature"]) == (values["threshold"], 1.0)

@@ -165,9 +165,11 @@ def test_without_masks_labels_choose_the_threshold() -> None:
     cases = random_cases()
     a = np.concatenate([c.maps["good"][c.foreground] for c in cases if c.diseased])
     assert label_threshold(cases, "good") == pytest.approx(threshold_otsu(a), rel=1e-6)
+    by_labels = label_threshold(cases, "good"), "Otsu's, without masks"
+    assert chosen_threshold(cases, "good", "image", use_masks=False) == by_labels
     for case in cases:
         case.truth = None if case.diseased else case.truth
-    assert chosen_threshold(cases, "good", "image") == (label_threshold(cases, "good"), "Otsu's, without masks")
+    assert chosen_threshold(cases, "good", "image") == by_labels
     found = metrics(cases, "good", 0.9, "foreground")
     assert set(found) == {
         "healthy_area",

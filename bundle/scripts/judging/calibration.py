@@ -44,8 +44,12 @@ class Calibration:
         manifest: str,
         use_masks: bool | str = True,
     ) -> None:
-        masks = is_true(use_masks, "use_masks")
-        self.validation = [{k: v for k, v in item.items() if masks or k != "mask"} for item in validation]
+        self.use_masks = is_true(use_masks, "use_masks")
+        # where every slice has its label a mask adds none, and stays, so that what an evaluation kept is found
+        self.validation = [
+            {k: v for k, v in item.items() if k != "mask" or self.use_masks or isinstance(item.get("label"), list)}
+            for item in validation
+        ]
         self.volumes = volumes
         self.networks = networks
         self.manifest = Path(manifest)
@@ -93,7 +97,7 @@ class Calibration:
         return {"temperature": cases.temperature}
 
     def _threshold(self, cases: KeptCases, name: str, method: str) -> float:
-        chosen = chosen_threshold(cases, method, DOMAIN)
+        chosen = chosen_threshold(cases, method, DOMAIN, self.use_masks)
         if chosen is None:
             raise ValueError(f"{name}: no validation slice is labelled diseased, so none can be chosen.")
         threshold = rounded(chosen[0])

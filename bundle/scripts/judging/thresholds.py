@@ -59,10 +59,15 @@ def label_threshold(cases: Iterable[SliceCase], method: str) -> float:
     return float(threshold_otsu(hist=(counts, (edges[1:] + edges[:-1]) / 2)))
 
 
-def chosen_threshold(cases: Iterable[SliceCase], method: str, domain: Domain) -> tuple[float, str] | None:
-    """A threshold and how it was chosen: `BY_MASKS` where a lesion is known, `BY_LABELS` else, None if none is diseased."""
+def chosen_threshold(
+    cases: Iterable[SliceCase], method: str, domain: Domain, use_masks: bool = True
+) -> tuple[float, str] | None:
+    """A threshold and how it was chosen: `BY_MASKS` where a lesion is known and masks are used, `BY_LABELS` else.
+
+    None if no slice is diseased.
+    """
     counts = pixel_counts(cases, method, domain)
-    if counts.lesion:
+    if use_masks and counts.lesion:
         return counts.ranks()["threshold"], BY_MASKS
     if any(case.diseased == DISEASED for case in cases):
         return label_threshold(cases, method), BY_LABELS
