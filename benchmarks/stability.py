@@ -17,6 +17,7 @@ from typing import Any
 import fire
 import nibabel as nib
 import numpy as np
+from monai.data import MetaTensor
 from monai.transforms import RandBiasField, RandRicianNoise
 from numpy.typing import NDArray
 from skimage.transform import downscale_local_mean
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.files import write
+from scripts.images.masks import load_mask
 from scripts.images.restoring import LESION
 from scripts.learning.datalists import read_datalist
 from scripts.running.predictor import Predictor
@@ -85,7 +87,7 @@ def measured(predictor: Predictor, item: dict[str, Any], seed: int) -> dict[str,
         found = predictor(*scan)
         volumes[name] = float(found.lesion_ml or 0)
         if name == "as it is" and "mask" in item:
-            lesion = nib.as_closest_canonical(nib.load(item["mask"])).get_fdata() > 0
+            lesion = load_mask(item["mask"], MetaTensor(values[None], affine=affine)).numpy()[0]
             where, voxel = found.mask == LESION, abs(np.linalg.det(affine[:3, :3])) / 1000
             record["lesion_ml"] = float(lesion.sum() * voxel)
             record["found_ml"] = float((lesion & where).sum() * voxel)

@@ -626,3 +626,6 @@ def test_the_marked_volume_of_each_variant(tmp_path: Path) -> None:
     values[:] = 0.5
     nib.save(nib.Nifti1Image(values, affine), item["image"])
     assert "change" not in stability.measured(Bright(), item, 0)
+    nib.save(nib.Nifti1Image(mask[..., :1], affine), item["mask"])
+    with pytest.raises(ValueError, match="lies on another grid than the image"):
+        stability.measured(Bright(), item, 0)
