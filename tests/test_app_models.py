@@ -110,6 +110,35 @@ def test_each_model_runs_on_its_own_images(app: AnomalyDetection) -> None:
     assert abs(maps[0] - maps[1]).max() > 0.01  # one image, two models
 
 
+def test_a_second_model_of_the_same_images_replaces_nothing_of_the_first(tmp_path: Path) -> None:
+    """Its mask has its own name; map, counterpart and score stay those of the first, whichever ran last."""
+    bundle = write_two_models(tmp_path)
+    overlay = bundle / "configs" / "head_t2.json"
+    overlay.write_text(json.dumps({**json.loads(overlay.read_text()), "sequences": ["FLAIR"]}))
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    write_head(studies, "plain", "a_flair")
+    (studies / "a_flair_brain.nii.gz").unlink()
+    app = AnomalyDetection(str(tmp_path), str(studies), {"bundle": str(bundle), "device": "cpu"})
+    tags = ("original", "anomaly_map", "counterfactual")
+
+    def kept() -> list[Any]:
+        files = [Path(app.datastore().get_label_uri("a_flair", tag)).read_bytes() for tag in tags]
+        return [*files, app.datastore().get_image_info("a_flair")["anomaly_score"]]
+
+    assert app.infer({"model": "lesion_mask", "image": "a_flair", "save_label": True})["tag"] == "original"
+    before = kept()
+    second = {"model": "head_t2_lesion_mask", "image": "a_flair", "save_label": True}
+    assert app.infer(dict(second))["tag"] == "head_t2_lesion_mask" and kept() == before
+    assert app.infer({**second, "label_tag": "mine"})["tag"] == "mine" and kept() == before
+    assert app.infer(
+        {"model": "lesion_mask", "image": "a_flair", "save_label": True, "label_tag": "mine", "threshold": 0.1}
+    )
+    assert kept() == before
+    request = {"model": "head_t2_lesion_mask", "images": "all", "device": "cpu"}
+    assert [row["status"] for row in app.batch_infer(request).values()] == ["skipped"]
+
+
 def test_an_image_of_another_models_modality_is_refused(app: AnomalyDetection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(app.datastore()), "modality", lambda self, image_id: "CT")
     with pytest.raises(MONAILabelException, match="b is CT, the model takes MR"):

@@ -21,7 +21,7 @@ from lib.fine_tuning.fine_tune import FineTune
 from lib.http.installing import prepare
 from lib.http.processes import end_with_server, environment_on_path
 from lib.models.abandoning import turn
-from lib.models.declaration import FULL, Declaration
+from lib.models.declaration import Declaration
 from lib.models.fetching import fetch_bundle
 from lib.models.finding import REPOSITORY_BUNDLE, find_models
 from lib.studies.connection import client_of
@@ -166,7 +166,7 @@ class AnomalyDetection(MONAILabelApp):
         label = file
         try:  # not in its turn: the next one need not wait for a disk or the DICOM server
             if stored and request.get("save_label"):
-                if task.mode != FULL:
+                if tag != ORIGINAL:  # map, counterpart and score of an image are those of its original
                     datastore.save_label(image, file, tag, {"params": params})
                 else:
                     with tempfile.TemporaryDirectory() as folder:
