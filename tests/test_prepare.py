@@ -16,6 +16,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from PIL import Image
 
 import dicom
@@ -712,6 +713,31 @@ def test_a_volumes_mask_in_a_folder_says_which_slices_are_diseased(tmp_path: Pat
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
     folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
     assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "b": [0, 1, 0, 0], "c": 1}
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", "series"])
+def test_so_it_does_in_any_format_and_order(tmp_path: Path, suffix: str) -> None:
+    """The slices are those of the image's file, whose mask lists them from above."""
+    marked = np.zeros((40, 36, 4), np.uint8)
+    marked[2:4, 2:4, 1] = 1
+    affine = np.diag([-2.0, -2.0, 5.0, 1.0])
+    for name in ("healthy", "diseased", "masks"):
+        (tmp_path / name).mkdir()
+    if suffix == "series":
+        volume = (np.arange(40 * 36 * 4) % 900).astype(np.uint16).reshape(40, 36, 4)
+        dicom.save_series(dicom.series(volume, affine), tmp_path / "diseased" / "b")
+    else:
+        image = SimpleITK.GetImageFromArray(np.arange(4 * 36 * 40, dtype=np.int16).reshape(4, 36, 40))
+        image.SetSpacing((2.0, 2.0, 5.0))
+        image.SetOrigin((0.0, 0.0, 0.0))
+        SimpleITK.WriteImage(image, tmp_path / "diseased" / f"b{suffix}")
+    mask = nib.Nifti1Image(marked, affine).as_reoriented(np.array([[0, 1], [1, 1], [2, -1]]))
+    nib.save(mask, tmp_path / "masks" / "b.nii.gz")
+    folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
+    assert [i["label"] for i in items_of(tmp_path / "d.json")] == [[0, 1, 0, 0]]
+    nib.save(nib.Nifti1Image(marked[:-1], affine), tmp_path / "masks" / "b.nii.gz")
+    with pytest.raises(ValueError, match="left out: diseased/b.*lies on another grid than"):
+        folder(root=str(tmp_path), output=str(tmp_path / "d.json"), overwrite=True)
 
 
 def test_datalists_become_one(tmp_path: Path) -> None:

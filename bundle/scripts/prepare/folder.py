@@ -12,7 +12,7 @@ from typing import Any
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
 from ..images.dicom_series import describe
-from ..images.formats import DICOM, NIFTI, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
+from ..images.formats import DICOM, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
 from .options import folder_of
 from .preparation import Preparation
 from .slice_labels import labels_of, lesion_voxels
@@ -39,12 +39,12 @@ def folder(
     such as healthy/patient1/a.png, are of one patient; a file that lies in none is a patient of its own. The DICOM series of
     a volume is one image, in a folder of its own such as healthy/patient1. A mask has the path of its image, but for the
     ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter. Of a
-    diseased volume with a NIfTI mask, slices without a marked voxel are labelled healthy, the others diseased.
+    diseased volume with a mask, slices without a marked voxel are labelled healthy, the others diseased.
 
     Args:
         root: the folder.
         output: the datalist to write, a .json file.
-        least_voxels: of a NIfTI mask that make a slice diseased; slices with fewer, but some, are left out.
+        least_voxels: of a volume's mask that make a slice diseased; slices with fewer, but some, are left out.
         every: 2 takes every second slice of such a volume, and so on.
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where no split is given.
@@ -79,8 +79,8 @@ def folder(
             if not os.path.getsize(image):
                 made.damaged(str(item["image"]), "is empty.")
                 continue
-            mask = Path(root) / str(item.get("mask", ""))
-            if label == DISEASED and all(p.name.lower().endswith(NIFTI) for p in (image, mask)):
+            if label == DISEASED and "mask" in item and (image.is_dir() or image.name.lower().endswith(VOLUMES)):
+                mask = Path(root) / str(item["mask"])
                 try:
                     lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
                 except (OSError, ValueError) as error:

@@ -8,22 +8,31 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
+from ..images.formats import NIFTI, VOLUMETRIC
 from ..images.geometry import load_nifti
+from ..images.loading import LoadVolumed
+from ..images.masks import load_values
 
 
 def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
     """How many voxels of each slice are marked, as ``voxels`` in the file's order, and ``upwards``, whether that goes up.
 
     Args:
-        mask: a NIfTI file; what is above 0 is marked. Its slices lie along the axis nearest to superior-inferior.
-        images: that must have its grid; a fourth dimension is that of the channels.
+        mask: a file of a volume; what is above 0 is marked. Slices lie along the axis nearest to superior-inferior.
+        images: that must have its grid; a fourth dimension is that of the channels. Where not all are NIfTI, the mask may hold
+            the voxels of the first one in another order.
 
     Raises:
         ValueError: a file is damaged, or lies on another grid.
     """
+    if not all(path.name.lower().endswith(NIFTI) for path in (mask, *images)):
+        load = LoadVolumed("image", min_size=1, allow_any_image=True, modalities=VOLUMETRIC)
+        values = load_values(mask, load({"image": str(images[0])})["image"])
+        return _counted(values.numpy()[0] > 0, values.affine.numpy())
     marked = _read(mask)
     for path in images:
         image = _read(path)
@@ -33,7 +42,11 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
         voxels = np.asarray(marked.dataobj) > 0
     except Exception as error:
         raise ValueError(f"{mask.name}: can't be read ({error}).") from error
-    orientation = nib.io_orientation(marked.affine)
+    return _counted(voxels, marked.affine)
+
+
+def _counted(voxels: NDArray[np.bool_], affine: NDArray[np.float64]) -> dict[str, Any]:
+    orientation = nib.io_orientation(affine)
     axis = int(np.flatnonzero(orientation[:, 0] == 2)[0])
     counts = np.count_nonzero(voxels, axis=tuple(n for n in range(3) if n != axis))
     return {"voxels": [int(n) for n in counts], "upwards": bool(orientation[axis, 1] > 0)}
