@@ -70,7 +70,7 @@ sbom: $(READY) $(TOOLS) ## list what is installed, with versions and licences, i
 	.tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
 		--output-file dist/sbom.cdx.json $(BIN)/python
 
-clean: ## remove the environment, the results and the caches
+clean: ## remove the environment, output/ and the tools' caches; bundle/cache and runs stay
 	rm -rf .venv .tools output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 

@@ -44,7 +44,8 @@ def lgg(
 
     Writes a NIfTI a patient and sequence, and the mask, to `images`. The set publishes no voxel size: pixels and the height
     of the stack are assumed. A patient is named as in TCGA, TCGA_CS_4941, without the date in the folder's name.
-    The split behind the bundled weights is --split docs/split_brain_flair.csv; they were trained with pixels of 0.9 mm.
+    The split behind the bundled weights is --split docs/split_brain_flair.csv; they were trained on images of half the
+    size, whose pixels of 1.736 mm are 0.868 mm here.
 
     Args:
         root: the folder kaggle_3m, or the one that holds it.
