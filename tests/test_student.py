@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.transforms import RandBiasField
 
 from gaussians import NoisedClassifier, exact, images, modes
 from scripts import DISEASED, HEALTHY
 from scripts.judging.cases import SliceCase
-from scripts.learning.augmenting import RandSharedGammad
+from scripts.learning.augmenting import RandSharedBiasFieldd, RandSharedGammad
 from scripts.learning.pseudo_labels import Teacher
 from scripts.learning.seeding import augmented
 from scripts.learning.student_loss import StudentLoss
@@ -108,6 +109,27 @@ def test_a_slice_and_its_counterpart_are_changed_by_one_curve() -> None:
     assert middles[0] != middles[1] and all(2 * 0.5**1.18 - 1 <= m <= 2 * 0.5**0.85 - 1 for m in middles)
     never = RandSharedGammad(["image", "label"], kept=[0, 1], prob=0)
     assert torch.equal(augmented({"image": image, "label": label}, never, 0, 0)["image"], image)
+
+
+def test_a_slice_and_its_counterpart_lie_in_one_bias_field() -> None:
+    """Magnitudes are multiplied, within [-1, 1]. The field changes along either axis; MONAI's of a slice along one."""
+    image = torch.full((1, 16, 16), -0.5)  # a magnitude of 1/4
+    image[0, 0, 0] = -1
+    label = torch.cat([torch.full((1, 16, 16), 1 / 3), 2 * (image + 1) - 1])
+    shared = RandSharedBiasFieldd(["image", "label"], kept=[0, 1], prob=1)
+    along = []
+    for number in range(8):
+        new = augmented({"image": image, "label": label}, shared, 0, number)
+        assert new["image"][0, 0, 0] == -1 and torch.equal(new["label"][0], label[0])
+        assert torch.allclose(new["label"][1], 2 * new["image"][0] + 1, atol=1e-6)
+        field = (new["image"][0, 1:, 1:] + 1).log()
+        along.append([float(field.mean(dim).std()) for dim in (0, 1)])
+    assert torch.tensor(along).mean(0).min() > 0.05
+    monai = RandBiasField(coeff_range=(-0.12, 0.12), prob=1).set_random_state(0)
+    assert np.log(np.asarray(monai(np.ones((1, 500, 500)))))[0].mean(0).std() < 2e-3
+    strong = RandSharedBiasFieldd(["image", "label"], kept=[0, 1], prob=1, coefficient=3.0)
+    new = augmented({"image": image, "label": label}, strong, 0, 0)
+    assert new["image"].max() == 1 and new["image"].min() == -1
 
 
 def test_how_far_counterparts_are_apart_is_the_median_over_healthy_tissue() -> None:

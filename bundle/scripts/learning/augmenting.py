@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Randomizable
+from monai.transforms import MapTransform, RandBiasField, Randomizable
 from monai.utils import convert_to_tensor
 
 from ..images.normalization import BACKGROUND
@@ -49,30 +49,79 @@ class AsMagnitude(MapTransform, Randomizable):
         return d
 
 
-class RandSharedGammad(MapTransform, Randomizable):
-    """The same gamma curve for a slice and what was made of it: y = 2 ((x + 1) / 2)^g - 1, which keeps -1 and 1.
+class _RandShared(MapTransform, Randomizable):
+    """Changes the magnitudes (x + 1) / 2 of a slice and of what was made of it in one and the same way.
 
-    MONAI's `RandAdjustContrastd` scales the curve to the range of each image, so a slice and its healthy counterpart, which
-    has no bright lesion, would be changed by two curves. That the counterpart of a changed slice is the changed counterpart is
-    an assumption, which is why the curves are near the straight line.
+    That the counterpart of a changed slice is the changed counterpart is an assumption, which is why the changes are mild.
 
     Args:
-        keys: images ``(C, H, W)`` in [-1, 1].
+        keys: images ``(C, H, W)`` in [-1, 1], of one size. Values are clipped to that afterwards; -1 stays.
         kept: the first channels of each, as many as its number says, stay as they are, such as a map before a counterpart.
         prob: of a change.
+    """
+
+    def __init__(self, keys: KeysCollection, kept: Sequence[int], prob: float) -> None:
+        super().__init__(keys)
+        self.kept, self.prob = tuple(kept), prob
+
+    def change(self, shape: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Draw one, for magnitudes ``(C, *shape)``."""
+        raise NotImplementedError
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        changes, change = self.R.random_sample() < self.prob, self.change(d[self.keys[0]].shape[1:])
+        for key, kept in self.key_iterator(d, self.kept) if changes else ():
+            rest, x = convert_to_tensor(d[key]).split([kept, len(d[key]) - kept])
+            d[key] = torch.cat([rest, (2 * change((x.clamp(-1, 1) + 1) / 2) - 1).clamp(-1, 1)])
+        return d
+
+
+class RandSharedGammad(_RandShared):
+    """The same gamma curve y^g for a slice and what was made of it, see `_RandShared`.
+
+    MONAI's `RandAdjustContrastd` scales the curve to the range of each image, so a slice and its healthy counterpart, which
+    has no bright lesion, would be changed by two curves.
+
+    Args:
+        keys, kept, prob: see `_RandShared`.
         gamma: lowest and highest g.
     """
 
     def __init__(
         self, keys: KeysCollection, kept: Sequence[int], prob: float = 0.3, gamma: tuple[float, float] = (0.85, 1.18)
     ) -> None:
-        super().__init__(keys)
-        self.kept, self.prob, self.gamma = tuple(kept), prob, tuple(gamma)
+        super().__init__(keys, kept, prob)
+        self.gamma = tuple(gamma)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        changes, g = self.R.random_sample() < self.prob, self.R.uniform(*self.gamma)
-        for key, kept in self.key_iterator(d, self.kept) if changes else ():
-            rest, x = convert_to_tensor(d[key]).split([kept, len(d[key]) - kept])
-            d[key] = torch.cat([rest, 2 * ((x.clamp(-1, 1) + 1) / 2) ** g - 1])
-        return d
+    def change(self, shape: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        g = self.R.uniform(*self.gamma)
+        return lambda magnitude: magnitude**g
+
+
+class RandSharedBiasFieldd(_RandShared):
+    """The same bias field of a coil for a slice and what was made of it, see `_RandShared`.
+
+    It is a slice of MONAI's `RandBiasField` of a volume. That of an image of two dimensions lacks the terms of the second one
+    alone, and `RandBiasFieldd` would multiply values in [-1, 1].
+
+    Args:
+        keys, kept, prob: see `_RandShared`.
+        coefficient: of the polynomial of third degree in the field's logarithm, each at most so far from 0.
+    """
+
+    def __init__(self, keys: KeysCollection, kept: Sequence[int], prob: float = 0.5, coefficient: float = 0.12) -> None:
+        super().__init__(keys, kept, prob)
+        self.field = RandBiasField(coeff_range=(-coefficient, coefficient), prob=1.0)
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> RandSharedBiasFieldd:
+        """Of this and of MONAI's field."""
+        super().set_random_state(seed, state)
+        self.field.set_random_state(state=self.R)
+        return self
+
+    def change(self, shape: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        field = convert_to_tensor(self.field(torch.ones(1, *shape, 1)))[..., 0]
+        return lambda magnitude: magnitude * field
