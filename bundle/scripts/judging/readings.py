@@ -40,7 +40,8 @@ def readings(
 
     Args:
         x: slices, ``(N, C, H, W)``.
-        found: ``probability``, and ``counterfactual``, ``student`` or both, for `OURS`, see `method.maps.combined_map`.
+        found: ``probability``, and ``counterfactual``, the student's ``student`` and ``counterpart``, or all, for `OURS`, see
+            `method.maps.combined_map`.
         foreground: bool ``(N, 1, H, W)``.
         polarity: see `method.maps.anomaly_map`; `PAPER` has its own.
         median_size: likewise.
