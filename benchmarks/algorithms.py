@@ -274,26 +274,16 @@ class Algorithms:
             p = torch.cat([self._inferer.probability(b).cpu() for b in x.to(self.device).split(64)])
         return smoothed(p, depths)
 
-    def learned(
-        self,
-        x: torch.Tensor,
-        depths: list[int],
-        student: torch.nn.Module | None = None,
-        counterpart: bool | None = None,
-    ) -> Findings:
+    def learned(self, x: torch.Tensor, depths: list[int], student: torch.nn.Module | None = None) -> Findings:
         """What the student says, or another network like it, see `learned`; each volume's maps are averaged likewise.
 
         Args:
             x: slices ``(N, C, H, W)``.
             depths: how many are of each volume.
             student: by default the bundle's.
-            counterpart: whether it gives the counterpart; by default as the bundle's does.
         """
         network = self.student if student is None else student
-        gives = self._inferer.counterpart if counterpart is None else counterpart
         with torch.no_grad(), autocast(self.device, fastest_precision(self.device)):
-            parts = [learned(network, b.to(self.device), everywhere(b).to(self.device), gives) for b in x.split(BATCH)]
-        found: Findings = {"student": smoothed(torch.cat([part["student"].cpu() for part in parts]), depths)}
-        if gives:
-            found["counterpart"] = torch.cat([part["counterpart"].cpu() for part in parts])
-        return found
+            parts = [learned(network, b.to(self.device), everywhere(b).to(self.device)) for b in x.split(BATCH)]
+        found = {key: torch.cat([part[key].cpu() for part in parts]) for key in ("student", "counterpart")}
+        return {"student": smoothed(found["student"], depths), "counterpart": found["counterpart"]}

@@ -58,9 +58,8 @@ def supervised(
         images: by default as many as the student's training takes.
     """
     budget = {} if images is None else {"max_images": images, "epoch_images": min(images, 1280)}
-    # a mask has no counterpart to learn; the bundle's datalist is not read, the pack's slices take its place
-    of_maps = {"device": str(device), "student_counterpart": False}
-    values = {**of_maps, "seed": seed, "num_workers": 0, **budget}
+    # the bundle's datalist is not read, the pack's slices take its place
+    values = {"device": str(device), "seed": seed, "num_workers": 0, **budget}
     parser = config("", str(folder), str(folder), (*overlays, "train_student"), **values)
     for split, section in (("training", "train"), ("validation", "validate")):
         augmentation = {"augmentation": "@train#augmentation", "seed": "@seed"} if section == "train" else {}
@@ -76,4 +75,4 @@ def supervised(
     parser.get_parsed_content("checkpoint").open()
     parser.get_parsed_content("train#trainer").run()
     parser.get_parsed_content("checkpoint").close()  # ends this program if it was stopped
-    return declared("student", *overlays, **{**of_maps, "student#path": f"{folder}/model.pt"})
+    return declared("student", *overlays, **{"device": str(device), "student#path": f"{folder}/model.pt"})

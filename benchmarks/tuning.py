@@ -110,7 +110,8 @@ class Maps:
         def make() -> dict[str, Findings]:
             network = supervised(self.pack, run.with_suffix(""), self.device, self.seed, images, *self.overlays)
             seen = {n: s for n, s in self.splits.items() if n != "training"}
-            return {n: self.algorithms.learned(s.x, s.depths, network, False) for n, s in seen.items()}
+            # of a mask it learned no counterpart
+            return {n: {"student": self.algorithms.learned(s.x, s.depths, network)["student"]} for n, s in seen.items()}
 
         return kept(run, make)
 

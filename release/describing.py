@@ -49,8 +49,7 @@ def metadata(model: Model) -> dict[str, Any]:
             of_channels = {n: f"{whats[network]} {name}" for n, name in channels.items()}
             io["outputs"]["pred"] |= {**grid, "channel_def": of_channels}
         elif network == "student":
-            learned = channels.values() if model.config["student_counterpart"] else ()
-            of_student = ["lesion", *(f"what heals {name}" for name in learned)]
+            of_student = ["lesion", *(f"what heals {name}" for name in channels.values())]
             io["outputs"]["pred"] |= {
                 "spatial_shape": model.config["spatial_size"],
                 "num_channels": len(of_student),

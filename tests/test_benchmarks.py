@@ -19,6 +19,7 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.images.brain import ExtractBraind
 from scripts.judging.cases import SliceCase
+from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, STUDENT
 from scripts.method.guidance import ClassifierGuidance
 from synthetic import head, write_head
 
@@ -537,6 +538,62 @@ def test_tables_hold_what_was_evaluated(file: str, count: int) -> None:
         assert cells[1:] == [row["pixel AP"], row["Dice pooled"], row["image AUROC"]], line
         checked += 1
     assert checked == count
+
+
+SHIPPED = f"{OURS}, at the bundle's threshold"
+BRATS = {
+    "whole volumes": (
+        "test",
+        ["pixel AP", "Dice pooled", "Dice per volume", "image AUROC"],
+        {
+            "ours, default, at the shipped threshold": SHIPPED,
+            "ours, default, threshold of the best Dice on validation": OURS,
+            "ours, student, likewise": STUDENT,
+            "ours, counterfactual alone, likewise": COUNTERFACTUAL,
+            "the paper's map, likewise": PAPER,
+            "FLAIR intensity, likewise": "FLAIR intensity",
+            "FLAIR minus slice median, 3x3 median, likewise": "FLAIR minus slice median, 3x3 median",
+        },
+    ),
+    "the paper's slices": (
+        "paper_slices",
+        ["pixel AP", "Dice pooled", "Dice per slice, Otsu per slice", "image AUROC"],
+        {
+            "ours, default, at the shipped threshold": SHIPPED,
+            "ours, student": STUDENT,
+            "ours, counterfactual alone": COUNTERFACTUAL,
+            "the paper's map": PAPER,
+            "FLAIR minus slice median, 3x3 median": "FLAIR minus slice median, 3x3 median",
+        },
+    ),
+}
+"""The tables of the card of four sequences, by how their first cell begins: files, columns and rows of `benchmarks/brats`."""
+
+
+def test_the_tables_of_four_sequences_hold_what_was_evaluated() -> None:
+    """An empty cell says nothing; the row of FLAIR's networks is that of `benchmarks/brain_flair`."""
+    checked = 0
+    table: tuple[str, list[str], dict[str, str]] | None = None
+    for line in (ROOT / "bundle/docs/brats.md").read_text("utf-8").splitlines():
+        cells = [c.strip() for c in line.strip("|").split("|")] if line.startswith("|") else []
+        begun = [found for title, found in BRATS.items() if cells and cells[0].startswith(title)]
+        table = begun[0] if begun else table if cells else None
+        if table is None or begun or set(line) <= set("|-"):
+            continue
+        part, columns, names = table
+        folder = ROOT / "benchmarks" / "brats"
+        if cells[0] == "FLAIR's networks, at their shipped threshold":
+            part, folder, names = "brats", ROOT / "benchmarks" / "brain_flair", {cells[0]: SHIPPED}
+        row: dict[str, str] = {}
+        for kind in ("scores", "foreground"):
+            with (folder / f"{part}_{kind}.csv").open(newline="", encoding="utf-8") as f:
+                rows = {next(iter(r.values())): r for r in csv.DictReader(f)}
+            # scores have no threshold
+            found = rows.get(names[cells[0]]) or rows[names[cells[0]].split(", at the")[0]]
+            row |= {name: value for name, value in found.items() if value}
+        assert all(cell in ("", row[column]) for cell, column in zip(cells[1:], columns, strict=True)), line
+        checked += 1
+    assert checked == 13
 
 
 def test_the_first_screen_says_how_well() -> None:

@@ -339,7 +339,7 @@ def test_float32_under_a_callers_autocast() -> None:
 
 
 class Bright(torch.nn.Module):
-    """A student: lesion is where the last channel is bright."""
+    """A student: lesion is where the last channel is bright; heals nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -347,14 +347,14 @@ class Bright(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen.append(len(x))
-        return torch.where(x[:, -1:] > 0.3, 2.0, -2.0)
+        return torch.cat([torch.where(x[:, -1:] > 0.3, 2.0, -2.0), torch.zeros_like(x)], dim=1)
 
 
 def test_a_student_beside_the_counterfactual_changes_nothing_of_it() -> None:
     """The same bits as without; the student sees the slices as they are, once each, the assessed ones only."""
     x, student = volume([HEALTHY, EMPTY, DISEASED]), Bright()
     alone, both = inferer()(x, noise_model(), inside(x)), inferer(student=student)(x, noise_model(), inside(x))
-    assert set(both) - set(alone) == {"student"} and student.seen == [2]
+    assert set(both) - set(alone) == {"student", "counterpart"} and student.seen == [2]
     assert all(torch.equal(alone[name].nan_to_num(), both[name].nan_to_num()) for name in alone)
     expected = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright(), inside(x))["student"]
     torch.testing.assert_close(both["student"], expected, rtol=0, atol=0, equal_nan=True)
@@ -390,7 +390,7 @@ def test_a_student_gives_one_map_a_slice(channels: int) -> None:
     x = volume([HEALTHY, EMPTY, DISEASED], channels)
     result = StudentInferer(NoisedClassifier(channels))(x, student, inside(x))
     a = result["student"]
-    assert set(result) == {"student", "probability", "assessed"} and student.seen == [2]
+    assert set(result) == {"student", "counterpart", "probability", "assessed"} and student.seen == [2]
     assert a.shape == (1, 1, 4, 4, 3) and a[..., 1].isnan().all() and not a[..., [0, 2]].isnan().any()
     assert float(a[0, 0, 1, 1, 2]) == pytest.approx(0.8808, abs=1e-4)
     assert result["probability"][0, 0] < 0.5 < result["probability"][0, 2] and result["probability"][0, 1].isnan()

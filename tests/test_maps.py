@@ -67,14 +67,20 @@ def test_a_slice_without_brain_has_an_empty_map() -> None:
     assert not anomaly_map(x, x, x[:, :1] > BACKGROUND, "hyperintense", 3).any()
 
 
-def test_the_map_is_the_mean_of_counterfactual_and_student() -> None:
-    """(0.5 + 0.9) / 2 in the lesion, 0.9 / 2 where only the student sees something; halved by p = 0.25, 0 outside."""
+def test_the_map_is_the_mean_of_counterfactual_counterpart_and_student() -> None:
+    """(0.5 + 0.9) / 2 in the lesion, 0.9 / 2 where only the student sees something; halved by p = 0.25, 0 outside.
+
+    A counterpart that heals half of the lesion adds a third map, of 0.25 there.
+    """
     x, healthy = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
     x[0, 0, 0, 0], x[0, 0, 1, 1], healthy[0, 0, 1, 1] = 0.5, -1, -1
     student = torch.tensor([[[[0.9, 0.9], [0.0, 1.0]]]])
     found = {"counterfactual": healthy, "student": student, "probability": torch.tensor([0.25])}
     expected = torch.tensor([[[[0.35, 0.225], [0.0, 0.0]]]])
     torch.testing.assert_close(combined_map(x, found, x[:, :1] > BACKGROUND, "hyperintense", 1), expected)
+    third = found | {"counterpart": torch.tensor([[[[0.25, 0.0], [0.0, -1.0]]]])}
+    expected = torch.tensor([[[[0.275, 0.15], [0.0, 0.0]]]])
+    torch.testing.assert_close(combined_map(x, third, x[:, :1] > BACKGROUND, "both", 1), expected)
     alone = {name: found[name] for name in ("counterfactual", "probability")}
     torch.testing.assert_close(
         combined_map(x, alone, x[:, :1] > BACKGROUND, "both", 1), torch.tensor([[[[0.25, 0.0], [0.0, 0.0]]]])

@@ -290,8 +290,7 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     assert "diffusion_data_format" in found and ("counterfactual_data_format" in found) == model.has_student
     [pred] = found["network_data_format"]["outputs"].values()
     channels = model.config["num_channels"]
-    of_student = 1 + channels * model.config["student_counterpart"]
-    assert pred["num_channels"] == (of_student if model.has_student else channels) == len(pred["channel_def"])
+    assert pred["num_channels"] == (1 + channels if model.has_student else channels) == len(pred["channel_def"])
     assert not model.name.endswith(("detection", "segmentation"))
     text = card(model)
     assert text.startswith("---\n")

@@ -40,7 +40,8 @@ def readings(
 
     Args:
         x: slices, ``(N, C, H, W)``.
-        found: ``probability``, and ``counterfactual``, ``student`` or both, for `OURS`, see `method.maps.combined_map`.
+        found: ``probability``, and ``counterfactual``, the student's ``student`` and ``counterpart``, or all, for `OURS`, see
+            `method.maps.combined_map`.
         foreground: bool ``(N, 1, H, W)``.
         polarity: see `method.maps.anomaly_map`; `PAPER` has its own.
         median_size: likewise.
@@ -54,9 +55,7 @@ def readings(
         maps[COUNTERFACTUAL] = combined_map(x, alone, foreground, polarity, median_size)
         maps[PAPER] = anomaly_map(x, found["counterfactual"], foreground, "both", 1)
     if "student" in found:
-        alone = {"student": found["student"], "probability": probability}
-        if "counterpart" in found:
-            alone["counterpart"] = found["counterpart"]
+        alone = {"student": found["student"], "counterpart": found["counterpart"], "probability": probability}
         maps[STUDENT] = combined_map(x, alone, foreground, polarity, median_size)
     weights = {name: torch.ones_like(probability) if name == PAPER else probability for name in maps}
     return maps, {name: slice_score(a, foreground, weights[name]) for name, a in maps.items()}

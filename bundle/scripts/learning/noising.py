@@ -48,7 +48,7 @@ class StudentTrainingInferer(AutocastInferer):
     """A student under autocast, as `method.inferer.with_counterpart` reads it."""
 
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The logits of the map and, if the student learns it, the counterpart, ``(N, 1 + C, H, W)``."""
+        """The logits of the map and the counterpart, ``(N, 1 + C, H, W)``."""
         return with_counterpart(inputs, super().__call__(inputs, network, *args, **kwargs))
 
 

@@ -36,12 +36,11 @@ def filled(a: torch.Tensor) -> torch.Tensor:
 
 
 class Teacher(Counterfactuals):
-    """Makes of slices what a student learns from them: `PseudoLabels`.
+    """Makes of slices what a student learns from them: a `Lesson`.
 
     Args:
         network, inferer, cache_dir, dry_run: see `made.Counterfactuals`.
         polarity, median_size: see `method.maps.anomaly_map`.
-        counterpart: whether the student learns the healthy counterparts too.
     """
 
     def __init__(
@@ -52,14 +51,12 @@ class Teacher(Counterfactuals):
         median_size: int,
         cache_dir: str,
         dry_run: bool | str = False,
-        counterpart: bool = False,
     ) -> None:
         super().__init__(network, inferer, cache_dir, dry_run)
         self.polarity, self.median_size = polarity, median_size
-        self.counterpart = counterpart
 
-    def __call__(self, slices: SliceDataset) -> PseudoLabels | Lesson:
-        """The labels of the slices, and their counterparts if the student learns those.
+    def __call__(self, slices: SliceDataset) -> Lesson:
+        """The labels and counterparts of the slices.
 
         What the teacher's networks make is made where it isn't on disk yet, and found again by the digest.
 
@@ -70,8 +67,6 @@ class Teacher(Counterfactuals):
         if not diseased:
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
         settings = (self.polarity, self.median_size, "filled")
-        if not self.counterpart:
-            return PseudoLabels(slices, diseased, *self.made(slices, diseased, "maps", 1, settings, self._map))
         channels = slices.image(0).shape[0]
         changes, _ = self.made(slices, diseased, "changes", channels, "healed", lambda x, healthy, inside: healthy - x)
         maps = self.made(slices, diseased, "maps", 1, settings, self._map, changes)

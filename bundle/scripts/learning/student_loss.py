@@ -22,9 +22,9 @@ class StudentLoss(torch.nn.Module):
         self.of_map = DiceCELoss(sigmoid=True, batch=True)
 
     def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Of what `method.inferer.with_counterpart` gives and a batch of `pseudo_labels.Lesson`; or of the map alone."""
+        """Of what `method.inferer.with_counterpart` gives and a batch of `pseudo_labels.Lesson`, or of masks alone."""
         loss: torch.Tensor = self.of_map(predicted[:, :1], target[:, :1])
-        if predicted.shape[1] > 1:
+        if target.shape[1] > 1:
             d = predicted[:, 1:] - target[:, 1:]
             loss = loss + self.counterpart_weight * (d.abs() + d.square()).mean()
         return loss

@@ -23,34 +23,26 @@ def with_counterpart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         out: the student's ``(N, 1 + C, H, W)``: the map's logits, and what is to be added to the slice.
 
     Returns:
-        ``(N, 1 + C, H, W)``: the logits and the counterparts. Without channels behind the logits, these alone.
+        ``(N, 1 + C, H, W)``: the logits and the counterparts.
     """
-    return torch.cat([out[:, :1], x + out[:, 1:]], dim=1) if out.shape[1] > 1 else out
+    return torch.cat([out[:, :1], x + out[:, 1:]], dim=1)
 
 
-def learned(student: torch.nn.Module, x: torch.Tensor, foreground: torch.Tensor, counterpart: bool) -> Findings:
-    """What a student says of slices, in one call: ``student``, and ``counterpart`` if it gives that.
+def learned(student: torch.nn.Module, x: torch.Tensor, foreground: torch.Tensor) -> Findings:
+    """What a student says of slices, in one call: ``student``, its map, and ``counterpart``.
 
     Args:
-        student: its forward is x -> ``(N, 1, H, W)``, logits, see `learning.pseudo_labels`; or ``(N, 1 + C, H, W)``, see
-            `with_counterpart`.
+        student: its forward is x -> ``(N, 1 + C, H, W)``, see `with_counterpart` and `learning.pseudo_labels.Lesson`.
         x: slices ``(N, C, H, W)`` in [-1, 1].
         foreground: bool ``(N, 1, H, W)``; what lies outside is its own counterpart.
-        counterpart: whether the student gives it.
     """
     out = with_counterpart(x, student.to(x.device).eval()(x).float())
-    found: Findings = {"student": out[:, :1].sigmoid()}
-    if counterpart:
-        found["counterpart"] = torch.where(foreground, out[:, 1:].clamp(-1, 1), x)
-    return found
+    return {"student": out[:, :1].sigmoid(), "counterpart": torch.where(foreground, out[:, 1:].clamp(-1, 1), x)}
 
 
-def unlearned(x: torch.Tensor, counterpart: bool) -> Findings:
+def unlearned(x: torch.Tensor) -> Findings:
     """The same of slices that are not assessed, ``(B, D, C, H, W)``: no map, and each is its own counterpart."""
-    found: Findings = {"student": torch.full_like(x[:, :, :1], torch.nan)}
-    if counterpart:
-        found["counterpart"] = x.clone()
-    return found
+    return {"student": torch.full_like(x[:, :, :1], torch.nan), "counterpart": x.clone()}
 
 
 class CounterfactualInferer(SliceInferer):
@@ -63,7 +55,6 @@ class CounterfactualInferer(SliceInferer):
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding, from 0 to 100; 0 is the paper's plain DDIM.
         student: see `learned`; what it says is given beside the counterfactual.
-        counterpart: whether the student gives the healthy counterpart too.
         network: the diffusion network, where the inferer is called with another one: MONAI Label calls it with what a bundle's
             ``network_def`` is, and that of a released bundle is the student.
         options: see `SliceInferer`; the target class is that of the guidance.
@@ -84,7 +75,6 @@ class CounterfactualInferer(SliceInferer):
         num_inference_steps: int = 20,
         num_fixed_point_iterations: int = 2,
         student: torch.nn.Module | None = None,
-        counterpart: bool = False,
         network: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
@@ -93,8 +83,7 @@ class CounterfactualInferer(SliceInferer):
         self.guidance = guidance
         self.timesteps = timestep_grid(noise_level, num_inference_steps, scheduler.num_train_timesteps)
         self.num_fixed_point_iterations = num_fixed_point_iterations
-        self.student, self.counterpart = student, counterpart
-        self.network = network
+        self.student, self.network = student, network
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -129,7 +118,7 @@ class CounterfactualInferer(SliceInferer):
             noise = encode(noise_model, x, self.timesteps, alphas, self.num_fixed_point_iterations)
             healthy = decode(self.guidance(noise_model), noise, self.timesteps, alphas)
             if self.student is not None:
-                found |= learned(self.student, x, foreground, self.counterpart)
+                found |= learned(self.student, x, foreground)
         found["counterfactual"] = torch.where(foreground, healthy.clamp(-1, 1), x)
         return found
 
@@ -137,7 +126,7 @@ class CounterfactualInferer(SliceInferer):
         """Their counterfactuals are the slices themselves; the student says nothing of them."""
         found: Findings = {"counterfactual": x.clone()}
         if self.student is not None:
-            found |= unlearned(x, self.counterpart)
+            found |= unlearned(x)
         return found
 
 
@@ -146,16 +135,11 @@ class StudentInferer(SliceInferer):
 
     Args:
         classifier: see `SliceInferer`.
-        counterpart: whether the student gives the healthy counterpart too, see `with_counterpart`.
         options: see `SliceInferer`.
     """
 
-    def __init__(self, classifier: torch.nn.Module, counterpart: bool = False, **options: Any) -> None:
-        super().__init__(classifier, **options)
-        self.counterpart = counterpart
-
     def slices(self, x: torch.Tensor, foreground: torch.Tensor, network: Callable[..., torch.Tensor]) -> Findings:
-        """``student`` and ``probability``; and ``counterpart`` by a student that gives it.
+        """``student``, ``counterpart`` and ``probability``.
 
         Args:
             x: ``(N, C, H, W)`` in [-1, 1].
@@ -164,8 +148,8 @@ class StudentInferer(SliceInferer):
         """
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad(), autocast(x.device, self.precision):
-            return {**learned(network, x, foreground, self.counterpart), "probability": self.probability(x)}
+            return {**learned(network, x, foreground), "probability": self.probability(x)}
 
     def unassessed(self, x: torch.Tensor) -> Findings:
         """The student says nothing of them; each is its own counterpart."""
-        return unlearned(x, self.counterpart)
+        return unlearned(x)

@@ -98,16 +98,15 @@ def gated_counterfactual(x: torch.Tensor, healthy: torch.Tensor, probability: to
 def combined_map(
     x: torch.Tensor, found: Findings, foreground: torch.Tensor, polarity: str | Sequence[str], median_size: int
 ) -> torch.Tensor:
-    """The anomaly map from all that an inferer found in slices: the mean of the counterfactuals' map and the student's.
+    """The anomaly map from all that an inferer found in slices: the mean of up to three maps.
 
-    Without a counterfactual, as in a preview, the student's own counterpart stands for it if there is one.
-
-    The one knows what would be healthy in this very slice, the other what the maps of all training slices had in common: a
-    lesion's shape, its dark core, and what is bright in healthy slices too. Each slice's map is multiplied by its `gate`.
+    They are that of the counterfactuals, that of the student's counterparts, and the one that the student gives. The first
+    knows what would be healthy in this very slice, the others what the training slices had in common: a lesion's shape, its
+    dark core, and what is bright in healthy slices too. Each slice's map is multiplied by its `gate`.
 
     Args:
         x: slices, ``(N, C, H, W)``.
-        found: ``probability``, and ``counterfactual``, ``student`` (with ``counterpart`` or without) or both.
+        found: ``probability``, and at least one of ``counterfactual``, ``counterpart`` and ``student``.
         foreground: bool ``(N, 1, H, W)``.
         polarity: see `anomaly_map`.
         median_size: likewise.
@@ -116,16 +115,14 @@ def combined_map(
         ``(N, 1, H, W)``, 0 or more, 0 outside the foreground.
 
     Raises:
-        ValueError: neither was found.
+        ValueError: none was found.
     """
-    maps = []
-    healthy = found.get("counterfactual", found.get("counterpart"))
-    if healthy is not None:
-        maps.append(anomaly_map(x, healthy, foreground, polarity, median_size))
+    healed = [found[key] for key in ("counterfactual", "counterpart") if key in found]
+    maps = [anomaly_map(x, healthy, foreground, polarity, median_size) for healthy in healed]
     if "student" in found:
         maps.append(found["student"])
     if not maps:
-        raise ValueError(f"neither a counterfactual nor a student's map was found, but {', '.join(found)}.")
+        raise ValueError(f"no counterpart and no student's map was found, but {', '.join(found)}.")
     return torch.stack(maps).mean(dim=0) * gate(found["probability"]) * foreground
 
 
