@@ -3,11 +3,11 @@
     python benchmarks/sweep.py --datalist FILE [--slices 64] [--noise_levels "[250,500]"] [--scales "[3,10,30]"] [--device cuda]
 
 Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. What is measured is the default's map, the
-mean of the counterfactual's and the student's, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns need no
-mask: the threshold of ``dice_labels`` is Otsu's of the slices labelled diseased; ``contrast`` is the AUROC with which the mean
-of the counterfactual's map, without the classifier's gate, tells them from the others; ``separability`` is Otsu's own
-criterion, how much of the variance of that map, without the gate too, in their foreground lies between its two classes. Test
-patients are never read.
+mean of the counterfactual's and the student's two, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns
+need no mask: the threshold of ``dice_labels`` is Otsu's of the slices labelled diseased; ``contrast`` is the AUROC with which
+the mean of the counterfactual's map, without the classifier's gate, tells them from the others; ``separability`` is Otsu's
+own criterion, how much of the variance of that map, without the gate too, in their foreground lies between its two classes.
+Test patients are never read.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def sweep(
     chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:slices].sort().values
     x, inside = every[chosen], split.slices.foreground[chosen]
     learned, probability = algorithms.learned(every, depths), algorithms.probability(every, depths)
-    known = {"probability": probability[chosen], "student": learned["student"][chosen]}
+    known = {"probability": probability[chosen]} | {name: values[chosen] for name, values in learned.items()}
     rows = []
 
     def all_slices(values: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ FACTS = Path(__file__).parent / "models"
 """What no config says, in a folder a model: see `facts`."""
 NETWORK_DEF = {
     True: "`network_def` is the student: an image in, the logits of a map out, whose sigmoid is the probability that a pixel "
-    "is part of a lesion. What heals, in the channels behind it if there are any, is to be added to the image. `run` uses it "
+    "is part of a lesion. What heals, in the channels behind it, is to be added to the image. `run` uses it "
     "with `diffusion_def` and `classifier_def`. These see noised images, which have no bounds.",
     False: "`network_def` is the method as one network: an image in, its healthy counterpart out. It is made of "
     "`diffusion_def`, whose weights are `models/model.pt`, and `classifier_def`. These see noised images, which have no "

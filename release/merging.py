@@ -7,7 +7,7 @@ What the zip's ``network_def`` is: the zoo's tools load ``models/model.pt`` into
 TorchScript. In the source tree it is the diffusion network, which gives noise and wants a timestep too. In a zip that is
 ``diffusion_def``, and ``network_def`` is
 
-- of a model with a student, that one, image -> map, and ``model.pt`` holds its weights;
+- of a model with a student, that one, image -> map and what heals, and ``model.pt`` holds its weights;
 - of another, ``counterfactual_def``, image -> healthy counterpart, which is the bundle's own code. The trainings keep
   ``network_def`` as it is, so that `monai.bundle.load`, which reads ``train.json`` by default and can't import that code,
   gives the diffusion network. ``model.pt`` holds its weights.

@@ -117,8 +117,9 @@ def test_a_second_model_of_the_same_images_replaces_nothing_of_the_first(tmp_pat
     overlay.write_text(json.dumps({**json.loads(overlay.read_text()), "sequences": ["FLAIR"]}))
     studies = tmp_path / "studies"
     studies.mkdir()
-    write_head(studies, "plain", "a_flair")
-    (studies / "a_flair_brain.nii.gz").unlink()
+    for name in ("a_flair", "b"):
+        write_head(studies, "plain", name)
+        (studies / f"{name}_brain.nii.gz").unlink()
     app = AnomalyDetection(str(tmp_path), str(studies), {"bundle": str(bundle), "device": "cpu"})
     tags = ("original", "anomaly_map", "counterfactual")
 
@@ -136,7 +137,12 @@ def test_a_second_model_of_the_same_images_replaces_nothing_of_the_first(tmp_pat
     )
     assert kept() == before
     request = {"model": "head_t2_lesion_mask", "images": "all", "device": "cpu"}
-    assert [row["status"] for row in app.batch_infer(request).values()] == ["skipped"]
+    assert {i: row["status"] for i, row in app.batch_infer(request).items()} == {"a_flair": "skipped", "b": "ok"}
+    # nor where a name says nothing, or a model takes whatever sequence
+    assert set(app.datastore().get_image_info("b")) & {"anomaly_score"} == set()
+    overlay.write_text(json.dumps({**json.loads(overlay.read_text()), "sequences": []}))
+    app = AnomalyDetection(str(tmp_path), str(studies), {"bundle": str(bundle), "device": "cpu"})
+    assert app.infer(dict(second))["tag"] == "head_t2_lesion_mask" and kept() == before
 
 
 def test_an_image_of_another_models_modality_is_refused(app: AnomalyDetection, monkeypatch: pytest.MonkeyPatch) -> None:

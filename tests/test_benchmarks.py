@@ -22,6 +22,7 @@ from scripts.judging.cases import SliceCase
 from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, STUDENT
 from scripts.method.guidance import ClassifierGuidance
 from synthetic import head, write_head
+from test_evaluation import write_patients
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -461,6 +462,32 @@ def test_separability_is_the_share_of_the_variance_between_two_classes() -> None
     for a, expected in (([[0, 0], [2, 2]], 1.0), ([[0, 0], [1, 3]], 3 / 16 * (8 / 3) ** 2 / 1.5)):
         case = SliceCase("A", 0, np.zeros((2, 2)), brain, brain, DISEASED, maps={"map": np.array(a, np.float32)})
         assert sweep.separability([case], "map") == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_sweep_writes_a_row_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bundle's networks, on four slices of each of two heads."""
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
+    write_patients(tmp_path)
+    sweep.sweep(
+        *(
+            str(tmp_path / "datalist.json"),
+            4,
+            0,
+            (100, 200),
+            (1.0,),
+            str(tmp_path / "swept"),
+            "cpu",
+            str(tmp_path / "cache"),
+        )
+    )
+    with (tmp_path / "swept.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert [(row["noise_level"], row["scale"], row["slices"]) for row in rows] == [
+        ("100", "1.0", "4"),
+        ("200", "1.0", "4"),
+    ]
+    assert all(0 < float(row["pixel_ap"]) <= 1 for row in rows) and (tmp_path / "swept.png").is_file()
 
 
 def test_a_call_of_the_papers_network_is_the_work_that_it_is_in_the_reference() -> None:

@@ -300,6 +300,16 @@ def test_truth_and_labels() -> None:
         slice_labels({"image": "a"}, volume, Truth(None, None), [])
 
 
+def test_masks_that_are_not_used_are_not_read_where_slices_have_no_label_of_their_own(patients: Path) -> None:
+    """A label of the volume counts for all its slices then, whatever a mask would say."""
+    changed(patients, lambda split, item: {**item, "label": 1 if item["subject"].endswith("A") else 0})
+    for mask in patients.glob("*/seg.nii.gz"):
+        mask.write_bytes(b"none")
+    manifest = patients / "weights.json"
+    parsed(patients, "evaluate", "calibrate", manifest=str(manifest), use_masks=False).get_parsed_content("run")
+    assert set(read_manifest(manifest)["calibration"]["values"]) >= {"threshold", "temperature"}
+
+
 @pytest.mark.parametrize(("masks", "read"), [(True, True), (True, False), (False, True)])
 def test_calibration_by_its_config(patients: Path, masks: bool, read: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """What is written is what inference reads; the test section is not looked at."""

@@ -715,7 +715,7 @@ def test_a_volumes_mask_in_a_folder_says_which_slices_are_diseased(tmp_path: Pat
     assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "b": [0, 1, 0, 0], "c": 1}
 
 
-@pytest.mark.parametrize("suffix", [".nrrd", ".mha", "series"])
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", "series", "channels"])
 def test_so_it_does_in_any_format_and_order(tmp_path: Path, suffix: str) -> None:
     """The slices are those of the image's file, whose mask lists them from above."""
     marked = np.zeros((40, 36, 4), np.uint8)
@@ -726,16 +726,20 @@ def test_so_it_does_in_any_format_and_order(tmp_path: Path, suffix: str) -> None
     if suffix == "series":
         volume = (np.arange(40 * 36 * 4) % 900).astype(np.uint16).reshape(40, 36, 4)
         dicom.save_series(dicom.series(volume, affine), tmp_path / "diseased" / "b")
+    elif suffix == "channels":
+        nib.save(nib.Nifti1Image(np.ones((40, 36, 4, 2), np.float32), affine), tmp_path / "diseased" / "b.nii")
     else:
         image = SimpleITK.GetImageFromArray(np.arange(4 * 36 * 40, dtype=np.int16).reshape(4, 36, 40))
         image.SetSpacing((2.0, 2.0, 5.0))
         image.SetOrigin((0.0, 0.0, 0.0))
         SimpleITK.WriteImage(image, tmp_path / "diseased" / f"b{suffix}")
     mask = nib.Nifti1Image(marked, affine).as_reoriented(np.array([[0, 1], [1, 1], [2, -1]]))
-    nib.save(mask, tmp_path / "masks" / "b.nii.gz")
+    name = "b.mgz" if suffix == "channels" else "b.nii.gz"
+    image_type = nib.MGHImage if suffix == "channels" else nib.Nifti1Image
+    nib.save(image_type(mask.get_fdata(dtype=np.float32), mask.affine), tmp_path / "masks" / name)
     folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
     assert [i["label"] for i in items_of(tmp_path / "d.json")] == [[0, 1, 0, 0]]
-    nib.save(nib.Nifti1Image(marked[:-1], affine), tmp_path / "masks" / "b.nii.gz")
+    nib.save(image_type(marked[:-1].astype(np.float32), affine), tmp_path / "masks" / name)
     with pytest.raises(ValueError, match="left out: diseased/b.*lies on another grid than"):
         folder(root=str(tmp_path), output=str(tmp_path / "d.json"), overwrite=True)
 

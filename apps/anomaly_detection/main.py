@@ -29,7 +29,7 @@ from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.tags import ORIGINAL, result_tag
 from lib.studies.uploads import is_upload
-from lib.tasks.infer_task import allow_any_image, infer_tasks
+from lib.tasks.infer_task import AnomalyInferTask, allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write, write_results
@@ -135,9 +135,9 @@ class AnomalyDetection(MONAILabelApp):
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a model on an image of the studies or on an upload.
 
-        With ``save_label``, the predicted mask is kept under ``label_tag`` ("original"), the float anomaly map and the healthy
-        counterpart under tags of their own, and on a DICOMweb server as a Segmentation and a Parametric Map. A preview's mask
-        is kept under its model's name, and its score nowhere, as it is on another scale.
+        With ``save_label``, the label map is kept under ``label_tag``. "original", the default, has the full mask of the first
+        model that takes the image, see `_is_original`; with it the float anomaly map, the healthy counterpart and the score
+        are kept, and on a DICOMweb server a Segmentation and a Parametric Map. All else is kept under its model's name.
 
         Raises:
             MONAILabelException: see `AnomalyInferTask`; no such image or model.
@@ -149,7 +149,6 @@ class AnomalyDetection(MONAILabelApp):
                 MONAILabelError.INVALID_INPUT,
                 f"There is no model {request.get('model')!r}; there are {', '.join(self._infers)}.",
             )
-        tag = result_tag(request.get("label_tag"), request["model"], task.is_original)
         datastore = datastore or self.datastore()
         image = str(request.get("image") or "")
         stored = not is_upload(image, self._sessions.store_path if self._sessions is not None else None)
@@ -158,6 +157,9 @@ class AnomalyDetection(MONAILabelApp):
         if stored:
             ids = datastore.siblings(image, declared.channels)
             warnings += datastore.choices(image, declared.channels)
+        original = self._is_original(task, image, datastore) if stored else task.is_original
+        tag = result_tag(request.get("label_tag"), request["model"], original)
+        if stored:
             request["image"] = [datastore.input_of(i) for i in ids]
         with turn(self._one_at_a_time):
             made_with = task.made_with(request) if stored else {}
@@ -214,6 +216,22 @@ class AnomalyDetection(MONAILabelApp):
             )
         return [f"The series is named as {named}, the model takes {takes}."]
 
+    def _is_original(self, task: AnomalyInferTask, image: str, datastore: Datastore) -> bool:
+        """Whether a task gives the mask of an image that is scored and corrected: the first model that takes it does."""
+
+        def takes(declared: Declaration) -> bool:
+            modality, named = datastore.modality(image), datastore.named(image)
+            # the file alone says whether a picture or a volume is in a folder
+            fits = (
+                modality in declared.modalities
+                if modality
+                else image in datastore.taken_by([image], declared.modalities)
+            )
+            unnamed = named is None and len(declared.channels) < 2
+            return fits and (unnamed or not declared.channels or named == declared.reference)
+
+        return task.is_original and not any(takes(m.declared) for m in self.models[: self.models.index(task.model)])
+
     def _modalities_of(self, request: Mapping[str, Any]) -> list[str]:
         """Of a request's model; of all where there is no such model, which `infer` says."""
         task = self._infers.get(str(request.get("model")))
@@ -226,8 +244,8 @@ class AnomalyDetection(MONAILabelApp):
     def _is_done(self, request: Mapping[str, Any], datastore: Datastore) -> bool:
         """Whether what `infer` would keep is there, from the same images, options, config, weights and version."""
         task = self._infers[request["model"]]
-        tag = result_tag(request.get("label_tag"), request["model"], task.is_original)
         image = request["image"]
+        tag = result_tag(request.get("label_tag"), request["model"], self._is_original(task, image, datastore))
         made_with = datastore.get_label_info(image, tag).get("made_with")
         if not made_with or not os.path.isfile(datastore.get_label_uri(image, tag)):
             return False

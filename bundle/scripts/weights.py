@@ -153,7 +153,7 @@ def calibrated(manifest: str | Path, name: str, default: float | None = None) ->
 
     Args:
         manifest: see `read_manifest`.
-        name: "threshold", of the map; "preview_threshold", of the student's map alone; "temperature", of the classifier.
+        name: "threshold", of the map; "preview_threshold", of the student alone; "temperature", of the classifier.
         default: where none was chosen.
 
     Raises:

@@ -61,7 +61,7 @@ def show_anomaly(server="http://127.0.0.1:8000", image=None, model="lesion_mask"
         The scores, a dictionary.
 
     Raises:
-        RuntimeError: the server said no; the message is its own.
+        RuntimeError: the server said no; the message is its own. Or it keeps no map of this model for the image.
     """
     server = server.rstrip("/")
     if image is None:
@@ -71,6 +71,10 @@ def show_anomaly(server="http://127.0.0.1:8000", image=None, model="lesion_mask"
     body = urllib.parse.urlencode({"params": json.dumps({"save_label": True})}).encode()
     query = urllib.parse.urlencode({"image": image_id, "output": "json"})
     scores = json.loads(_ask(f"{server}/infer/{model}?{query}", body))
+    query = urllib.parse.urlencode({"label": image_id, "tag": "anomaly_map"})
+    kept = json.loads(_ask(f"{server}/datastore/label/info?{query}")).get("params", {})
+    if any(kept.get(name) != scores[name] for name in ("options", "weights", "version")):
+        raise RuntimeError(f"the server keeps no map of {model}, only that of the first model which takes {image_id}")
     anomaly_map = _load(server, image_id, "anomaly_map")
     counterfactual = _load(server, image_id, "counterfactual")
 

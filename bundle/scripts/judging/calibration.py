@@ -33,7 +33,8 @@ class Calibration:
         volumes: see `LabelledVolumes`.
         networks: those that the numbers are chosen for, by the names of the config; None for one that isn't there.
         manifest: see `weights.read_manifest`.
-        use_masks: false leaves masks that there are unread, so that image-level labels alone choose.
+        use_masks: false lets image-level labels alone choose. Where every slice has its own label a mask is read and must fit
+            all the same, so that what an evaluation kept is found.
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class Calibration:
         use_masks: bool | str = True,
     ) -> None:
         self.use_masks = is_true(use_masks, "use_masks")
-        # where every slice has its label a mask adds none, and stays, so that what an evaluation kept is found
         self.validation = [
             {k: v for k, v in item.items() if k != "mask" or self.use_masks or isinstance(item.get("label"), list)}
             for item in validation

@@ -66,8 +66,8 @@ def chosen_threshold(
 
     None if no slice is diseased.
     """
-    counts = pixel_counts(cases, method, domain)
-    if use_masks and counts.lesion:
+    counts = pixel_counts(cases, method, domain) if use_masks else None
+    if counts is not None and counts.lesion:
         return counts.ranks()["threshold"], BY_MASKS
     if any(case.diseased == DISEASED for case in cases):
         return label_threshold(cases, method), BY_LABELS

@@ -70,8 +70,10 @@ class _RandShared(MapTransform, Randomizable):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        changes, change = self.R.random_sample() < self.prob, self.change(d[self.keys[0]].shape[1:])
-        for key, kept in self.key_iterator(d, self.kept) if changes else ():
+        if self.R.random_sample() >= self.prob:
+            return d
+        change = self.change(d[self.keys[0]].shape[1:])
+        for key, kept in self.key_iterator(d, self.kept):
             rest, x = convert_to_tensor(d[key]).split([kept, len(d[key]) - kept])
             d[key] = torch.cat([rest, (2 * change((x.clamp(-1, 1) + 1) / 2) - 1).clamp(-1, 1)])
         return d

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from .. import DISEASED, HEALTHY
@@ -16,6 +17,7 @@ from ..images.formats import NIFTI, VOLUMETRIC
 from ..images.geometry import load_nifti
 from ..images.loading import LoadVolumed
 from ..images.masks import load_values
+from ..images.volume_files import read_volume
 
 
 def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
@@ -30,8 +32,7 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
         ValueError: a file is damaged, or lies on another grid.
     """
     if not all(path.name.lower().endswith(NIFTI) for path in (mask, *images)):
-        load = LoadVolumed("image", min_size=1, allow_any_image=True, modalities=VOLUMETRIC)
-        values = load_values(mask, load({"image": str(images[0])})["image"])
+        values = [load_values(mask, _grid(path)) for path in images][0]
         return _counted(values.numpy()[0] > 0, values.affine.numpy())
     marked = _read(mask)
     for path in images:
@@ -85,6 +86,21 @@ def checked_slices(slices: Any) -> tuple[int, int] | None:
     if slices[0] > slices[1]:
         raise ValueError(f"--slices must be the first and the last, such as 80,128, got {slices[0]},{slices[1]}.")
     return int(slices[0]), int(slices[1])
+
+
+def _grid(path: Path) -> MetaTensor:
+    """An image of any format and number of channels, ``(C, X, Y, Z)``."""
+    if path.is_dir():
+        load = LoadVolumed("image", min_size=1, allow_any_image=True, modalities=VOLUMETRIC)
+        series: MetaTensor = load({"image": str(path)})["image"]
+        return series
+    try:
+        voxels, affine, *_ = read_volume(str(path))
+    except Exception as error:
+        raise ValueError(f"{path.name}: can't be read ({error}).") from error
+    if voxels.ndim not in (3, 4):
+        raise ValueError(f"{path.name}: has {voxels.ndim} dimensions, 3 or 4 are allowed.")
+    return MetaTensor(voxels.reshape(*voxels.shape[:3], -1).movedim(-1, 0), affine=affine)
 
 
 def _read(path: Path) -> nib.Nifti1Image:

@@ -31,7 +31,7 @@ class Prediction:
     anomaly_map: NDArray[np.float32]
     """``(X, Y, Z)``, 0 or more, NaN where not assessed."""
     counterfactual: NDArray[np.float32] | None
-    """The healthy counterpart ``(C, X, Y, Z)`` in the input's intensities; None of an inferer that gives none."""
+    """The healthy counterpart ``(C, X, Y, Z)`` in the input's intensities; None where an inferer of one's own gives none."""
     slices: list[dict[str, Any]]
     """For each slice ``slice`` (its number in the input), ``assessed``, ``score`` and ``p_diseased``."""
     warnings: list[str]

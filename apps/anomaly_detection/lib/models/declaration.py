@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Declaration:
         """Of the bundle."""
         return str(self.metadata["version"])
 
-    @property
+    @cached_property
     def weights_files(self) -> list[Path]:
         """What its networks' weights are loaded from, the one that finds the brain included, which models share."""
 

@@ -52,6 +52,8 @@ class Model:
         """Load the networks, unless they are loaded and their files have not changed."""
         with self._lock:
             if self.networks.load():
+                # one of the networks finds the brain
+                self._inputs.clear()
                 self._studies.clear()
 
     def __call__(

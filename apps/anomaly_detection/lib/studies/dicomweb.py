@@ -26,7 +26,7 @@ from lib.studies.names import plain
 from lib.studies.objects import predicted, predicted_map, predicted_overlay, reviewed
 from lib.studies.register import exclusively
 from lib.studies.reviews import Reviews
-from lib.studies.tags import FINAL, FINAL_OF, MAP_TAG, ORIGINAL, SCORE
+from lib.studies.tags import FINAL, FINAL_OF, MAP_TAG, SCORE
 from lib.studies.uploads import holds_itself
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
 
         Of several objects that are sent one may fail; then the next time only those that are missing are sent.
         """
-        if self._store_results and tag == ORIGINAL:
+        if self._store_results:
             self._send(image_id, labels, results[MAP_TAG], params)
         super().save_results(image_id, tag, labels, results, params)
 

@@ -30,7 +30,6 @@ class AnomalyInferTask(InferTask):
         model: shared by all views, so that the second one of a study takes no time.
         view: "mask" or "heat_map".
         mode: one of the model's.
-        is_first: whether no model before it takes the same images, whose mask is the one that is scored and corrected.
 
     `__call__` takes MONAI Label's request and returns the path of the label map and, as ``params``, the scores: ``result``
     holds ``score`` and ``p_diseased`` of the volume (its highest slice's; None if no slice was assessed), ``lesion_ml``,
@@ -43,8 +42,8 @@ class AnomalyInferTask(InferTask):
 
     VIEWS = {"mask": (lesion_mask, MASK_LABELS), "heat_map": (heat_map, HEAT_MAP_LABELS)}
 
-    def __init__(self, model: Model, view: str, mode: str = FULL, is_first: bool = True) -> None:
-        self.model, self.is_first = model, is_first
+    def __init__(self, model: Model, view: str, mode: str = FULL) -> None:
+        self.model = model
         declared = model.declared
         self.mode = mode
         self.view, labels = self.VIEWS[view]
@@ -78,7 +77,7 @@ class AnomalyInferTask(InferTask):
     @property
     def is_original(self) -> bool:
         """Whether it gives the mask that is scored and corrected."""
-        return self.view is lesion_mask and self.mode == FULL and self.is_first
+        return self.view is lesion_mask and self.mode == FULL
 
     def made_with(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """All that a result depends on: as the same values in JSON, it would be the same again.
@@ -161,12 +160,9 @@ def infer_tasks(models: Sequence[Model]) -> dict[str, AnomalyInferTask]:
         models: the names of the first one's tasks stand alone; those of another one begin with its name.
     """
     tasks = {}
-    taken: set[tuple[str, str | None]] = set()
     for n, model in enumerate(models):
         prefix = f"{model.declared.name}_" if n else ""
-        takes = {(modality, model.declared.reference) for modality in model.declared.modalities}
-        tasks[f"{prefix}lesion_mask"] = AnomalyInferTask(model, "mask", is_first=not takes & taken)
-        taken |= takes
+        tasks[f"{prefix}lesion_mask"] = AnomalyInferTask(model, "mask")
         tasks[f"{prefix}anomaly_heat_map"] = AnomalyInferTask(model, "heat_map")
         if PREVIEW in model.declared.modes:
             tasks[f"{prefix}lesion_preview"] = AnomalyInferTask(model, "mask", PREVIEW)
