@@ -469,23 +469,13 @@ def test_a_sweep_writes_a_row_a_setting(tmp_path: Path, monkeypatch: pytest.Monk
     """With the bundle's networks, on four slices of each of two heads."""
     monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
     write_patients(tmp_path)
-    sweep.sweep(
-        *(
-            str(tmp_path / "datalist.json"),
-            4,
-            0,
-            (100, 200),
-            (1.0,),
-            str(tmp_path / "swept"),
-            "cpu",
-            str(tmp_path / "cache"),
-        )
-    )
+    options = {"noise_levels": (100, 200), "scales": (1.0,), "device": "cpu", "cache_dir": str(tmp_path / "cache")}
+    sweep.sweep(str(tmp_path / "datalist.json"), 8, output=str(tmp_path / "swept"), **options)
     with (tmp_path / "swept.csv").open(newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert [(row["noise_level"], row["scale"], row["slices"]) for row in rows] == [
-        ("100", "1.0", "4"),
-        ("200", "1.0", "4"),
+        ("100", "1.0", "8"),
+        ("200", "1.0", "8"),
     ]
     assert all(0 < float(row["pixel_ap"]) <= 1 for row in rows) and (tmp_path / "swept.png").is_file()
 
