@@ -12,8 +12,6 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-LOADED = "scripts.weights.load_weights"
-"""The component that reads a file of weights."""
 SUFFIX = "diffusion_anomaly"
 """MONAI Label reads a meaning into names that end in "detection" or "segmentation"."""
 
@@ -52,8 +50,10 @@ class Model:
     @cached_property
     def weights(self) -> dict[str, Path]:
         """The files of weights that its config reads, by the ids of the networks, such as "student", "foreground#network"."""
+        from scripts.weights import loaded_ids  # of the source tree, as what the config declares
+
         parser = self.parser()
-        return {id_: Path(parser.get_parsed_content(f"{id_}#path")) for id_ in _loaded(self.config)}
+        return {id_: Path(parser.get_parsed_content(f"{id_}#path")) for id_ in loaded_ids(self.config)}
 
     @property
     def has_student(self) -> bool:
@@ -75,16 +75,6 @@ class Model:
         except RuntimeError as error:
             return str(error.__cause__ or error)
         return None
-
-
-def _loaded(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The ids of what reads weights, within a config too."""
-    for name, value in node.items():
-        if isinstance(value, dict):
-            if value.get("_target_") == LOADED:
-                yield f"{prefix}{name}"
-            else:
-                yield from _loaded(value, f"{prefix}{name}#")
 
 
 def models(bundle: Path) -> Iterator[Model]:

@@ -22,7 +22,7 @@ from scripts.judging.cases import SliceCase
 from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, STUDENT
 from scripts.method.guidance import ClassifierGuidance
 from synthetic import head, write_head
-from test_evaluation import write_patients
+from test_evaluation import SHIPPED, write_patients
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -526,13 +526,26 @@ def test_tables_of_a_record_by_hand(tmp_path: Path) -> None:
 
 
 EVALUATED = {
-    "ours, default": "counterfactual and student, gated by p(diseased)",
-    "ours, student": "student alone, gated by p(diseased)",
-    "ours, counterfactual alone": "counterfactual alone, gated by p(diseased)",
-    "ours, the paper's map": "counterfactual, sum |x - x_healthy| (the paper's map)",
+    "ours, default": SHIPPED,
+    "ours, student": STUDENT,
+    "ours, counterfactual alone": COUNTERFACTUAL,
+    "ours, the paper's map": PAPER,
     "FLAIR minus slice median, 3x3 median": "FLAIR minus slice median, 3x3 median",
 }
 """What `evaluate.json` calls the rows of the networks of today."""
+
+
+def evaluated(folder: str, part: str) -> dict[str, dict[str, str]]:
+    """The rows of both of a part's tables, by their names. What the default has at no threshold counts at the shipped one."""
+    rows: dict[str, dict[str, str]] = {}
+    for kind in ("scores", "foreground"):
+        path = ROOT / "benchmarks" / folder / f"{part}_{kind}.csv"
+        with path.open(newline="", encoding="utf-8") as f:
+            for row in csv.DictReader(f):
+                name = next(iter(row.values()))
+                known = rows.get(name, rows.get(OURS, {}) if name == SHIPPED else {})
+                rows[name] = known | {column: value for column, value in row.items() if value}
+    return rows
 
 
 @pytest.mark.parametrize(("file", "count"), [("README.md", 4), ("bundle/docs/README.md", 10)])
@@ -545,19 +558,12 @@ def test_tables_hold_what_was_evaluated(file: str, count: int) -> None:
         slices = titles.get(cells[0], slices) if cells else ""
         if not slices or cells[0] in titles or set(line) <= set("|-"):
             continue
-        rows: dict[str, dict[str, str]] = {}
-        for kind in ("scores", "foreground"):
-            with (ROOT / "benchmarks" / "brain_flair" / f"{slices}_{kind}.csv").open(newline="", encoding="utf-8") as f:
-                for row in csv.DictReader(f):
-                    name = next(iter(row.values())).removesuffix(", at the bundle's threshold")
-                    rows[name] = rows.get(name, {}) | row
-        row = rows[EVALUATED[cells[0]]]
+        row = evaluated("brain_flair", slices)[EVALUATED[cells[0]]]
         assert cells[1:] == [row["pixel AP"], row["Dice pooled"], row["image AUROC"]], line
         checked += 1
     assert checked == count
 
 
-SHIPPED = f"{OURS}, at the bundle's threshold"
 BRATS = {
     "whole volumes": (
         "test",
@@ -598,16 +604,10 @@ def test_the_tables_of_four_sequences_hold_what_was_evaluated() -> None:
         if table is None or begun or set(line) <= set("|-"):
             continue
         part, columns, names = table
-        folder = ROOT / "benchmarks" / "brats"
         if cells[0] == "FLAIR's networks, at their shipped threshold":
-            part, folder, names = "brats", ROOT / "benchmarks" / "brain_flair", {cells[0]: SHIPPED}
-        row: dict[str, str] = {}
-        for kind in ("scores", "foreground"):
-            with (folder / f"{part}_{kind}.csv").open(newline="", encoding="utf-8") as f:
-                rows = {next(iter(r.values())): r for r in csv.DictReader(f)}
-            # scores have no threshold
-            found = rows.get(names[cells[0]]) or rows[names[cells[0]].split(", at the")[0]]
-            row |= {name: value for name, value in found.items() if value}
+            row = evaluated("brain_flair", "brats")[SHIPPED]
+        else:
+            row = evaluated("brats", part)[names[cells[0]]]
         assert all(cell in ("", row[column]) for cell, column in zip(cells[1:], columns, strict=True)), line
         checked += 1
     assert checked == 13

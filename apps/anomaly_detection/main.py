@@ -157,10 +157,9 @@ class AnomalyDetection(MONAILabelApp):
         if stored:
             ids = datastore.siblings(image, declared.channels)
             warnings += datastore.choices(image, declared.channels)
+            request["image"] = [datastore.input_of(i) for i in ids]
         original = self._is_original(task, image, datastore) if stored else task.is_original
         tag = result_tag(request.get("label_tag"), request["model"], original)
-        if stored:
-            request["image"] = [datastore.input_of(i) for i in ids]
         with turn(self._one_at_a_time):
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
@@ -218,9 +217,12 @@ class AnomalyDetection(MONAILabelApp):
 
     def _is_original(self, task: AnomalyInferTask, image: str, datastore: Datastore) -> bool:
         """Whether a task gives the mask of an image that is scored and corrected: the first model that takes it does."""
+        before = self.models[: self.models.index(task.model)]
+        if not (task.is_original and before):
+            return bool(task.is_original)
+        modality, named = datastore.modality(image), datastore.named(image)
 
         def takes(declared: Declaration) -> bool:
-            modality, named = datastore.modality(image), datastore.named(image)
             # the file alone says whether a picture or a volume is in a folder
             fits = (
                 modality in declared.modalities
@@ -230,7 +232,7 @@ class AnomalyDetection(MONAILabelApp):
             unnamed = named is None and len(declared.channels) < 2
             return fits and (unnamed or not declared.channels or named == declared.reference)
 
-        return task.is_original and not any(takes(m.declared) for m in self.models[: self.models.index(task.model)])
+        return not any(takes(model.declared) for model in before)
 
     def _modalities_of(self, request: Mapping[str, Any]) -> list[str]:
         """Of a request's model; of all where there is no such model, which `infer` says."""

@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,20 @@ def load_weights(network: torch.nn.Module, path: str, device: torch.device | str
         raise FileNotFoundError(f"{path}: no weights there; train them or give another bundle_root.")
     _load(network, path)
     return for_training(network, device).eval().requires_grad_(False)
+
+
+def loaded_ids(config: Any, within: str = "") -> Iterator[str]:
+    """The ids in a config, as MONAI writes them, of the networks that `load_weights` makes, such as "foreground#network".
+
+    Args:
+        config: as `ConfigParser.load_config_files` gives it.
+        within: the id of a part of a config, if it is one.
+    """
+    if isinstance(config, dict) and config.get("_target_") == f"{__name__}.{load_weights.__name__}":
+        yield within
+    elif isinstance(config, (dict, list)):
+        for key, part in config.items() if isinstance(config, dict) else enumerate(config):
+            yield from loaded_ids(part, f"{within}#{key}" if within else str(key))
 
 
 def for_training(

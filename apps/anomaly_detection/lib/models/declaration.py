@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -74,15 +74,9 @@ class Declaration:
     @cached_property
     def weights_files(self) -> list[Path]:
         """What its networks' weights are loaded from, the one that finds the brain included, which models share."""
+        from scripts.weights import loaded_ids
 
-        def of(node: Any, name: str) -> Iterator[Path]:
-            if isinstance(node, dict) and str(node.get("_target_")).endswith(".load_weights"):
-                yield Path(self.parsed(f"{name}#path"))
-            children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-            for key, child in children:
-                yield from of(child, f"{name}#{key}" if name else str(key))
-
-        return sorted(set(of(self.config(), "")))
+        return sorted({Path(self.parsed(f"{name}#path")) for name in loaded_ids(self.config())})
 
     def options(self, mode: str = FULL) -> dict[str, float]:
         """The options that a request may set, with their defaults."""
