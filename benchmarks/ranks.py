@@ -49,14 +49,22 @@ def write_head(folder: Path, name: str, seed: int) -> dict[str, str]:
 
 
 def launched(ranks: int, configs: list[str], **options: Any) -> float:
-    """Run the bundle's command on so many ranks of one thread; seconds."""
+    """Run the bundle's command on so many ranks of one thread; seconds.
+
+    Raises:
+        SystemExit: it failed; with the end of what it printed.
+    """
     launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
     files = [str(CONFIGS / f"{name}.json") for name in ("inference", *configs)]
     command = [sys.executable, "-m", *launch, "monai.bundle", "run", "--config_file", repr(files)]
     command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
     begin = time.perf_counter()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(
+            f"{ranks} ranks ended with status {done.returncode}: {done.stdout[-2000:]}{done.stderr[-6000:]}"
+        )
     return time.perf_counter() - begin
 
 

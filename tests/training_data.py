@@ -64,7 +64,6 @@ def options(folder: Path, **overrides: Any) -> dict[str, Any]:
         "datalist": str(folder / "datalist.json"),
         "cache_dir": str(folder / "cache"),
         "run_dir": str(folder / "run"),
-        "bundle_root": bundle_root(),
         **overrides,
     }
 
@@ -73,7 +72,7 @@ def parsed(config: str, folder: Path, **overrides: Any) -> ConfigParser:
     """The configs of a training, as `monai.bundle.run` has them."""
     parser = ConfigParser()
     parser.read_config(files(config))
-    parser.update(options(folder, **overrides))
+    parser.update({"bundle_root": bundle_root(), **options(folder, **overrides)})
     return parser
 
 
