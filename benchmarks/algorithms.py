@@ -245,10 +245,11 @@ class Algorithms:
     ) -> dict[str, Any]:
         """The counterfactuals ``(N, C, H, W)`` and the calls a slice.
 
-        What lies outside the foreground is its own counterfactual, whatever the algorithm. Every batch is kept in `folder`,
-        found again by the algorithm, what it was given and `state`.
+        What lies outside the foreground is its own counterfactual, whatever the algorithm. All are made in the precision that
+        is fastest here; a row's own is that of its cost. Every batch is kept in `folder`, found again by the algorithm, what
+        it was given and `state`.
         """
-        row = self.rows[name]
+        sampler, precision = self.rows[name].sampler, fastest_precision(self.device)
         # the default's settings are the config's; the reference's timesteps were others once
         settings = self.default if name == DEFAULT else reference_pairs(3) if name.startswith("reference") else None
         parts, calls = [], dict.fromkeys(self.calls, 0)
@@ -257,10 +258,14 @@ class Algorithms:
             def make(n: int = n, b: torch.Tensor = b) -> dict[str, Any]:
                 torch.manual_seed(seed_of(seed, n))
                 self.calls.update(network=0, gradient=0, student=0)
-                healthy, _ = self.timed(row.sampler, b, BATCH, row.precision)
+                healthy, _ = self.timed(sampler, b, BATCH, precision)
                 return {"healthy": healthy, "calls": dict(self.calls)}
 
-            found = make() if folder is None else kept(place(folder, name, settings, seed, n, len(x), *state), make)
+            found = (
+                make()
+                if folder is None
+                else kept(place(folder, name, settings, precision, seed, n, len(x), *state), make)
+            )
             parts.append(found["healthy"])
             calls = {k: v + found["calls"][k] for k, v in calls.items()}
         return {
