@@ -156,7 +156,7 @@ def judged(
     found: dict[str, Measured] = {}
     for method in methods:
         threshold = best_threshold(cases["validation"], method, "foreground")
-        from_labels = label_threshold(cases["validation"], method)
+        from_labels = label_threshold(cases["validation"], method, 3 if method in (DEFAULT, STUDENT) else 2)
         found[method] = measured(cases["test"], method, threshold, "foreground")
         by_labels = measured(cases["test"], method, from_labels, "foreground")
         record["thresholds"][method], record["thresholds_without_masks"][method] = threshold, from_labels

@@ -83,7 +83,7 @@ def seeds(
             p = algorithms.probability(x, depths)
             a = combined_map(x, {**algorithms.learned(x, depths, student), "probability": p}, inside, *reading)
             cases[n] = split.cases({STUDENT: a}, {STUDENT: slice_score(a, inside, p)})
-        threshold = label_threshold(cases["validation"], STUDENT)
+        threshold = label_threshold(cases["validation"], STUDENT, classes=3)
         reached = measured(cases["test"], STUDENT, threshold, "foreground")
         values = {m: reached.values[m] for m in SHOWN if m in reached.values}
         intervals = {m: list(reached.intervals[m]) for m in values if m in reached.intervals}

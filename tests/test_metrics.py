@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from skimage.filters import threshold_otsu
+from skimage.filters import threshold_multiotsu, threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from scripts.judging.baselines import Baseline, BrighterThanMedian, Brightness
@@ -19,6 +19,7 @@ from scripts.judging.cases import Domain, SliceCase
 from scripts.judging.figure import figure
 from scripts.judging.metrics import METRICS, metrics
 from scripts.judging.ranking import NUM_KEYS, above, keys
+from scripts.judging.readings import COUNTERFACTUAL, OURS
 from scripts.judging.scored import Scored
 from scripts.judging.tables import left_out, said, table
 from scripts.judging.thresholds import best_threshold, chosen_threshold, label_threshold
@@ -165,6 +166,7 @@ def test_without_masks_labels_choose_the_threshold() -> None:
     cases = random_cases()
     a = np.concatenate([c.maps["good"][c.foreground] for c in cases if c.diseased])
     assert label_threshold(cases, "good") == pytest.approx(threshold_otsu(a), rel=1e-6)
+    assert label_threshold(cases, "good", classes=3) == pytest.approx(threshold_multiotsu(a, 3)[0], rel=1e-6)
     by_labels = label_threshold(cases, "good"), "Otsu's, without masks"
     assert chosen_threshold(cases, "good", "image", use_masks=False) == by_labels
     for case in cases:
@@ -180,6 +182,17 @@ def test_without_masks_labels_choose_the_threshold() -> None:
     assert chosen_threshold([c for c in cases if not c.diseased], "good", "image") is None
     with pytest.raises(ValueError, match="no slice is labelled diseased"):
         label_threshold([c for c in cases if not c.diseased], "good")
+
+
+def test_a_mean_of_maps_has_three_classes() -> None:
+    """Nothing marked, marked by some maps, by all: without masks, what only some mark is marked too."""
+    values = np.repeat([0.0, 0.3, 0.4, 1.0], (300, 20, 20, 60)).reshape(20, 20).astype(np.float32)
+    maps = {OURS: values, COUNTERFACTUAL: values}
+    case = SliceCase("a", 0, values, np.ones((20, 20), bool), None, 1, maps, dict.fromkeys(maps, 1.0))
+    chosen = {name: (chosen_threshold([case], name, "foreground") or (None,))[0] for name in maps}
+    assert 0 < chosen[OURS] < 0.3 and 0.4 < chosen[COUNTERFACTUAL] < 1
+    case.maps[OURS] = (values > 0.5).astype(np.float32)
+    assert 0 <= label_threshold([case], OURS, classes=3) < 1  # two values can't be three classes
 
 
 def test_some_masks_count_where_others_are_unknown() -> None:

@@ -22,6 +22,10 @@ STUDENT = "student alone, gated by p(diseased)"
 PAPER = "counterfactual, sum |x - x_healthy| (the paper's map)"
 
 
+AVERAGES = (OURS, STUDENT)
+"""Means of several maps."""
+
+
 P_DISEASED = "p(diseased)"
 
 

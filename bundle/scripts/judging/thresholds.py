@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from skimage.filters import threshold_otsu
+from skimage.filters import threshold_multiotsu, threshold_otsu
 
 from .. import DISEASED
 from .cases import Domain, SliceCase
 from .ranking import pixel_counts
+from .readings import AVERAGES
 
 NUM_BINS = 256
 """Of the histogram that Otsu's method divides."""
@@ -32,12 +33,14 @@ def best_threshold(cases: Iterable[SliceCase], method: str, domain: Domain) -> f
     return counts.ranks()["threshold"]
 
 
-def label_threshold(cases: Iterable[SliceCase], method: str) -> float:
+def label_threshold(cases: Iterable[SliceCase], method: str, classes: int = 2) -> float:
     """Otsu's threshold of the foreground of slices labelled diseased: image-level labels alone choose it.
 
     Args:
         cases: read twice, for the range of the map and for its histogram.
         method: whose map.
+        classes: into which Otsu's method divides the values (Liao et al. 2001); the lowest is left out. A mean of several
+            maps has three: what none of them marks, what some do, and what all do.
 
     Raises:
         ValueError: no slice is diseased.
@@ -56,7 +59,10 @@ def label_threshold(cases: Iterable[SliceCase], method: str) -> float:
         if case.diseased == DISEASED:
             counts += np.histogram(case.values(method, "foreground"), NUM_BINS, (low, high))[0]
     edges = np.linspace(low, high, NUM_BINS + 1)
-    return float(threshold_otsu(hist=(counts, (edges[1:] + edges[:-1]) / 2)))
+    histogram = counts, (edges[1:] + edges[:-1]) / 2
+    if classes == 2 or np.count_nonzero(counts) < classes:
+        return float(threshold_otsu(hist=histogram))
+    return float(threshold_multiotsu(classes=classes, hist=histogram)[0])
 
 
 def chosen_threshold(
@@ -70,5 +76,5 @@ def chosen_threshold(
     if counts is not None and counts.lesion:
         return counts.ranks()["threshold"], BY_MASKS
     if any(case.diseased == DISEASED for case in cases):
-        return label_threshold(cases, method), BY_LABELS
+        return label_threshold(cases, method, 3 if method in AVERAGES else 2), BY_LABELS
     return None
