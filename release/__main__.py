@@ -18,8 +18,16 @@ CODE = (".py", ".json")
 """What a bundle's ``scripts`` are: its code, and the numbers that it reads."""
 
 
-def content(model: Model) -> Iterator[tuple[str, bytes]]:
-    """The files of a model's zip: their paths in it and what they hold."""
+def content(model: Model) -> dict[str, bytes]:
+    """The files of a model's zip: their paths in it and what they hold, the hashes of all of them last."""
+    from scripts.manifest import SUMS, sums  # of the source tree, as what is released
+
+    files = dict(without_hashes(model))
+    return files | {SUMS: sums({name: hashlib.sha256(held).hexdigest() for name, held in files.items()}).encode()}
+
+
+def without_hashes(model: Model) -> Iterator[tuple[str, bytes]]:
+    """Those that have a hash."""
     for name, config in {**configs(model), "metadata": metadata(model)}.items():
         yield f"configs/{name}.json", dumped(config).encode()
     yield "docs/README.md", card(model).encode()
@@ -57,7 +65,7 @@ def release(bundle: Path, output: Path) -> list[Path]:
             print(f"{model.name}: left out; {why}.")
             continue
         path = output / f"{model.name}.zip"
-        write_zip(path, model.name, dict(content(model)))
+        write_zip(path, model.name, content(model))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
         made.append(path)

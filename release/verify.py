@@ -125,6 +125,10 @@ class Verification:
         output.mkdir()
         self.probe("zoo", schema, output, self.has_student, bundle=self.bundle.relative_to(self.folder))
 
+    def released(self) -> None:
+        """The hashes that lie in the zip are those of its files."""
+        self.run("-m", "scripts.manifest", "check", cwd=self.bundle)
+
     def load(self) -> None:
         """By name."""
         self.probe("load")
@@ -208,7 +212,7 @@ class Verification:
         assert tree(self.bundle) == self.before
 
 
-CORE = ("zoo", "load", "sample_run", "properties", "tracking", "all_networks", "download", "unchanged")
+CORE = ("released", "zoo", "load", "sample_run", "properties", "tracking", "all_networks", "download", "unchanged")
 CHECKS = {"core": CORE, "label": ("label_infer", "label_train", "unchanged")}
 ONCE = {"tracking", "all_networks", "download"}
 """What the last zip alone is asked. The handlers of ``train.json`` and the form of a zip are the same for all. Networks of the

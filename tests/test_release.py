@@ -26,6 +26,7 @@ from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, dumped, 
 from release.models import Model, models
 from release.verify import Verification, verify
 from scripts.bundle import bundle_root
+from scripts.manifest import check_manifest
 from small_bundle import write_small_bundle
 from synthetic import write_head
 from test_monai_tools import python
@@ -77,6 +78,17 @@ def zips(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
     return folder
+
+
+def test_each_zip_holds_the_hashes_of_its_files(zips: Path, tmp_path: Path) -> None:
+    for path in zips.glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path)
+            assert check_manifest(tmp_path / path.stem) == len(archive.namelist()) - 1
+    with (tmp_path / NAME / "models" / "model.pt").open("ab") as weights:
+        weights.write(b"?")
+    with pytest.raises(ValueError, match=r"models/model\.pt was changed"):
+        check_manifest(tmp_path / NAME)
 
 
 def parsed(folder: Path, *names: str) -> dict[str, Any]:

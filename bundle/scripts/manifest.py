@@ -23,6 +23,11 @@ CODE = (".pth", ".py", ".pyd", ".so")
 """What Python may run of a folder on its path."""
 
 
+def sums(digests: Mapping[str, str]) -> str:
+    """What `SUMS` holds, of the hashes of files by their paths in the bundle's folder."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
 def write_manifest(folder: str | Path) -> Path:
     """Write the hashes of all files in a bundle's folder, but its cache; the path of what was written."""
     root = Path(folder).resolve()
@@ -88,7 +93,7 @@ def _read(root: Path) -> dict[str, str]:
 
 def _write(root: Path, digests: Mapping[str, str]) -> Path:
     part = root / f".{SUMS}.part"
-    part.write_text("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)), "utf-8")
+    part.write_text(sums(digests), "utf-8")
     os.replace(part, root / SUMS)
     return root / SUMS
 
