@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .merging import names
+from .merging import names, overlays
 from .models import Model
 
 FACTS = Path(__file__).parent / "models"
@@ -133,13 +133,37 @@ def _tensor(name: str, tensor: dict[str, Any]) -> str:
     return f"{name}: {tensor['format']}, {shape}, {tensor['dtype']}{between}"
 
 
+def trainings(model: Model) -> dict[str, list[str]]:
+    """The configs of each training of a zip, one over the other, by the network in the order in which they are trained."""
+    there = {path.stem for path in overlays(model)}
+    own = f"train_{model.overlay}"
+    found = {
+        "network": ["train", own],
+        "classifier": ["train", "train_classifier", own, f"{own}_classifier"],
+        "student": ["train", "train_student"],
+    }
+    kept = {network: [name for name in files if name in {"train", *there}] for network, files in found.items()}
+    return kept if model.has_student else {network: kept[network] for network in ("network", "classifier")}
+
+
+def _initialises(model: Model) -> bool:
+    """Whether the classifier begins with weights that a command of its own writes."""
+    last = trainings(model)["classifier"][-1]
+    return "initialise" in json.loads((model.bundle / "configs" / f"{last}.json").read_text("utf-8"))
+
+
+def _listed(files: list[str]) -> str:
+    """Configs as the command line takes them."""
+    paths = [f"configs/{name}.json" for name in files]
+    return paths[0] if len(paths) == 1 else '"' + str(paths).replace(" ", "") + '"'
+
+
 def _commands(model: Model, sample: str) -> list[str]:
     run, over = "python -m monai.bundle run --config_file", "configs/inference.json"
-    networks = ("classifier", "student") if model.has_student else ("classifier",)
-    trainings = [
-        "configs/train.json",
-        *(f"\"['configs/train.json','configs/train_{name}.json']\"" for name in networks),
-    ]
+    ways = trainings(model)
+    start = [f"{run.replace(' run ', ' run initialise ')} {_listed(ways['classifier'])} --initial_weights initial.pt"]
+    begins = {"classifier": " --initial_weights initial.pt"} if _initialises(model) else {}
+    train = [f"{run} {_listed(files)} --datalist datalist.json{begins.get(name, '')}" for name, files in ways.items()]
     parts = {
         "Download and unpack, from where the zip lies:": [
             "python -m monai.bundle download --name NAME --bundle_dir . --url URL/NAME.zip"
@@ -147,17 +171,29 @@ def _commands(model: Model, sample: str) -> list[str]:
         "Run on the sample, or on your own image or folder, from the bundle's folder:": [
             f"{run} {over} --input {sample} --output_dir output"
         ],
-        "Train, on a datalist of your own; `run publish` in the place of `run` brings the weights into the bundle:": [
-            f"{run} {files} --datalist datalist.json" for files in trainings
+        "Train, on a datalist of your own. After each, `run publish` in the place of `run` brings the weights into the bundle."
+        + (
+            " The classifier begins with what `run initialise` writes, once the first is published." if begins else ""
+        ): [
+            *train[:1],
+            *(start if begins else []),
+            *train[1:],
         ],
-        "Evaluate:": [f"{run} \"['{over}','configs/evaluate.json']\" --datalist datalist.json"],
+        "The diffusion network on two GPUs; the last file goes over the other trainings likewise:": [
+            f"torchrun --standalone --nproc_per_node=2 -m monai.bundle run --config_file "
+            f"{_listed([*ways['network'], 'multi_gpu_train'])} --datalist datalist.json"
+        ],
+        "Choose thresholds and temperature for your own weights:": [
+            f"{run} {_listed(['inference', 'evaluate', 'calibrate'])} --datalist datalist.json"
+        ],
+        "Evaluate:": [f"{run} {_listed(['inference', 'evaluate'])} --datalist datalist.json"],
         "Export all networks, for any number of slices at once:": [
-            f"{run} \"['{over}','configs/export.json']\" --output_dir exported"
+            f"{run} {_listed(['inference', 'export'])} --output_dir exported"
         ],
     }
     if model.has_student:
         parts["The student alone, in a fraction of the time:"] = [
-            f"{run} \"['{over}','configs/preview.json']\" --input {sample} --output_dir preview"
+            f"{run} {_listed(['inference', 'preview'])} --input {sample} --output_dir preview"
         ]
     exports = {"TorchScript": ("ckpt_export", "ts")} | ({"ONNX": ("onnx_export", "onnx")} if model.has_student else {})
     parts[f"Export `network_def` to {' and '.join(exports)}, as of every bundle:"] = [

@@ -21,10 +21,10 @@ from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_o
 
 from release.__main__ import ROOT, release
 from release.archive import write_zip
-from release.describing import FACTS, card, metadata
-from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, dumped, renamed, weights
+from release.describing import FACTS, card, metadata, trainings
+from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, configs, dumped, renamed, weights
 from release.models import Model, models
-from release.verify import Verification, verify
+from release.verify import LISTS, Verification, verify
 from scripts.bundle import bundle_root
 from scripts.manifest import check_manifest
 from small_bundle import write_small_bundle
@@ -311,3 +311,17 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     for section in ("Data", "Performance", "MONAI Bundle Commands", "References", "License"):
         assert f"\n## {section}\n" in text
     assert (FACTS / model.config["model"] / "data_license.txt").is_file()
+
+
+@pytest.mark.parametrize("model", list(models(Path(bundle_root()))), ids=lambda model: model.name)
+def test_a_card_names_every_config_in_the_lists_that_are_verified(model: Model) -> None:
+    """In the card's commands each config lies over those that `verify` lays it over, and none is left out."""
+    if model.why_not() is not None:
+        return
+    text = card(model)
+    lists = {tuple(re.findall(r"configs/(\w+)\.json", files)) for files in re.findall(r"--config_file (\S+)", text)}
+    gpus = {names for names in lists if names[-1] == "multi_gpu_train"}
+    assert {name for names in lists for name in names} == configs(model).keys()
+    assert all(list(names) in LISTS for names in lists - gpus)
+    assert gpus == {(*trainings(model)["network"], "multi_gpu_train")}
+    assert ("run initialise" in text) == ("train_chest" in configs(model))
