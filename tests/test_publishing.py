@@ -10,10 +10,10 @@ import torch
 
 from scripts.bundle import bundle_root, declared
 from scripts.errors import message_of
-from scripts.learning.publishing import halved
+from scripts.learning.publishing import halved, publish
 from scripts.manifest import check_manifest, write_manifest
 from scripts.running.report import Report
-from scripts.weights import MANIFEST, load_weights, not_together, weights_digest
+from scripts.weights import MANIFEST, load_weights, not_together, read_manifest, weights_digest
 from training_data import OVERLAYS, parsed
 
 
@@ -71,6 +71,22 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     assert not_together(manifest, new, 0.3) == [chosen] and not_together(manifest, new, 0.31) == []
     assert {p.stem for p in models.glob("*.pt") if "-2" not in p.stem} == set(old) and not list(models.glob("*.part"))
     assert check_manifest(bundle)  # the hashes are those of what was published
+
+
+def test_a_student_is_one_whatever_its_file_is_called(tmp_path: Path) -> None:
+    """In a released zip it is ``model.pt``."""
+    network = network_of("train_student", tmp_path)
+    (tmp_path / "run").mkdir()
+    torch.save(network.state_dict(), tmp_path / "run" / "model.pt")
+    teacher = {"network": "1", "classifier": "2"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"settings": {"teacher": teacher}}))
+    target = tmp_path / "models" / "model.pt"
+    publish(str(tmp_path / "run"), str(target), network)
+    student = {**teacher, "student": weights_digest(network)}
+    assert read_manifest(target.with_name(MANIFEST)) == {"student": student}
+    assert not_together(target.with_name(MANIFEST), student | {"network": "3"}, 0.3) == [
+        "The student learned from other networks than those in use."
+    ]
 
 
 def test_half_precision_keeps_three_digits_and_what_it_cannot_hold() -> None:

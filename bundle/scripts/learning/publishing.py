@@ -29,8 +29,8 @@ def publish(run_dir: str, path: str, network: torch.nn.Module, manifest: str | N
 
     Networks load them into float32. Their digest is that of what is loaded, and so not that of the run's own file.
 
-    Student and threshold belong to networks: the manifest says which, and a student, or whatever else has a teacher, brings
-    what it learned from, under its file's name. For other networks inference warns (`weights.not_together`), as this does.
+    Student and threshold belong to networks: the manifest says which. What has a teacher is the student, whatever its file is
+    called, and brings what it learned from. For other networks inference warns (`weights.not_together`), as this does.
 
     Args:
         run_dir: of the training.
@@ -54,7 +54,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module, manifest: str | N
     belonging = read_manifest(written)
     kept = put(published, target)
     if teacher is not None:
-        belonging[target.stem] = {**teacher, target.stem: digest}
+        belonging["student"] = {**teacher, "student": digest}
         with _writing(target):
             write(written, (json.dumps(belonging, indent=4) + "\n").encode())
             renew(written)
@@ -66,7 +66,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module, manifest: str | N
             "a threshold with calibrate.json."
         )
     elif teacher is not None and digest not in belonging.get("calibration", {}).values():
-        print(f"The threshold was chosen for another {target.stem}: choose one anew with calibrate.json.")
+        print("The threshold was chosen for another student: choose one anew with calibrate.json.")
 
 
 def put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:
