@@ -12,7 +12,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
 
-demo: $(READY) ## find the lesion in the sample volume, at first in a second; the results go to output/
+demo: $(READY) ## find the lesion in the sample volume, at first by the student alone; the results go to output/
 	PYTHONPATH=bundle $(BIN)/python -m scripts.running run --config_file "['bundle/configs/inference.json','bundle/configs/preview.json']" \
 		--input bundle/sample/TCGA_FG_6692_flair.nii.gz --output_dir output/preview --brain_cache output/cache
 	PYTHONPATH=bundle $(BIN)/python -m scripts.running run --config_file bundle/configs/inference.json \

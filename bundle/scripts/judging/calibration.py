@@ -25,8 +25,8 @@ class Calibration:
     """Choose the temperature of p(diseased), then the thresholds of the maps that it gates, and write them to the manifest.
 
     With masks, a threshold is that of the best pooled Dice in the foreground; without, Otsu's of the foreground of slices
-    labelled diseased, see `thresholds.label_threshold`. Boxes are not looked at. Of a full model the preview's threshold, that of the student alone, is chosen
-    too.
+    labelled diseased, see `thresholds.label_threshold`. Boxes are not looked at. Of a full model the preview's threshold, that
+    of the student alone, is chosen too.
 
     Args:
         validation: of a datalist.
