@@ -15,7 +15,7 @@ from gaussians import NoisedClassifier, images
 from scripts import DISEASED
 from scripts.bundle import bundle_root
 from scripts.judging.cases import SliceCase
-from scripts.judging.probabilities import calibration_error, fitted_temperature, negative_log_likelihood
+from scripts.judging.probabilities import calibration_error, fitted_temperature, negative_log_likelihood, reliability
 from scripts.judging.readings import gated, probabilities
 from scripts.method.inferer import StudentInferer
 from scripts.weights import calibrate, calibrated, not_together, read_manifest
@@ -138,6 +138,11 @@ def test_the_temperature_of_known_logits_is_found() -> None:
     assert fitted_temperature([separable[0]], [torch.tensor([-1.0])]) is None
     separable[1].volume = "b"
     assert fitted_temperature(separable, [torch.tensor([-1.0]), torch.tensor([1.0])]) is None
+
+
+def test_the_reliability_curve_by_hand() -> None:
+    curve = reliability([0.9, 0.89, 0.01, 1.0], [1, 0, 0, 1])
+    assert [tuple(b) for b in curve] == [(1, 0.01, 0), (2, pytest.approx(0.895), 0.5), (1, 1.0, 1)]
 
 
 def test_the_calibration_error_by_hand() -> None:

@@ -92,8 +92,9 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
     """On a small data set, with tiny networks and the ellipsoid as brain."""
     out = patients / "out"
     record = evaluate(patients, out)
-    tables = ("test_foreground", "test_image", "test_scores", "validation_foreground", "validation_scores")
-    files = ["cases.png", "results.json", *(f"{t}.{end}" for t in tables for end in ("csv", "md"))]
+    tables = [f"{split}_{what}" for split in ("test", "validation") for what in ("foreground", "reliability", "scores")]
+    tables.append("test_image")
+    files = ["cases.png", "reliability.png", "results.json", *(f"{t}.{end}" for t in tables for end in ("csv", "md"))]
     assert sorted(p.name for p in out.iterdir()) == sorted(files)
     test = record["test"]
     numbers = {"patients": 2, "volumes": 2, "slices": 8, "diseased_slices": 2, "diseased_slices_with_mask": 2}

@@ -14,11 +14,11 @@ import torch
 
 from ..files import write
 from .cases import Domain
-from .figure import figure
+from .figure import figure, reliability_figure
 from .kept import KeptCases
 from .parts import recalls, write_parts
 from .readings import shipped
-from .reporting import DOMAINS, OF_MAPS, write_rows, write_scores
+from .reporting import DOMAINS, OF_MAPS, write_reliability, write_rows, write_scores
 from .rows import best_baseline, counted, differences, results, thresholds
 from .volumes import LabelledVolumes
 
@@ -30,7 +30,8 @@ class Evaluation:
     none. A diseased slice without either counts for its score alone. What can't be computed is left out, and said.
 
     Writes to `output_dir`: ``test_scores``, ``test_foreground`` and ``test_image``, ``validation_scores`` and
-    ``validation_foreground`` (each .csv and .md), ``cases.png`` and ``results.json``; where masks have several values,
+    ``validation_foreground`` (each .csv and .md), ``test_reliability`` and ``validation_reliability`` with ``reliability.png``,
+    ``cases.png`` and ``results.json``; where masks have several values,
     ``test_parts`` too, which says how much of each is marked at the bundle's threshold.
 
     Args:
@@ -82,9 +83,12 @@ class Evaluation:
             return
         if "test" not in cases:
             raise ValueError(f"no slice of the test volumes could be evaluated; failed: {record['failed'] or 'none'}.")
+        curves = {}
         for split, kept in cases.items():
             record[split] = counted(kept)
             write_scores(kept, self.output_dir / f"{split}_scores", record[split])
+            curves[split] = write_reliability(kept, self.output_dir / f"{split}_reliability", record[split])
+        reliability_figure(curves, self.output_dir / "reliability.png")
         for domain in DOMAINS:
             self._write_maps(domain, cases, record)
         method = shipped(next(iter(cases["test"])).maps)

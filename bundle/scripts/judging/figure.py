@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from .. import DISEASED
 from ..files import write
 from .cases import Domain, SliceCase
+from .probabilities import Bin
 from .sums import MIN_LESION_PIXELS, dice
 
 FOUND: dict[str, Any] = {"color": "#ffb000", "linestyle": "solid", "label": "found by the method"}
@@ -87,6 +88,25 @@ def figure(
     drawing.legend(handles=[Line2D([], [], **FOUND), Line2D([], [], **TRUTH)], loc="outside lower left", ncols=2)
     drawing.suptitle(f"{method}\n{', '.join(s[0].lower() for s in shown)} of {number} slices with a lesion")
     drawing.supxlabel("Not for clinical use", x=0.99, ha="right", fontsize=8)
+    _save(drawing, Path(path))
+
+
+def reliability_figure(curves: Mapping[str, Sequence[Bin]], path: Path) -> None:
+    """Draw how often slices are diseased by what p(diseased) says, a curve a split; a dot's area: how many its bin holds."""
+    drawing = Figure((4.5, 4.5), layout="constrained")
+    ax = drawing.subplots()
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="dashed")
+    for name, curve in curves.items():
+        x, y = [b.probability for b in curve], [b.diseased for b in curve]
+        [line] = ax.plot(x, y, label=f"{name}, {sum(b.slices for b in curve)} slices")
+        shares = np.array([b.slices for b in curve]) / sum(b.slices for b in curve)
+        ax.scatter(x, y, 20 + 400 * shares, color=line.get_color(), alpha=0.6, linewidths=0)
+    ax.set(xlabel="p(diseased)", ylabel="share of slices that are diseased", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    ax.legend(loc="upper left", frameon=False)
+    _save(drawing, path)
+
+
+def _save(drawing: Figure, path: Path) -> None:
     buffer = io.BytesIO()
-    drawing.savefig(buffer, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
-    write(Path(path), buffer.getvalue())
+    drawing.savefig(buffer, dpi=150, format=path.suffix.lstrip(".") or "png")
+    write(path, buffer.getvalue())

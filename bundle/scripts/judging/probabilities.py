@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,20 +18,33 @@ TEMPERATURES = (0.2, 10.0)
 """The range in which a temperature is sought."""
 
 
-def calibration_error(probability: Sequence[float], diseased: Sequence[int]) -> float:
-    """The expected calibration error: how far the mean p of a bin is from the share of diseased slices in it, on average.
+class Bin(NamedTuple):
+    """Slices of nearly one p(diseased): their number, their mean p, and the share of them that is diseased."""
+
+    slices: int
+    probability: float
+    diseased: float
+
+
+def reliability(probability: Sequence[float], diseased: Sequence[int]) -> list[Bin]:
+    """The reliability curve: the bins that hold a slice, from the lowest p on.
 
     Args:
         probability: p(diseased) of each slice.
         diseased: its label.
-
-    Returns:
-        from 0 to 1; the bins count by their slices.
     """
     p, truth = np.asarray(probability, float), np.asarray(diseased, float)
     bins = np.minimum((p * NUM_BINS).astype(int), NUM_BINS - 1)
-    difference = np.bincount(bins, p - truth, minlength=NUM_BINS)
-    return float(np.abs(difference).sum() / len(p))
+    return [Bin(int(n.sum()), float(p[n].mean()), float(truth[n].mean())) for n in (bins == b for b in np.unique(bins))]
+
+
+def calibration_error(probability: Sequence[float], diseased: Sequence[int]) -> float:
+    """The expected calibration error: how far the mean p of a bin is from the share of diseased slices in it, on average.
+
+    From 0 to 1; the bins of `reliability` count by their slices.
+    """
+    curve = reliability(probability, diseased)
+    return sum(b.slices * abs(b.probability - b.diseased) for b in curve) / sum(b.slices for b in curve)
 
 
 def negative_log_likelihood(probability: torch.Tensor, diseased: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ from .bootstrap import Measured
 from .cases import Domain
 from .kept import KeptCases
 from .metrics import METRICS, OF_IMAGES
+from .probabilities import Bin, of_cases, reliability
 from .readings import P_DISEASED
 from .rows import THE_BUNDLES, Threshold, scores
 from .tables import left_out, said, table
@@ -31,6 +32,24 @@ def write_scores(cases: KeptCases, path: Path, record: dict[str, Any]) -> None:
     note = f"{number.format_map(record)} {INTERVALS} {said(record['left_out'])}"
     columns = {name: heading for name, (heading, _) in OF_SCORES.items()}
     table({m: (reached.values, reached.intervals) for m, reached in found.items()}, path, "score", columns, note)
+
+
+def write_reliability(cases: KeptCases, path: Path, record: dict[str, Any]) -> list[Bin]:
+    """A table of `probabilities.reliability`, and the same in the record of a split."""
+    curve = reliability(*of_cases(cases))
+    record["reliability"] = [b._asdict() for b in curve]
+    columns = {"probability": "mean p(diseased)", "diseased": "share diseased", "slices": "slices"}
+    rows: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        f"{n + 1}": (b._asdict(), {}) for n, b in enumerate(curve)
+    }
+    table(
+        rows,
+        path,
+        "bin of p(diseased)",
+        columns,
+        "Slices of nearly one p(diseased), and how many of them are diseased.",
+    )
+    return curve
 
 
 def write_rows(

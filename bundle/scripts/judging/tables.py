@@ -56,7 +56,11 @@ def left_out(measured: Iterable[str], columns: Mapping[str, tuple[str, str]]) ->
 
 def _cell(name: str, values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
     digits, fewer = (
-        (1, 1) if name in ("healthy_area", "false_lesions") else (0, 0) if name in ("pixels", "patients") else (3, 2)
+        (1, 1)
+        if name in ("healthy_area", "false_lesions")
+        else (0, 0)
+        if name in ("pixels", "patients", "slices")
+        else (3, 2)
     )
     if name not in values:
         return ""
