@@ -2,8 +2,9 @@
 
     python benchmarks/brain_coverage.py --datalist FILE [--split test] [--output FILE]
 
-The evaluation takes the slices that the data set labels, the product those in which HD-BET finds at least 5 cm² of brain.
-Where the two differ is counted here. No network but HD-BET runs. Writes brain_coverage.json.
+The evaluation takes the slices that the data set labels, the product those in which it finds at least 5 cm² of brain, and of
+these what lies within the field of its networks. Where the two differ is counted here. No network runs but those that find the
+brain. Writes brain_coverage.json.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import fire
 import numpy as np
+import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,34 +24,36 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import declared
 from scripts.files import write
-from scripts.images.geometry import slice_numbers
-from scripts.images.masks import load_mask
+from scripts.images.geometry import to_grid
+from scripts.images.masks import load_mask, reordered
 from scripts.learning.datalists import read_datalist
 from scripts.method.slices import assessed_slices
 
 
-def counted(evaluated: np.ndarray, assessed: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[str, Any]:
-    """The figures of one patient, from four arrays with a value for each slice of the file.
+def counted(evaluated: np.ndarray, seen: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[str, Any]:
+    """The figures of one patient.
 
     Args:
-        evaluated: bool, whether it is among those that are reported on.
-        assessed: bool, whether the product looks at it.
-        brain: pixels of brain in it, on the networks' grid.
-        lesion: pixels of lesion in it, on the file's grid.
+        evaluated: bool ``(D,)``, whether a slice is among those that are reported on.
+        seen: bool ``(X, Y, D)``, what the product looks at: brain in assessed slices, within the field of the networks.
+        brain: bool, of the same shape.
+        lesion: bool, likewise, the readers' mask.
 
     Returns:
-        numbers of slices, and the shares of brain and lesion that are not assessed; the latter None without a lesion.
+        numbers of slices, and the shares of brain and lesion that are not looked at; the latter None without a lesion.
     """
-    unseen = ~assessed
+    assessed, with_lesion = seen.any(axis=(0, 1)), lesion.any(axis=(0, 1))
     return {
         "slices": len(evaluated),
         "evaluated": int(evaluated.sum()),
-        "evaluated_but_not_assessed": int((evaluated & unseen).sum()),
-        "with_lesion": int((lesion > 0).sum()),
-        "with_lesion_not_evaluated": int((~evaluated & (lesion > 0)).sum()),
-        "with_lesion_not_assessed": int((unseen & (lesion > 0)).sum()),
-        "share_of_brain_not_assessed": round(float(brain[unseen].sum() / brain.sum()), 3),
-        "share_of_lesion_not_assessed": round(float(lesion[unseen].sum() / lesion.sum()), 3) if lesion.any() else None,
+        "evaluated_but_not_assessed": int((evaluated & ~assessed).sum()),
+        "with_lesion": int(with_lesion.sum()),
+        "with_lesion_not_evaluated": int((~evaluated & with_lesion).sum()),
+        "with_lesion_not_assessed": int((~assessed & with_lesion).sum()),
+        "share_of_brain_not_assessed": round(float((brain & ~seen).sum() / brain.sum()), 3),
+        "share_of_lesion_not_assessed": round(float((lesion & ~seen).sum() / lesion.sum()), 3)
+        if lesion.any()
+        else None,
     }
 
 
@@ -65,13 +69,15 @@ def coverage(
     patients = []
     for item in tqdm(read_datalist(datalist, split), "preprocessing", unit="volume"):
         volume = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})
-        inside = volume["foreground"]
-        numbers = slice_numbers(inside)  # of the slices that hold brain
-        assessed, brain = np.zeros(len(item["label"]), bool), np.zeros(len(item["label"]), int)
-        assessed[numbers] = assessed_slices(inside.as_tensor(), min_area).numpy()
-        brain[numbers] = (inside.as_tensor()[0] >= 0.5).sum(dim=(0, 1)).numpy()
-        lesion = load_mask(item["mask"], volume["input_image"]).as_tensor()[0].sum(dim=(0, 1)).numpy()
-        patients.append(counted(np.array(item["label"]) >= 0, assessed, brain, lesion))
+        image, original = volume["image"], volume["input_image"]
+        affine, size = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64), original.shape[1:]
+        whole = volume["input_foreground"]
+        brain = reordered(whole.as_tensor(), whole.affine, affine, size)[0].numpy() > 0
+        assessed = assessed_slices(volume["foreground"].as_tensor(), min_area).float()
+        # as `images.restoring` finds what was looked at
+        seen = to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest")[0].numpy() > 0
+        lesion = load_mask(item["mask"], original).as_tensor()[0].numpy() > 0
+        patients.append(counted(np.array(item["label"]) >= 0, seen & brain, brain, lesion))
     record: dict[str, Any] = {"split": split, "patients": len(patients)}
     for name in patients[0]:
         values = [p[name] for p in patients if p[name] is not None]

@@ -355,9 +355,14 @@ def test_readers_masks_lie_on_the_lesions(grid: str, tmp_path: Path) -> None:
 
 
 def test_coverage_counts_what_is_not_looked_at() -> None:
-    """Five slices of 10, 40, 100, 60 and 30 pixels of brain; the two largest are assessed."""
-    evaluated, assessed = np.array([0, 1, 1, 1, 0], bool), np.array([0, 0, 1, 1, 0], bool)
-    found = brain_coverage.counted(evaluated, assessed, np.array([10, 40, 100, 60, 30]), np.array([0, 5, 4, 10, 1]))
+    """Five slices of 10, 40, 100, 60 and 30 pixels of brain; of the two largest all but 20 pixels are looked at."""
+    evaluated = np.array([0, 1, 1, 1, 0], bool)
+
+    def filled(*numbers: int) -> np.ndarray:
+        return (np.arange(100)[:, None] < numbers).reshape(10, 10, 5)
+
+    brain, lesion = filled(10, 40, 100, 60, 30), filled(0, 5, 4, 10, 1)
+    found = brain_coverage.counted(evaluated, filled(0, 0, 80, 60, 0), brain, lesion)
     assert found == {
         "slices": 5,
         "evaluated": 3,
@@ -365,7 +370,7 @@ def test_coverage_counts_what_is_not_looked_at() -> None:
         "with_lesion": 4,
         "with_lesion_not_evaluated": 1,
         "with_lesion_not_assessed": 2,
-        "share_of_brain_not_assessed": pytest.approx(80 / 240, abs=1e-3),
+        "share_of_brain_not_assessed": pytest.approx(100 / 240, abs=1e-3),
         "share_of_lesion_not_assessed": pytest.approx(6 / 20),
     }
 
