@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -146,8 +147,8 @@ def test_results_come_back_to_the_file(case: Any) -> None:
     np.testing.assert_allclose(changed, 0.1 * LEVELS["flair"][1] * expected, atol=1e-3)
 
 
-def trainer(folder: Path, paths: list[str], *configs: str) -> ConfigParser:
-    """The paper's training on one case, with its networks `NARROW`."""
+def trainer(folder: Path, paths: list[str], *configs: str, networks: dict[str, Any] = NARROW) -> ConfigParser:
+    """The paper's training on one case, with its networks `NARROW` or others."""
     case = {"image": paths, "label": [0, 1, 0, 1, 0, 1]}
     copies = []
     for path in paths:
@@ -160,7 +161,7 @@ def trainer(folder: Path, paths: list[str], *configs: str) -> ConfigParser:
     config.read_config([str(file) for file in files])
     config.update(
         {
-            **NARROW,
+            **networks,
             "device": "cpu",
             "datalist": str(folder / "datalist.json"),
             "cache_dir": str(folder / "cache"),
@@ -192,6 +193,23 @@ def test_a_step_of_the_papers_training(case: Any, tmp_path: Path) -> None:
     assert metrics["val_loss"] > 0
     config.get_parsed_content("publish")
     assert (tmp_path / "bundle" / "models" / "paper" / "model.pt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(psutil.virtual_memory().total < 7 * 2**30, reason="it takes 4.3 GiB")
+def test_a_step_of_the_whole_network(case: Any, tmp_path: Path) -> None:
+    """All 113.7 million weights on one slice of 256 x 256 pixels."""
+    config = trainer(tmp_path, case[0], "train", "train_paper", networks={})
+    config.update({"batch_size": 1, "max_images": 1, "epoch_images": 1, "val_interval": 100})
+    config.get_parsed_content("initialize")
+    network = config.get_parsed_content("train#network")
+    before = network.out[2].conv.bias.clone()
+    config.get_parsed_content("run")
+    assert sum(p.numel() for p in network.parameters()) == 113_680_136
+    moved = (network.out[2].conv.bias - before).abs()
+    assert moved.shape == (8,) and bool((moved > 0).all()) and float(moved.max()) < 2e-4  # the learning rate is 1e-4
+    state = config.get_parsed_content("train#trainer").state
+    assert state.iteration == 1 and np.isfinite(state.output[0]["loss"])
 
 
 def test_a_step_of_the_papers_classifier(case: Any, tmp_path: Path) -> None:
