@@ -44,7 +44,9 @@ verify: bundle ## check the zips as the model zoo, MONAI's tools and MONAI Label
 	"$(PYTHON)" -m venv build/metadata
 	$(BIN)/python -m release.requirements > build/requirements.txt
 	$(BIN)/python -m release.requirements tools > build/tools.txt
-	build/metadata/bin/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt -r build/tools.txt
+	build/metadata/bin/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt
+	$(BIN)/python -m release.verify sample dist/*.zip --python build/metadata/bin/python
+	build/metadata/bin/python -m pip install --quiet --disable-pip-version-check -r build/tools.txt
 	$(BIN)/python -m release.verify core dist/*.zip --python build/metadata/bin/python
 	for version in 3.10 3.12; do build/metadata/bin/python -m pip install --quiet --disable-pip-version-check --dry-run \
 		--ignore-installed --only-binary :all: --python-version $$version --target build/none -r build/requirements.txt \

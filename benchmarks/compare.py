@@ -6,7 +6,7 @@
 Thresholds, and the knobs of every algorithm that has some, are chosen on the validation patients; every number is of the test
 patients. What takes a second a slice sees all their slices. The reference's algorithm and its kin take up to a minute a slice
 on a CPU: they see a subset, drawn with `seed`, two slices a patient, on which everything else is reported too. Rivals are
-trained on as many images as our three networks together, or on `images`.
+trained on as many images as our configs give the trainings of all three networks, or on `images`.
 
 All maps come from a pack, see `packs`, which is made of the datalist when it isn't there. A machine without the images makes
 the maps of a pack with `--pack FILE` instead of `--datalist`, and no table. What was made is kept in `results`, so that a run

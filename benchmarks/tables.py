@@ -3,8 +3,8 @@
     python benchmarks/tables.py [--check true]
 
 A table stands between ``<!-- table: FILE KIND -->`` and ``<!-- end -->`` in a document; FILE lies in benchmarks, KIND is one of
-`KINDS`. Where there is no such file, a sentence says so. `check` changes nothing and fails where something would change; a test
-does that too.
+`KINDS`. Where there is no such file, a sentence says so. "evaluated" in the place of FILE is what `evaluate.json` wrote, and
+KIND is one of `evaluated.TABLES` then. `check` changes nothing and fails where something would change; a test does that too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from evaluated import TABLES, cells
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("benchmarks/README.md",)
+DOCUMENTS = ("README.md", "benchmarks/README.md", *(f"bundle/docs/{name}.md" for name in ("README", "brats", "chest")))
 MARKED = re.compile(r"(<!-- table: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {
     "pixel_ap": "pixel AP",
@@ -182,7 +183,10 @@ def rendered(text: str, folder: Path = ROOT / "benchmarks") -> str:
 
     def made(match: re.Match[str]) -> str:
         path = folder / match[2]
-        if not path.is_file():
+        if match[2] == "evaluated":
+            of_kind = TABLES[match[3]]
+            content = table([of_kind.heading, *of_kind.columns], cells(of_kind, folder))
+        elif not path.is_file():
             content = f"`{match[2]}` was not measured yet."
         else:
             content = KINDS[match[3]](json.loads(path.read_text("utf-8")))

@@ -1,4 +1,4 @@
-"""``python -m release.verify core|label ZIP...``: what a zip must stand, as the zoo, MONAI's tools and MONAI Label run it.
+"""``python -m release.verify sample|core|label ZIP...``: what a zip must stand, as the zoo, MONAI's tools and MONAI Label run it.
 
 A zip is unpacked in an empty folder with spaces in its path, and can't be written there. Nothing here needs a network. Zips are
 checked side by side, one a processor, as each command keeps to one. With ``--python`` the checks run in another environment:
@@ -212,8 +212,8 @@ class Verification:
         assert tree(self.bundle) == self.before
 
 
-CORE = ("released", "zoo", "load", "sample_run", "properties", "tracking", "all_networks", "download", "unchanged")
-CHECKS = {"core": CORE, "label": ("label_infer", "label_train", "unchanged")}
+CORE = ("released", "zoo", "load", "properties", "tracking", "all_networks", "download", "unchanged")
+CHECKS = {"sample": ("sample_run",), "core": CORE, "label": ("label_infer", "label_train", "unchanged")}
 ONCE = {"tracking", "all_networks", "download"}
 """What the last zip alone is asked. The handlers of ``train.json`` and the form of a zip are the same for all. Networks of the
 classes that the others have are exported by ``tests/test_exporting.py``."""
@@ -295,7 +295,7 @@ def verify(path: Path, checks: Sequence[str], python: str) -> list[str]:
 def main() -> None:
     """Check all zips."""
     parser = argparse.ArgumentParser(prog="release.verify", description=__doc__)
-    parser.add_argument("kind", choices=CHECKS, help="MONAI's own tools, or MONAI Label")
+    parser.add_argument("kind", choices=CHECKS, help="a run on the sample, MONAI's own tools, or MONAI Label")
     parser.add_argument("zips", type=Path, nargs="+", help="as python -m release writes them")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of another environment")
     arguments = parser.parse_args()

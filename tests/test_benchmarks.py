@@ -19,15 +19,15 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.images.brain import ExtractBraind
 from scripts.judging.cases import SliceCase
-from scripts.judging.readings import COUNTERFACTUAL, OURS, PAPER, STUDENT
 from scripts.method.guidance import ClassifierGuidance
 from synthetic import head, write_head
-from test_evaluation import SHIPPED, write_patients
+from test_evaluation import write_patients
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import algorithms
 import brain_coverage
+import evaluated
 import keeping
 import packs
 import paper_network
@@ -530,101 +530,32 @@ def test_tables_of_a_record_by_hand(tmp_path: Path) -> None:
     assert "`none.json` was not measured yet." in tables.rendered(missing, tmp_path)
 
 
-EVALUATED = {
-    "ours, default": SHIPPED,
-    "ours, student": STUDENT,
-    "ours, counterfactual alone": COUNTERFACTUAL,
-    "ours, the paper's map": PAPER,
-    "FLAIR minus slice median, 3x3 median": "FLAIR minus slice median, 3x3 median",
-}
-"""What `evaluate.json` calls the rows of the networks of today."""
-
-
-def evaluated(folder: str, part: str) -> dict[str, dict[str, str]]:
-    """The rows of both of a part's tables, by their names. What the default has at no threshold counts at the shipped one."""
-    rows: dict[str, dict[str, str]] = {}
-    for kind in ("scores", "foreground"):
-        path = ROOT / "benchmarks" / folder / f"{part}_{kind}.csv"
-        with path.open(newline="", encoding="utf-8") as f:
-            for row in csv.DictReader(f):
-                name = next(iter(row.values()))
-                known = rows.get(name, rows.get(OURS, {}) if name == SHIPPED else {})
-                rows[name] = known | {column: value for column, value in row.items() if value}
-    return rows
-
-
-@pytest.mark.parametrize(("file", "count"), [("README.md", 4), ("bundle/docs/README.md", 10)])
-def test_tables_hold_what_was_evaluated(file: str, count: int) -> None:
-    """Of the default, Dice is that at the bundle's threshold."""
-    slices, checked = "", 0
-    for line in (ROOT / file).read_text("utf-8").splitlines():
-        cells = [c.strip() for c in line.strip("|").split("|")] if line.startswith("|") else []
-        titles = {"all slices with brain": "whole", "slices from the middle": "middle"}
-        slices = titles.get(cells[0], slices) if cells else ""
-        if not slices or cells[0] in titles or set(line) <= set("|-"):
-            continue
-        row = evaluated("brain_flair", slices)[EVALUATED[cells[0]]]
-        assert cells[1:] == [row["pixel AP"], row["Dice pooled"], row["image AUROC"]], line
-        checked += 1
-    assert checked == count
-
-
-BRATS = {
-    "whole volumes": (
-        "test",
-        ["pixel AP", "Dice pooled", "Dice per volume", "image AUROC"],
-        {
-            "ours, default, at the shipped threshold": SHIPPED,
-            "ours, default, threshold of the best Dice on validation": OURS,
-            "ours, student, likewise": STUDENT,
-            "ours, counterfactual alone, likewise": COUNTERFACTUAL,
-            "the paper's map, likewise": PAPER,
-            "FLAIR intensity, likewise": "FLAIR intensity",
-            "FLAIR minus slice median, 3x3 median, likewise": "FLAIR minus slice median, 3x3 median",
-        },
-    ),
-    "the paper's slices": (
-        "paper_slices",
-        ["pixel AP", "Dice pooled", "Dice per slice, Otsu per slice", "image AUROC"],
-        {
-            "ours, default, at the shipped threshold": SHIPPED,
-            "ours, student": STUDENT,
-            "ours, counterfactual alone": COUNTERFACTUAL,
-            "the paper's map": PAPER,
-            "FLAIR minus slice median, 3x3 median": "FLAIR minus slice median, 3x3 median",
-        },
-    ),
-}
-"""The tables of the card of four sequences, by how their first cell begins: files, columns and rows of `benchmarks/brats`."""
-
-
-def test_the_tables_of_four_sequences_hold_what_was_evaluated() -> None:
-    """An empty cell says nothing; the row of FLAIR's networks is that of `benchmarks/brain_flair`."""
-    checked = 0
-    table: tuple[str, list[str], dict[str, str]] | None = None
-    for line in (ROOT / "bundle/docs/brats.md").read_text("utf-8").splitlines():
-        cells = [c.strip() for c in line.strip("|").split("|")] if line.startswith("|") else []
-        begun = [found for title, found in BRATS.items() if cells and cells[0].startswith(title)]
-        table = begun[0] if begun else table if cells else None
-        if table is None or begun or set(line) <= set("|-"):
-            continue
-        part, columns, names = table
-        if cells[0] == "FLAIR's networks, at their shipped threshold":
-            row = evaluated("brain_flair", "brats")[SHIPPED]
-        else:
-            row = evaluated("brats", part)[names[cells[0]]]
-        assert all(cell in ("", row[column]) for cell, column in zip(cells[1:], columns, strict=True)), line
-        checked += 1
-    assert checked == 13
+def test_a_table_of_an_evaluation_by_hand(tmp_path: Path) -> None:
+    """The shipped threshold has no score of its own, and a column may be another method's."""
+    (tmp_path / "part_scores.csv").write_text("score,image AUROC\nmap,0.900\n")
+    shipped = '"map, at the bundle\'s threshold",0.800,0.70\n'
+    (tmp_path / "part_foreground.csv").write_text(
+        f"method,Dice pooled,pixel AP\nmap,0.810,0.70\n{shipped}other,,0.60\n"
+    )
+    columns = {"AP": "pixel AP", "AP of the other": "other: pixel AP", "Dice": "Dice pooled", "AUROC": "image AUROC"}
+    rows = [
+        evaluated.Row("ours", "part", "map, at the bundle's threshold"),
+        evaluated.Row("best", "part", "map", ("AP",)),
+    ]
+    assert evaluated.cells(evaluated.Evaluated("which", columns, rows), tmp_path) == [
+        ["ours", "0.70", "0.60", "0.800", "0.900"],
+        ["best", "", "0.60", "0.810", "0.900"],
+    ]
+    with pytest.raises(KeyError, match="pixel AUROC"):
+        evaluated.cells(evaluated.Evaluated("which", {"AUROC": "pixel AUROC"}, rows), tmp_path)
 
 
 def test_the_first_screen_says_how_well() -> None:
     """Before the first section: pixel APs, that of the paper's own map too, how often the patients were looked at, limits."""
     screen = (ROOT / "README.md").read_text("utf-8").split("\n## ")[0]
-    with (ROOT / "benchmarks" / "brain_flair" / "whole_foreground.csv").open(newline="", encoding="utf-8") as f:
-        ap = {next(iter(row.values())): row["pixel AP"].split()[0] for row in csv.DictReader(f)}
-    names = ("ours, default", "FLAIR minus slice median, 3x3 median", "ours, the paper's map")
-    default, brightness, papers = (f"{float(ap[EVALUATED[name]]):.2f}".removeprefix("0") for name in names)
+    found = evaluated.methods("brain_flair/whole", ROOT / "benchmarks")
+    methods = [row.method for row in evaluated.TABLES["flair_first"].rows if row.name != "ours, student"]
+    default, brightness, papers = (f"{float(found[m]['pixel AP'].split()[0]):.2f}".removeprefix("0") for m in methods)
     for told in (
         f"AP* of {default}:",
         f"alone has {brightness}.",
