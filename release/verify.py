@@ -1,4 +1,4 @@
-"""``python -m release.verify sample|core|label ZIP...``: what a zip must stand, as the zoo, MONAI's tools and MONAI Label run it.
+"""``python -m release.verify sample|core|label ZIP...``: what a zip must stand, as zoo, MONAI's tools and MONAI Label run it.
 
 A zip is unpacked in an empty folder with spaces in its path, and can't be written there. Nothing here needs a network. Zips are
 checked side by side, one a processor, as each command keeps to one. With ``--python`` the checks run in another environment:

@@ -267,7 +267,7 @@ def test_the_defaults_that_are_told_are_those_of_the_config() -> None:
 def test_the_first_result_is_a_screen_away() -> None:
     """The whole page has two, and on the first stand a picture and two commands that CI runs."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert len(text.splitlines()) <= 110
+    assert len([line for line in text.splitlines() if not line.startswith("<!--")]) <= 110  # those that are seen
     screen = text.split("\n## ")[0]
     assert len(screen.splitlines()) <= 40 and "![" in screen
     [block] = re.findall(r"^```\n(.*?)^```$", screen, re.DOTALL | re.MULTILINE)
