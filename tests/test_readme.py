@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -69,8 +70,8 @@ def blocks(path: Path, language: str) -> Iterator[str]:
             yield "\n".join(line.removeprefix(indent) for line in body.splitlines())
 
 
-def commands(path: Path) -> Iterator[str]:
-    """The lines of a document's commands, with the values of the shell's variables."""
+def commands(path: Path, launched: bool = False) -> Iterator[str]:
+    """The lines of a document's commands, with the values of the shell's variables; as python's, unless `launched`."""
     values: dict[str, str] = {}
     for block in blocks(path, ""):
         for line in block.replace("\\\n", " ").splitlines():
@@ -78,7 +79,7 @@ def commands(path: Path) -> Iterator[str]:
                 values[assigned[1]] = assigned[2]
                 continue
             line = re.sub(r"\$(\w+)", lambda m: values.get(m[1], m[0]), line)
-            yield re.sub(r"^(\.venv/bin/)torchrun .*?(?=-m )", r"\1python ", line)
+            yield line if launched else re.sub(r"^(\.venv/bin/)torchrun .*?(?=-m )", r"\1python ", line)
 
 
 def of(documents: list[Path], prefix: str) -> list[Any]:
@@ -275,29 +276,64 @@ def test_the_first_result_is_a_screen_away() -> None:
     assert len(block.splitlines()) == 2 and set(block.splitlines()) <= set(run)
 
 
-def test_commands_run_as_written(tmp_path: Path) -> None:
-    """Those of the README that name the reader's own PATH and DIR, on the small bundle and small images."""
-    write_small_bundle(tmp_path)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
+def write_repository(folder: Path) -> None:
+    """The small bundle and the environment as they lie in a repository, and small images of both classes."""
+    write_small_bundle(folder)
+    (folder / ".venv").symlink_to(sys.prefix)
     for label in ("healthy", "diseased"):
         for n in range(6):
-            folder = tmp_path / "images" / label / f"{label}{n}"
-            folder.mkdir(parents=True)
-            write_head(folder)
-            (folder / "flair_brain.nii.gz").unlink()
+            images = folder / "images" / label / f"{label}{n}"
+            images.mkdir(parents=True)
+            write_head(images)
+            (images / "flair_brain.nii.gz").unlink()
+
+
+def run_as_written(line: str, folder: Path) -> str:
+    """A command in the shell, from the repository's folder, with nothing in the environment that a reader has not."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_training_run_as_written(tmp_path: Path) -> None:
+    """From a folder of images to evaluated networks, then several processes; trainings are shorter than they are told."""
+    write_repository(tmp_path)
+    lines = [line for line in commands(ROOT / "docs" / "training.md") if PYTHON.match(line)][:9]
+    assert "scripts.prepare folder" in lines[0] and lines[-1].split("'")[3].endswith("evaluate.json")
+    several = [line for line in commands(ROOT / "docs" / "scaling.md", launched=True) if "torchrun" in line]
+    assert len(several) == 2
+    # a folder of its own, as the training before has filled the one by default
+    for line in (*lines, several[0] + " --run_dir runs/several", several[1]):
+        if "train.json" in line and " publish " not in line:
+            line += " --max_images 8 --epoch_images 8 --batch_size 4 --val_interval 1 --compile False"
+        line = re.sub(r"\bDIR\b|\bdata(?=/datalist)", "images", line).replace(
+            "--nproc_per_node=8", "--nproc_per_node=2"
+        )
+        run_as_written(line, tmp_path)
+    assert (tmp_path / "runs" / "several" / "model.pt").is_file()
+    assert (tmp_path / "evaluation" / "test_scores.csv").is_file()
+    manifest = json.loads((tmp_path / "bundle" / "models" / "weights.json").read_text())
+    assert manifest["calibration"]["student"] == manifest["student"]["student"]
+
+
+def test_commands_run_as_written(tmp_path: Path) -> None:
+    """Those of the README that name the reader's own PATH and DIR, on the small bundle and small images."""
+    write_repository(tmp_path)
     lines = [line for line in commands(ROOT / "README.md") if PYTHON.match(line)]
     assert len(lines) == 4
     for line, folder in zip(lines, ("results", "preview", "images", "images"), strict=True):
         line = re.sub(r"\bPATH\b", "images/diseased/diseased0/flair.nii.gz", re.sub(r"\bDIR\b", folder, line))
-        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+        said = run_as_written(line, tmp_path)
     for name in ("results", "preview"):
         assert (tmp_path / name / "flair" / "pred.nii.gz").is_file()
         assert (tmp_path / name / "flair" / "counterfactual.nii.gz").is_file()
     found = json.loads((tmp_path / "images" / "datalist.json").read_text())
     assert [len(found[section]) for section in SECTIONS] == [8, 2, 2]
     # what the dry run, the last of them, would train on: four slices of each volume
-    assert '"slices": 32' in done.stdout and not (tmp_path / "runs" / "diffusion").exists()
+    assert '"slices": 32' in said and not (tmp_path / "runs" / "diffusion").exists()
 
 
 def anchors(path: Path) -> set[str]:
