@@ -12,6 +12,12 @@ from monai.transforms import MapTransform, RandBiasField, Randomizable
 from monai.utils import convert_to_tensor
 
 from ..images.normalization import BACKGROUND
+from ..method.maps import checked_polarity
+
+MIN_PLACES = 100
+"""Pixels of foreground that a slice must have for a synthetic lesion."""
+SEEN = 0.08
+"""So much brighter a pixel must have become to count as one of a synthetic lesion; the whole range is 2."""
 
 
 class AsMagnitude(MapTransform, Randomizable):
@@ -127,3 +133,62 @@ class RandSharedBiasFieldd(_RandShared):
     def change(self, shape: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
         field = convert_to_tensor(self.field(torch.ones(1, *shape, 1)))[..., 0]
         return lambda magnitude: magnitude * field
+
+
+class RandSyntheticLesionsd(MapTransform, Randomizable):
+    """Bright spots in slices without a lesion, for a student that is to find those of other diseases than its teacher's too.
+
+    The counterpart stays what it was: the slice without spots. A spot is an ellipse with a soft rim, in the foreground.
+    It is brighter than healthy tissue by a share of what there is up to the highest value; what is brighter already stays. The
+    idea of learning from made lesions is that of DISYRE (Naval Marimont et al. 2024) and REFLECT (MICCAI 2025), which paste
+    texture.
+
+    Slices of several channels stay as they are, as it isn't known how such a lesion looks in each; so do those of a model whose
+    lesions aren't "hyperintense".
+
+    Args:
+        keys: a slice ``(1, H, W)`` in [-1, 1], and a `pseudo_labels.Lesson` of it.
+        polarity: see `method.maps.anomaly_map`.
+        prob: of spots in a slice.
+        number: of spots, at most.
+        radius: the least and the largest of a spot, in pixels, before it is stretched.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        polarity: str | Sequence[str],
+        prob: float = 0.5,
+        number: int = 6,
+        radius: tuple[float, float] = (0.8, 4.5),
+    ) -> None:
+        super().__init__(keys)
+        self.polarity, self.prob, self.number, self.radius = checked_polarity(polarity), prob, number, tuple(radius)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image, lesson = self.keys
+        x, y = convert_to_tensor(d[image]).clone(), convert_to_tensor(d[lesson])
+        if self.polarity != ["hyperintense"] or len(x) != 1 or self.R.random_sample() >= self.prob or bool(y[0].any()):
+            return d
+        inside = x[0] > BACKGROUND + 0.01
+        places = inside.nonzero()
+        if len(places) < MIN_PLACES:
+            return d
+        tissue = x[0][inside].median()
+        rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in x.shape[1:]), indexing="ij")
+        label = torch.zeros_like(y[:1])
+        for _ in range(self.R.randint(1, self.number + 1)):
+            row, column = places[self.R.randint(len(places))].tolist()
+            size = np.exp(self.R.uniform(*np.log(self.radius)))
+            stretch, angle = np.exp(self.R.uniform(-0.5, 0.5)), self.R.uniform(0, np.pi)
+            u = ((rows - row) * np.cos(angle) + (columns - column) * np.sin(angle)) / (size * stretch)
+            v = ((columns - column) * np.cos(angle) - (rows - row) * np.sin(angle)) / (size / stretch)
+            share = torch.sigmoid((1 - (u**2 + v**2).sqrt()) / self.R.uniform(0.1, 0.35)) * inside
+            bright = tissue + self.R.uniform(0.2, 0.9) * (1 - tissue)
+            noise = torch.from_numpy(self.R.normal(0, 0.03, x.shape[1:])).float()
+            changed = x[0] + share * (bright + noise - x[0]).clamp_min(0)
+            label = torch.maximum(label, ((share > 0.5) & (changed - x[0] > SEEN)).float()[None])
+            x[0] = changed
+        d[image], d[lesson] = x.clamp(-1, 1), torch.cat([label, y[1:]])
+        return d
