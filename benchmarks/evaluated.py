@@ -76,7 +76,6 @@ _OTHERS = {
     "glioma, 7 test patients of BraTS, every second slice": "brats",
     "tumour, one patient, slices of 6 mm": "tumour",
     "white-matter lesions, 2 patients": "wmh",
-    "multiple sclerosis, 2 patients": "ms",
 }
 _RADIOGRAPHS = {
     "the map": (COUNTERFACTUAL, "score: the map's mean, times p"),

@@ -57,6 +57,7 @@ def metadata(model: Model) -> dict[str, Any]:
             }
     if not model.has_student:
         del found["student_data_format"]
+    found["license_of_weights"] = json.loads(facts(model, "card.json").read_text("utf-8"))["licence_of_weights"]
     formats = {
         old.replace("_def", "_data_format"): new.replace("_def", "_data_format")
         for old, new in names(model, "inference").items()

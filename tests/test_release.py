@@ -299,6 +299,7 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     image = found["network_data_format"]["inputs"]["image"]
     assert image["num_channels"] == model.config["num_channels"] == len(image["channel_def"])
     assert image["spatial_shape"] == model.config["spatial_size"] and image["modality"] in model.config["modalities"]
+    assert found["license_of_weights"].startswith("The weights")
     assert "diffusion_data_format" in found and ("counterfactual_data_format" in found) == model.has_student
     [pred] = found["network_data_format"]["outputs"].values()
     channels = model.config["num_channels"]
