@@ -280,6 +280,16 @@ def test_what_the_model_was_not_made_for_is_refused(reason: str, tmp_path: Path)
     assert load(path, modalities=["CT", "DX"], body_parts=(), views=())["warnings"] == []
 
 
+def test_a_view_that_the_model_does_badly_on_gets_a_warning(tmp_path: Path) -> None:
+    for view, warned in (("AP", True), ("AP AXIAL", True), ("PA", False)):
+        path = dx(tmp_path, GREY, ViewPosition=view, PixelSpacing=[1, 1])
+        warnings = load(path, doubtful_views=["AP"])["warnings"]
+        assert [w.startswith("The view is AP, in which the model did no better than chance") for w in warnings] == [
+            True
+        ] * warned
+        assert load(path)["warnings"] == []
+
+
 def test_a_lateral_view_is_seen_by_its_orientation_or_code(tmp_path: Path) -> None:
     with pytest.raises(InvalidImageError, match="its view is LATERAL"):
         load(dx(tmp_path, GREY, ViewPosition="", PatientOrientation=["A", "F"]))

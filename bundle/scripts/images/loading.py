@@ -38,7 +38,8 @@ class LoadVolumed(MapTransform):
         modalities: what the model takes, in DICOM's words, such as "MR", or "CR" and "DX".
         own_grids: let each channel lie on a grid of its own; the key then holds a list of images ``(1, X, Y, Z)``, one a
             channel, for `registering.RegisterChannelsd`.
-        body_parts, views: of radiographs, such as "CHEST", and "AP" and "PA"; see `radiographs.read_radiograph`.
+        body_parts, views, doubtful_views: of radiographs, such as "CHEST", and "AP" and "PA"; see
+            `radiographs.read_radiograph`.
 
     An item may carry ``spacing``, three voxel sizes in mm along the file's axes (of a picture, two), for files whose header is
     known to be wrong; it replaces the header's and keeps its directions.
@@ -59,6 +60,7 @@ class LoadVolumed(MapTransform):
         body_parts: Sequence[str] = (),
         views: Sequence[str] = (),
         own_grids: bool = False,
+        doubtful_views: Sequence[str] = (),
     ) -> None:
         super().__init__(keys)
         self.allow_any_image = is_true(allow_any_image, "allow_any_image")
@@ -66,6 +68,7 @@ class LoadVolumed(MapTransform):
         self.min_size = min_size
         self.own_grids = own_grids
         self.modalities, self.body_parts, self.views = tuple(modalities), tuple(body_parts), tuple(views)
+        self.doubtful_views = tuple(doubtful_views)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -128,7 +131,7 @@ class LoadVolumed(MapTransform):
         if takes_pictures(self.modalities) and is_picture(path):
             return read_picture(path, self.channels, self.views, any_image)
         if takes_pictures(self.modalities) and is_dicom(path):
-            return read_radiograph(path, self.modalities, self.body_parts, self.views, any_image)
+            return read_radiograph(path, self.modalities, self.body_parts, self.views, any_image, self.doubtful_views)
         if is_dicom(path):
             modality, _ = describe(path)
             if modality and modality not in self.modalities:
