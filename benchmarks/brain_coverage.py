@@ -2,9 +2,9 @@
 
     python benchmarks/brain_coverage.py --datalist FILE [--split test] [--output FILE]
 
-The evaluation takes the slices that the data set labels, the product those in which it finds at least 5 cm² of brain, and of
-these what lies within the field of its networks. Where the two differ is counted here. No network runs but those that find the
-brain. Writes brain_coverage.json.
+The evaluation takes the slices with brain that the data set labels. The product takes those in which it finds at least 5 cm² of
+brain, and of these what lies within the field of its networks. Where the two differ is counted here. No network runs but those
+that find the brain. Writes brain_coverage.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import declared
 from scripts.files import write
-from scripts.images.geometry import to_grid
+from scripts.images.geometry import slice_numbers, to_grid
 from scripts.images.masks import load_mask, reordered
 from scripts.learning.datalists import read_datalist
 from scripts.method.slices import assessed_slices
@@ -77,7 +77,11 @@ def coverage(
         # as `images.restoring` finds what was looked at
         seen = to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest")[0].numpy() > 0
         lesion = load_mask(item["mask"], original).as_tensor()[0].numpy() > 0
-        patients.append(counted(np.array(item["label"]) >= 0, seen & brain, brain, lesion))
+        evaluated = np.zeros(len(item["label"]), bool)  # a slice without a networks' pixel of brain is left out
+        numbers = slice_numbers(volume["foreground"])
+        evaluated[numbers] = (volume["foreground"].as_tensor()[0] >= 0.5).any(dim=0).any(dim=0).numpy()
+        evaluated &= np.array(item["label"]) >= 0
+        patients.append(counted(evaluated, seen & brain, brain, lesion))
     record: dict[str, Any] = {"split": split, "patients": len(patients)}
     for name in patients[0]:
         values = [p[name] for p in patients if p[name] is not None]

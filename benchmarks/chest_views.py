@@ -1,9 +1,9 @@
-"""How well p(effusion) tells effusions in each view of the chest, as sets mix views and the sick lie: AP and PA.
+"""How well p(effusion) tells effusions in each view of the chest: AP, in which patients lie, and PA, in which they stand.
 
     python benchmarks/chest_views.py --datalist FILE --views CSV [--split test] [--output FILE]
 
-The CSV names the ``view`` of each ``row``, which is the number at the end of an image's name. Views whose healthy images get a
-high p are told by how a patient was placed. Writes chest_effusion/views.json.
+The CSV names the ``view`` of each ``row``, which is the number at the end of an image's name. Intervals are of resampled
+patients. Writes chest_effusion/views.json.
 """
 
 from __future__ import annotations
@@ -29,17 +29,40 @@ from scripts.bundle import declared
 from scripts.files import write
 from scripts.learning.datalists import read_datalist
 
+RESAMPLES = 2000
 
-def by_view(probability: np.ndarray, diseased: np.ndarray, views: np.ndarray) -> dict[str, Any]:
-    """The AUROC of p(diseased) ``(N,)`` within each view, the mean p of both classes, and how p tells AP among the healthy."""
+
+def auroc(
+    probability: np.ndarray, diseased: np.ndarray, patients: np.ndarray, seed: int = 0
+) -> dict[str, float | list[float]]:
+    """Of p(diseased), with the 95 % interval of resampled patients; all ``(N,)``.
+
+    Raises:
+        ValueError: all are of one class.
+    """
+    generator, unique = np.random.default_rng(seed), np.unique(patients)
+    of_patient = [np.flatnonzero(patients == patient) for patient in unique]
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([of_patient[n] for n in generator.integers(len(unique), size=len(unique))])
+        if len(np.unique(diseased[drawn])) > 1:
+            found.append(roc_auc_score(diseased[drawn], probability[drawn]))
+    interval = [round(float(v), 3) for v in np.percentile(found, [2.5, 97.5])]
+    return {"auroc": round(float(roc_auc_score(diseased, probability)), 3), "interval": interval}
+
+
+def by_view(probability: np.ndarray, diseased: np.ndarray, views: np.ndarray, patients: np.ndarray) -> dict[str, Any]:
+    """`auroc` within each view that holds both classes, the mean p of each class, and how p tells AP among the healthy."""
     found: dict[str, Any] = {}
     for view in sorted(set(views.tolist())):
         of_view = views == view
         p, truth = probability[of_view], diseased[of_view]
+        if len(np.unique(truth)) < 2:
+            continue
         found[view] = {
             "images": int(of_view.sum()),
             "diseased": int((truth == DISEASED).sum()),
-            "auroc": round(float(roc_auc_score(truth, p)), 3),
+            **auroc(p, truth, patients[of_view]),
             "mean_p_healthy": round(float(p[truth == HEALTHY].mean()), 3),
             "mean_p_diseased": round(float(p[truth == DISEASED].mean()), 3),
         }
@@ -58,15 +81,16 @@ def benchmark(
     with Path(views).open(newline="", encoding="utf-8") as file:
         view_of = {int(row["row"]): row["view"] for row in csv.DictReader(file)}
     preprocessing, inferer = declared("preprocessing", "chest"), declared("inferer", "chest", device="cpu")
-    probability, diseased, seen = [], [], []
+    probability, diseased, seen, patients = [], [], [], []
     for item in tqdm(read_datalist(datalist, split), unit="image"):
         image = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})["image"]
         with torch.no_grad():
             probability.append(float(inferer.probability(image.as_tensor().movedim(-1, 0).float())[0]))
         diseased.append(item["label"] if isinstance(item["label"], int) else item["label"][0])
+        patients.append(item["subject"])
         [number] = re.findall(r"(\d+)$", Path(item["image"]).stem)
         seen.append(view_of[int(number)])
-    record = {"split": split, **by_view(np.array(probability), np.array(diseased), np.array(seen))}
+    record = {"split": split, **by_view(*map(np.array, (probability, diseased, seen, patients)))}
     write(Path(output), (json.dumps(record, indent=2) + "\n").encode())
     print(json.dumps(record, indent=2))
 

@@ -22,12 +22,12 @@ def content(model: Model) -> dict[str, bytes]:
     """The files of a model's zip: their paths in it and what they hold, the hashes of all of them last."""
     from scripts.manifest import SUMS, sums  # of the source tree, as what is released
 
-    files = dict(without_hashes(model))
+    files = dict(hashed_files(model))
     return files | {SUMS: sums({name: hashlib.sha256(held).hexdigest() for name, held in files.items()}).encode()}
 
 
-def without_hashes(model: Model) -> Iterator[tuple[str, bytes]]:
-    """Those that have a hash."""
+def hashed_files(model: Model) -> Iterator[tuple[str, bytes]]:
+    """All files of a model's zip but the one with their hashes."""
     for name, config in {**configs(model), "metadata": metadata(model)}.items():
         yield f"configs/{name}.json", dumped(config).encode()
     yield "docs/README.md", card(model).encode()

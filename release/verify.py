@@ -2,7 +2,7 @@
 
 A zip is unpacked in an empty folder with spaces in its path, and can't be written there. Nothing here needs a network. Zips are
 checked side by side, one a processor, as each command keeps to one. With ``--python`` the checks run in another environment:
-``core`` needs what ``python -m release.requirements`` lists, ``label`` needs MONAI Label.
+``sample`` needs what ``python -m release.requirements`` lists, ``core`` the ``tools`` too, ``label`` needs MONAI Label.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Verification:
 
 
 CORE = ("released", "zoo", "load", "properties", "tracking", "all_networks", "download", "unchanged")
-CHECKS = {"sample": ("sample_run",), "core": CORE, "label": ("label_infer", "label_train", "unchanged")}
+CHECKS = {"sample": ("sample_run", "unchanged"), "core": CORE, "label": ("label_infer", "label_train", "unchanged")}
 ONCE = {"tracking", "all_networks", "download"}
 """What the last zip alone is asked. The handlers of ``train.json`` and the form of a zip are the same for all. Networks of the
 classes that the others have are exported by ``tests/test_exporting.py``."""

@@ -364,6 +364,8 @@ def test_coverage_counts_what_is_not_looked_at() -> None:
 
     brain, lesion = filled(10, 40, 100, 60, 30), filled(0, 5, 4, 10, 1)
     found = brain_coverage.counted(evaluated, filled(0, 0, 80, 60, 0), brain, lesion)
+    beyond = brain_coverage.counted(evaluated, filled(0, 0, 80, 60, 0), brain, filled(0, 0, 90, 0, 0))
+    assert beyond["share_of_lesion_not_assessed"] == pytest.approx(10 / 90, abs=1e-3)
     assert found == {
         "slices": 5,
         "evaluated": 3,
@@ -573,8 +575,9 @@ def test_the_first_screen_says_how_well() -> None:
 def test_each_view_is_judged_by_itself() -> None:
     """In AP p says nothing but the view, in PA all; together they look better than chance."""
     p, diseased = np.array([0.8, 0.8, 0.8, 0.8, 0.1, 0.2, 0.6, 0.7]), np.array([0, 0, 1, 1, 0, 0, 1, 1])
-    found = chest_views.by_view(p, diseased, np.array(["AP"] * 4 + ["PA"] * 4))
+    found = chest_views.by_view(p, diseased, np.array(["AP"] * 4 + ["PA"] * 4), np.arange(8))
     assert found["views"]["AP"]["auroc"] == 0.5 and found["views"]["PA"]["auroc"] == 1
+    assert found["views"]["AP"]["interval"] == [0.5, 0.5] and found["views"]["PA"]["interval"] == [1, 1]
     assert found["views"]["PA"]["mean_p_diseased"] == 0.65 and found["views"]["AP"]["diseased"] == 2
     assert found["auroc_of_p_for_ap_among_healthy"] == 1
 

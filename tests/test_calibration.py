@@ -143,6 +143,7 @@ def test_the_temperature_of_known_logits_is_found() -> None:
 def test_the_reliability_curve_by_hand() -> None:
     curve = reliability([0.9, 0.89, 0.01, 1.0], [1, 0, 0, 1])
     assert [tuple(b) for b in curve] == [(1, 0.01, 0), (2, pytest.approx(0.895), 0.5), (1, 1.0, 1)]
+    assert [b.name for b in curve] == ["0.00-0.07", "0.87-0.93", "0.93-1.00"]
 
 
 def test_the_calibration_error_by_hand() -> None:

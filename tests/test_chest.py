@@ -62,8 +62,8 @@ def test_the_sample_says_what_it_is() -> None:
     assert "FrameOfReferenceUID" not in sample and "PixelSpacing" not in sample and "PatientName" not in sample
     data = parser().get_parsed_content("preprocessing")({"image": str(SAMPLE)})
     assert data["warnings"] == [
-        "The view is AP, in which the model did no better than chance on test images.",
-        "The file doesn't say how large a pixel is: areas are in pixels, and no length is known."
+        "The view is AP: p(diseased) told effusions no better than chance on 75 test images of it.",
+        "The file doesn't say how large a pixel is: areas are in pixels, and no length is known.",
     ]
     assert tuple(data["image"].shape) == (1, *parser()["spatial_size"], 1) and data["foreground"].all()
 

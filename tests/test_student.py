@@ -15,8 +15,9 @@ from monai.transforms import RandBiasField
 
 from gaussians import NoisedClassifier, exact, images, modes
 from scripts import DISEASED, HEALTHY
+from scripts.bundle import declared
 from scripts.judging.cases import SliceCase
-from scripts.learning.augmenting import RandSharedBiasFieldd, RandSharedGammad
+from scripts.learning.augmenting import RandSharedBiasFieldd, RandSharedGammad, RandSyntheticLesionsd
 from scripts.learning.pseudo_labels import Teacher
 from scripts.learning.seeding import augmented
 from scripts.learning.student_loss import StudentLoss
@@ -109,6 +110,18 @@ def test_a_slice_and_its_counterpart_are_changed_by_one_curve() -> None:
     assert middles[0] != middles[1] and all(2 * 0.5**1.18 - 1 <= m <= 2 * 0.5**0.85 - 1 for m in middles)
     never = RandSharedGammad(["image", "label"], kept=[0, 1], prob=0)
     assert torch.equal(augmented({"image": image, "label": label}, never, 0, 0)["image"], image)
+
+
+@pytest.mark.parametrize(("overlays", "made"), [((), True), (("brats",), False)])
+def test_the_training_makes_lesions_before_scanners_change_them(overlays: tuple[str, ...], made: bool) -> None:
+    """In one channel; slices of four sequences stay as they are."""
+    lesions, *rest = declared("train#augmentation#transforms#2", *overlays, "train", "train_student").transforms
+    assert [type(t) for t in rest] == [RandSharedGammad, RandSharedBiasFieldd]
+    assert isinstance(lesions, RandSyntheticLesionsd)
+    lesions.prob = 1
+    x = torch.rand(4 if overlays else 1, 40, 40, generator=torch.Generator().manual_seed(0)) - 0.5
+    new = lesions.set_random_state(0)({"image": x, "label": torch.cat([torch.zeros(1, 40, 40), x])})
+    assert bool((new["label"][0] > 0).any()) == made
 
 
 def test_a_slice_and_its_counterpart_lie_in_one_bias_field() -> None:

@@ -44,6 +44,9 @@ def restarts() -> int:
 def join(device: torch.device | str = "cpu") -> None:
     """Meet the others that torchrun started, once; rank 0 alone writes log lines from then on, up to warnings.
 
+    In ``multi_gpu_train.json`` it is the second entry of ``run``, before what needs it: MONAI resolves these in turn, and can
+    import the bundle from there on only.
+
     Args:
         device: that tensors are exchanged from: NCCL on a GPU, else gloo.
     """

@@ -60,7 +60,7 @@ class LoadVolumed(MapTransform):
         body_parts: Sequence[str] = (),
         views: Sequence[str] = (),
         own_grids: bool = False,
-        doubtful_views: Sequence[str] = (),
+        doubtful_views: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(keys)
         self.allow_any_image = is_true(allow_any_image, "allow_any_image")
@@ -68,7 +68,7 @@ class LoadVolumed(MapTransform):
         self.min_size = min_size
         self.own_grids = own_grids
         self.modalities, self.body_parts, self.views = tuple(modalities), tuple(body_parts), tuple(views)
-        self.doubtful_views = tuple(doubtful_views)
+        self.doubtful_views = dict(doubtful_views or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ def read_radiograph(
     body_parts: Sequence[str] = (),
     views: Sequence[str] = (),
     allow_any_image: bool = False,
-    doubtful_views: Sequence[str] = (),
+    doubtful_views: Mapping[str, str] | None = None,
 ) -> Loaded:
     """A radiograph ``(X, Y, 1)`` as a viewer shows it: bright where little passed, as its VOI LUT or window wants it.
 
@@ -41,7 +41,7 @@ def read_radiograph(
         views: words, of which View Position holds one if it is there; none allows any. Where it is empty, the view code, or
             Patient Position (public sets misuse it so), is taken for it.
         allow_any_image: take another modality, body part or view, with a warning.
-        doubtful_views: words likewise, of views that the model takes and does badly on: a file of one gets a warning.
+        doubtful_views: words likewise, of views that the model takes and does badly on, and why: a file of one gets a warning.
 
     Raises:
         InvalidImageError: several frames, colours, another modality, body part or view, or pixels that can't be decoded.
@@ -61,8 +61,9 @@ def read_radiograph(
         if not allow_any_image:
             raise InvalidImageError(f"{path}: its {what} is {value}; the model takes {' or '.join(allowed)}.")
         warnings.append(f"The {what} is {value}, the model takes {' or '.join(allowed)}.")
-    if doubtful := set(re.split("[^A-Z0-9]+", view)) & set(doubtful_views):
-        warnings.append(f"The view is {doubtful.pop()}, in which the model did no better than chance on test images.")
+    for word, why in (doubtful_views or {}).items():
+        if word in re.split("[^A-Z0-9]+", view):
+            warnings.append(f"The view is {word}: {why}.")
     for what, value, allowed in checks[1:]:
         if allowed and not value:
             warnings.append(f"The file doesn't name its {what}; whether it is {' or '.join(allowed)} was not checked.")

@@ -19,11 +19,17 @@ TEMPERATURES = (0.2, 10.0)
 
 
 class Bin(NamedTuple):
-    """Slices of nearly one p(diseased): their number, their mean p, and the share of them that is diseased."""
+    """Slices whose p(diseased) lies in one of `NUM_BINS`: their number, their mean p, and the share that is diseased."""
 
     slices: int
     probability: float
     diseased: float
+
+    @property
+    def name(self) -> str:
+        """From where to where p goes."""
+        number = min(int(self.probability * NUM_BINS), NUM_BINS - 1)
+        return f"{number / NUM_BINS:.2f}-{(number + 1) / NUM_BINS:.2f}"
 
 
 def reliability(probability: Sequence[float], diseased: Sequence[int]) -> list[Bin]:

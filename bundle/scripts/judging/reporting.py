@@ -39,9 +39,7 @@ def write_reliability(cases: KeptCases, path: Path, record: dict[str, Any]) -> l
     curve = reliability(*of_cases(cases))
     record["reliability"] = [b._asdict() for b in curve]
     columns = {"probability": "mean p(diseased)", "diseased": "share diseased", "slices": "slices"}
-    rows: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        f"{n + 1}": (b._asdict(), {}) for n, b in enumerate(curve)
-    }
+    rows: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {b.name: (b._asdict(), {}) for b in curve}
     table(
         rows,
         path,

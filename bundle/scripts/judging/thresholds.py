@@ -70,6 +70,8 @@ def chosen_threshold(
 ) -> tuple[float, str] | None:
     """A threshold and how it was chosen: `BY_MASKS` where a lesion is known and masks are used, `BY_LABELS` else.
 
+    Of `readings.AVERAGES` labels divide into three classes, see `label_threshold`.
+
     None if no slice is diseased.
     """
     counts = pixel_counts(cases, method, domain) if use_masks else None

@@ -1,4 +1,4 @@
-"""Augmentation of what scanners change."""
+"""Augmentation: what scanners change, and lesions that are made."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class RandSyntheticLesionsd(MapTransform, Randomizable):
         polarity: see `method.maps.anomaly_map`.
         prob: of spots in a slice.
         number: of spots, at most.
-        radius: the least and the largest of a spot, in pixels, before it is stretched.
+        radius: the least and the largest half width of a spot at half its brightness, in pixels, before it is stretched.
     """
 
     def __init__(
