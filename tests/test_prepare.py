@@ -325,6 +325,14 @@ def test_the_bundled_split_is_by_patient_and_fits_the_public_set(tmp_path: Path)
     assert len(written(tmp_path / "d.json")["training"]) == 1
 
 
+def test_the_bundled_split_of_brats_is_by_patient() -> None:
+    path = BUNDLE / "docs" / "split_brats.csv"
+    rows = list(csv.DictReader(path.open()))
+    assert len({row["subject"] for row in rows}) == len(rows) == 34
+    sections = list(read_split(str(path)).values())
+    assert [sections.count(s) for s in ("training", "validation", "test")] == [22, 5, 7]
+
+
 def test_brain_mr(tmp_path: Path) -> None:
     rows = []
     for patient, split, trusted, missing in (("a", "train", 1, 0), ("b", "val", 0, 0), ("c", "test", 1, 1)):
