@@ -71,15 +71,14 @@ def coverage(
         volume = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing")})
         image, original = volume["image"], volume["input_image"]
         affine, size = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64), original.shape[1:]
-        whole = volume["input_foreground"]
+        whole, inside = volume["input_foreground"], volume["foreground"].as_tensor()
         brain = reordered(whole.as_tensor(), whole.affine, affine, size)[0].numpy() > 0
-        assessed = assessed_slices(volume["foreground"].as_tensor(), min_area).float()
+        assessed = assessed_slices(inside, min_area).float()
         # as `images.restoring` finds what was looked at
         seen = to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest")[0].numpy() > 0
         lesion = load_mask(item["mask"], original).as_tensor()[0].numpy() > 0
         evaluated = np.zeros(len(item["label"]), bool)  # a slice without a networks' pixel of brain is left out
-        numbers = slice_numbers(volume["foreground"])
-        evaluated[numbers] = (volume["foreground"].as_tensor()[0] >= 0.5).any(dim=0).any(dim=0).numpy()
+        evaluated[slice_numbers(volume["foreground"])] = (inside[0] >= 0.5).flatten(0, 1).any(dim=0).numpy()
         evaluated &= np.array(item["label"]) >= 0
         patients.append(counted(evaluated, seen & brain, brain, lesion))
     record: dict[str, Any] = {"split": split, "patients": len(patients)}

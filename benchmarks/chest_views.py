@@ -27,28 +27,19 @@ sys.path.insert(0, str(ROOT / "bundle"))
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.files import write
+from scripts.judging.bootstrap import measured_scores
+from scripts.judging.scored import Scored
 from scripts.learning.datalists import read_datalist
 
-RESAMPLES = 2000
 
-
-def auroc(
-    probability: np.ndarray, diseased: np.ndarray, patients: np.ndarray, seed: int = 0
-) -> dict[str, float | list[float]]:
-    """Of p(diseased), with the 95 % interval of resampled patients; all ``(N,)``.
-
-    Raises:
-        ValueError: all are of one class.
-    """
-    generator, unique = np.random.default_rng(seed), np.unique(patients)
-    of_patient = [np.flatnonzero(patients == patient) for patient in unique]
-    found = []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([of_patient[n] for n in generator.integers(len(unique), size=len(unique))])
-        if len(np.unique(diseased[drawn])) > 1:
-            found.append(roc_auc_score(diseased[drawn], probability[drawn]))
-    interval = [round(float(v), 3) for v in np.percentile(found, [2.5, 97.5])]
-    return {"auroc": round(float(roc_auc_score(diseased, probability)), 3), "interval": interval}
+def auroc(probability: np.ndarray, diseased: np.ndarray, patients: np.ndarray) -> dict[str, Any]:
+    """Of p(diseased), with the 95 % interval of resampled patients; all ``(N,)``."""
+    scored = Scored("p(diseased)")
+    for patient, label, p in zip(patients, diseased, probability, strict=True):
+        scored.slices.add(str(patient), int(label), float(p))
+    found = measured_scores(scored)
+    interval = [round(float(v), 3) for v in found.intervals["image_auroc"]]
+    return {"auroc": round(found.values["image_auroc"], 3), "interval": interval}
 
 
 def by_view(probability: np.ndarray, diseased: np.ndarray, views: np.ndarray, patients: np.ndarray) -> dict[str, Any]:

@@ -162,9 +162,13 @@ def _listed(files: list[str]) -> str:
 def _commands(model: Model, sample: str) -> list[str]:
     run, over = "python -m monai.bundle run --config_file", "configs/inference.json"
     ways = trainings(model)
-    start = [f"{run.replace(' run ', ' run initialise ')} {_listed(ways['classifier'])} --initial_weights initial.pt"]
-    begins = {"classifier": " --initial_weights initial.pt"} if _initialises(model) else {}
-    train = [f"{run} {_listed(files)} --datalist datalist.json{begins.get(name, '')}" for name, files in ways.items()]
+    train = [f"{run} {_listed(files)} --datalist datalist.json" for files in ways.values()]
+    told = "Train, on a datalist of your own. "
+    told += "After each, `run publish` in the place of `run` brings the weights into the bundle."
+    if _initialises(model):
+        told += " The classifier begins with what `run initialise` writes, once the first is published."
+        initialise = f"{run.replace(' run ', ' run initialise ')} {_listed(ways['classifier'])}"
+        train[1:2] = [f"{command} --initial_weights initial.pt" for command in (initialise, train[1])]
     parts = {
         "Download and unpack, from where the zip lies:": [
             "python -m monai.bundle download --name NAME --bundle_dir . --url URL/NAME.zip"
@@ -172,14 +176,7 @@ def _commands(model: Model, sample: str) -> list[str]:
         "Run on the sample, or on your own image or folder, from the bundle's folder:": [
             f"{run} {over} --input {sample} --output_dir output"
         ],
-        "Train, on a datalist of your own. After each, `run publish` in the place of `run` brings the weights into the bundle."
-        + (
-            " The classifier begins with what `run initialise` writes, once the first is published." if begins else ""
-        ): [
-            *train[:1],
-            *(start if begins else []),
-            *train[1:],
-        ],
+        told: train,
         "The diffusion network on two GPUs; the last file goes over the other trainings likewise:": [
             f"torchrun --standalone --nproc_per_node=2 -m monai.bundle run --config_file "
             f"{_listed([*ways['network'], 'multi_gpu_train'])} --datalist datalist.json"
