@@ -26,6 +26,7 @@ WHOLE = {
     "boxes": [[0, 1.5, 2, 3]],
     "subject": 7,
     "spacing": [1, 1, 5.5],
+    "groups": {"sex": "F"},
 }
 
 
@@ -92,6 +93,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ({"image": "a.nii", "boxes": [[1, 2, 3]]}, "'boxes' must be"),
         ({"image": "a.nii", "boxes": [[3, 2, 1, 4]]}, "'boxes' must be .* x0 < x1"),
         ({"image": "a.nii", "spacing": [1, 1, 0]}, "'spacing' must be three voxel sizes in mm above 0"),
+        ({"image": "a.nii", "groups": {"age": 7}}, "'groups' must be texts by names, such as"),
         ({"image": "a.nii", "subject": True}, "'subject' must be a text"),
         ({"image": "good.nii"}, r"has the same image as training\[0\]"),
         ({"image": "sub/../good.nii"}, r"has the same image as training\[0\]"),

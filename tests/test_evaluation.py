@@ -102,6 +102,8 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
     assert set(test["scores"]) == {P_DISEASED, OURS, COUNTERFACTUAL, STUDENT, PAPER, *map(str, baselines())}
     assert test["left_out"] == {
         "boxes found": "there are no boxes",
+        "lesions found, 10 ml and more": "no lesion of a volume is 10 ml or more",
+        "lesions found, under 1 ml": "no lesion of a volume is under 1 ml",
         "pointing game": "there are no boxes",
         "volume AP": "all are of one class, or have one slice",
         "volume AUROC": "all are of one class, or have one slice",
@@ -129,7 +131,7 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
             "image_auroc": 3,
         }
     said = capsys.readouterr().out
-    assert "Left out: pointing game, boxes found (there are no boxes)." in said and "2 patients, 2 volumes" in said
+    assert "; pointing game, boxes found (there are no boxes)." in said and "2 patients, 2 volumes" in said
 
 
 def baselines() -> list[str]:
@@ -165,6 +167,43 @@ def test_an_evaluation_goes_on_after_a_bad_volume_and_where_it_was_stopped(
     assert evaluate(patients, patients / "new", **{"displayable_configs#guidance_scale": 5.0})["failed"] == {}
     assert len(seen) == 8
     assert sorted(p.suffix for p in (patients / "cache").glob("evaluated-*")) == [".pt"] * 8
+
+
+def test_groups_of_patients(patients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group has what an evaluation of its patients alone says; a group of all what that of all says; none asks a network."""
+    alone = {}
+    for patient in "AB":
+        only = {
+            "evaluation#test": [
+                i for i in items_of(str(patients / "datalist.json"), "test") if i["subject"][-1] == patient
+            ]
+        }
+        alone[patient] = evaluate(patients, patients / "alone", **only)["test"]
+    assert not (patients / "alone" / "test_groups.csv").exists()
+    sex = {"testA": "F", "testB": "M"}
+    changed(
+        patients,
+        lambda split, item: item | {"groups": {"hospital": "X", "sex": sex.get(item["subject"], "F")}},
+    )
+    monkeypatch.setattr(CounterfactualInferer, "__call__", lambda *a, **k: pytest.fail("asks a network"))
+    items = items_of(str(patients / "datalist.json"), "validation")
+    test = evaluate(patients, patients / "out", **{"evaluation#validation": items[:0]})["test"]
+    assert list(test["groups"]) == ["hospital: X", "sex: F", "sex: M"]
+    for group, whole in (("hospital: X", test), ("sex: F", alone["A"]), ("sex: M", alone["B"])):
+        found = test["groups"][group]
+        assert [found[k] for k in ("patients", "slices", "diseased_slices")] == [
+            whole[k] for k in ("patients", "slices", "diseased_slices")
+        ]
+        assert found["p_auroc"] == whole["scores"][P_DISEASED]["image_auroc"]
+        for name in ("pixel_ap", "dice_threshold", "lesions_found", "false_lesions", "image_auroc"):
+            assert found[name] == whole["foreground"][SHIPPED][name]
+        assert 0 < found["p_healthy"] < 1 and 0 < found["p_diseased"] < 1
+    first, *rows = (patients / "out" / "test_groups.csv").read_text().splitlines()
+    assert first.startswith("group (pixels inside the foreground),patients,slices,diseased slices,image AUROC of p(dis")
+    assert [row.split(",")[:4] for row in rows] == [
+        ["hospital: X", "2", "8", "2"],
+        *([s, "1", "4", "1"] for s in ("sex: F", "sex: M")),
+    ]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

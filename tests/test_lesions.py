@@ -126,6 +126,12 @@ def test_lesions_are_counted_in_three_dimensions() -> None:
     cases = [case(truth[z], a[z], z + 5) for z in range(3)]
     found = metrics(cases, "m", 0.5, "image")
     assert found["lesions_found"] == 1 / 2 and found["false_lesions"] == 1
+    sizes = ("lesions_found_small", "lesions_found_medium", "lesions_found_large")
+    assert not found.keys() & set(sizes)  # of a picture, nothing has a volume
+    # 30 and 6 voxels of .05 ml; of a third of a ml, 10 and 2 ml
+    for voxel_ml, expected in ((0.05, (0, 1, None)), (1 / 3, (None, 0, 1))):
+        found = metrics([replace(c, voxel_ml=voxel_ml) for c in cases], "m", 0.5, "image")
+        assert tuple(found.get(name) for name in sizes) == expected
     a[0, 0, 2] = 0  # two of thirty are no tenth, and too few to be a mark
     cases = [case(truth[z], a[z], z + 5) for z in range(3)]
     assert metrics(cases, "m", 0.5, "image")["lesions_found"] == 0

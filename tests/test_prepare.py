@@ -106,6 +106,9 @@ def test_brats_of_every_year_is_found(tmp_path: Path) -> None:
         "BraTS-GLI-00003",
     }
     assert len(items) == 7 and all(item["label"] == [0, 1, 0, 1, 1, 0] for item in items)
+    grades = {item["subject"]: item.get("groups") for item in items}
+    assert grades["Brats18_2013_10_1"] == {"grade": "HGG"} and grades["BraTS19_TMC_0_1"] == {"grade": "LGG"}
+    assert grades["BraTS2021_00000"] is None
     [new] = [item for item in items if "00003-001" in item["mask"]]
     assert [Path(p).name[20:] for p in new["image"]] == ["t1n.nii.gz", "t1c.nii.gz", "t2w.nii.gz", "t2f.nii.gz"]
     assert written(tmp_path / "d.json")["left_out"] == {}
@@ -291,7 +294,7 @@ def test_lgg_becomes_volumes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     items = {item["subject"]: item for item in items_of(tmp_path / "d.json")}
     assert items.keys() == {"TCGA_CS_4941", "TCGA_DU_5849"}
     item = items["TCGA_CS_4941"]
-    assert item["label"] == [0] * 9 + [1] * 3
+    assert item["label"] == [0] * 9 + [1] * 3 and item["groups"] == {"institution": "CS"}
     volume = nib.load(item["image"])
     assert volume.shape == (10, 8, 12) and np.allclose(volume.header.get_zooms(), (0.868, 0.868, 10))
     assert nib.aff2axcodes(volume.affine) == ("L", "P", "S")
@@ -349,6 +352,7 @@ def test_brain_mr(tmp_path: Path) -> None:
                 "t1_missing": missing,
                 "t1gd_missing": 0,
                 "brain_mask_trusted": trusted,
+                "site": "DU",
             }
             for z in reversed(range(6))
         ]
@@ -357,6 +361,7 @@ def test_brain_mr(tmp_path: Path) -> None:
     brain_mr(output=str(tmp_path / "a.json"), **common)
     [item] = read_datalist(tmp_path / "a.json", "training")
     assert item["label"] == [0, 1, 0, 1, 1, 0] and item["spacing"] == [1.736, 1.736, 145 / 6]
+    assert item["groups"] == {"institution": "DU"}
     assert len(items_of(tmp_path / "a.json")) == 3
     brain_mr(output=str(tmp_path / "m.json"), middle=True, **common)
     [item] = read_datalist(tmp_path / "m.json", "training")
@@ -372,6 +377,7 @@ def test_brain_mr(tmp_path: Path) -> None:
 
 def write_chexpert(root: Path) -> None:
     columns = ("Path", "Frontal/Lateral", "AP/PA", "No Finding", "Pleural Effusion")
+    patient = {"Sex": "Male", "Age": "73"}
     rows = [
         ("train/patient00001/study1/view1_frontal.jpg", "Frontal", "AP", "1.0", ""),
         ("train/patient00002/study1/view1_frontal.jpg", "Frontal", "PA", "", "1.0"),
@@ -384,7 +390,9 @@ def write_chexpert(root: Path) -> None:
     ]
     for split in ("train", "valid"):
         table = [
-            dict(zip(columns, (f"CheXpert-v1.0/{r[0]}", *r[1:]), strict=True)) for r in rows if r[0].startswith(split)
+            dict(zip(columns, (f"CheXpert-v1.0/{r[0]}", *r[1:]), strict=True)) | patient
+            for r in rows
+            if r[0].startswith(split)
         ]
         write_csv(root / f"{split}.csv", table)
     for path, *_ in rows:
@@ -404,7 +412,8 @@ def test_chexpert(tmp_path: Path) -> None:
     chexpert(output=str(path), **common)
     assert labels(path) == {"patient00001": 0, "patient00002": 1, "patient64541": 1}
     content = written(path)
-    assert [item["subject"] for item in content["test"]] == ["patient64541"]
+    [valid] = content["test"]
+    assert valid["subject"] == "patient64541" and valid["groups"] == {"view": "AP", "sex": "M", "age": "60 and over"}
     assert content["left_out"] == {
         "train/patient00005/study1/view1_frontal.jpg": "no such file.",
         "train/patient00006/study1/view1_frontal.jpg": "'Pleural Effusion' must be 1, 0, -1 or empty, got 'many'.",
@@ -437,6 +446,8 @@ def nih_row(name: str, findings: str, view: str = "PA") -> dict[str, Any]:
         "Finding Labels": findings,
         "Patient ID": int(name.split("_")[0]),
         "View Position": view,
+        "Patient Gender": "F",
+        "Patient Age": "057Y",
         "OriginalImage[Width": 2048,
         "Height]": 3072,
         "OriginalImagePixelSpacing[x": 0.143,
@@ -468,6 +479,7 @@ def test_nih(tmp_path: Path) -> None:
     content = written(tmp_path / "a.json")
     assert [item["label"] for item in content["test"]] == [1, 0]
     assert content["test"][0]["boxes"] == [[10, 20.5, 40, 60.5]] and "boxes" not in content["test"][1]
+    assert content["test"][0]["groups"] == {"view": "PA", "sex": "F", "age": "40 to 59"}
     assert content["test"][0]["spacing"] == [0.286, 0.429]
     assert [len(content[s]) for s in ("training", "validation")] == [1, 1]
     assert content["left_out"] == {"00000005_000.png": "no such file."}
@@ -493,8 +505,13 @@ def test_a_hundred_thousand_radiographs_take_seconds(tmp_path: Path, monkeypatch
 def test_arrays_become_pictures(tmp_path: Path) -> None:
     pictures = np.arange(4 * 64 * 32, dtype=np.uint8).reshape(4, 64, 32)
     np.savez(tmp_path / "x.npz", images=pictures)
-    columns = ("row", "effusion", "no_finding", "split", "patient", "group")
-    values = [(0, 1, 0, "train", "p", 5), (1, 0, 1, "val", "", 6), (2, 0, 0, "test", "", 7), (9, 1, 0, "test", "", 8)]
+    columns = ("row", "effusion", "no_finding", "split", "patient", "group", "sex", "age")
+    values = [
+        (0, 1, 0, "train", "p", 5, "M", 39),
+        (1, 0, 1, "val", "", 6, "unknown", "414"),  # nobody is so old
+        (2, 0, 0, "test", "", 7, "F", ""),
+        (9, 1, 0, "test", "", 8, "", ""),
+    ]
     write_csv(tmp_path / "x.csv", [dict(zip(columns, v, strict=True)) for v in values])
     (tmp_path / "r.json").write_text(
         json.dumps([{"row": 0, "syms": ["Effusion", "Mass"], "boxes": [[0, 512, 256, 1024], [0, 0, 1, 1]]}])
@@ -506,6 +523,7 @@ def test_arrays_become_pictures(tmp_path: Path) -> None:
     assert np.array_equal(Image.open(first["image"]), pictures[0])
     assert first["boxes"] == [[0, 32, 8, 64]] and first["label"] == 1 and first["subject"] == "p"
     assert "boxes" not in second and second["label"] == 0 and second["subject"] == "group-6"
+    assert first["groups"] == {"sex": "M", "age": "under 40"} and "groups" not in second
     assert written(tmp_path / "a.json")["left_out"] == {"x-00009": "there are 4 images."}
     arrays(output=str(tmp_path / "b.json"), **common)
     assert [item["label"] for item in items_of(tmp_path / "b.json")] == [0, 1, 0]
@@ -760,7 +778,7 @@ def test_datalists_become_one(tmp_path: Path) -> None:
             write_volume(folder / f"{image}.nii.gz")
         content = {
             "training": [{"image": f"{name}/a.nii.gz", "label": [0, 1, 0, 1, 1, -1], "subject": subject}],
-            "test": [{"image": f"{name}/b.nii.gz", "label": 1, "spacing": [1, 2, 3]}],
+            "test": [{"image": f"{name}/b.nii.gz", "label": 1, "spacing": [1, 2, 3], "groups": {"sex": "F"}}],
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     output = tmp_path / "deeper" / "both.json"
@@ -769,6 +787,10 @@ def test_datalists_become_one(tmp_path: Path) -> None:
         os.path.realpath(tmp_path / name / "a.nii.gz") for name in ("one", "two")
     ]
     assert [i["spacing"] for i in read_datalist(output, "test")] == [[1, 2, 3]] * 2
+    assert [i["groups"] for i in read_datalist(output, "test")] == [
+        {"datalist": "one", "sex": "F"},
+        {"datalist": "two", "sex": "F"},
+    ]
     assert read_datalist(output, "training")[1]["label"] == [0, 1, 0, 1, 1, -1]
     (tmp_path / "bad.json").write_text(json.dumps({"test": [{"image": "x.nii.gz", "label": 1, "subject": "p"}]}))
     with pytest.raises(ValueError, match="p is published in 'training' and in 'test'"):

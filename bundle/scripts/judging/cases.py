@@ -32,6 +32,7 @@ class SliceCase:
         counterfactual: on the image's intensity scale, for display.
         volume: that it is a slice of; by default the subject's only one.
         parts: uint8, the values of a mask that has several, see `parts.parts_of`; None of others.
+        voxel_ml: of a pixel, as deep as the volume's slices are apart; None of a picture.
         boxes: around the lesions, int ``(N, 4)``: first row and column, and those behind the last; None where not known.
 
     Raises:
@@ -50,6 +51,7 @@ class SliceCase:
     volume: str = ""
     boxes: Array | None = None
     parts: Array | None = None
+    voxel_ml: float | None = None
 
     def __post_init__(self) -> None:
         self.volume = self.volume or self.subject

@@ -15,6 +15,7 @@ import torch
 from ..files import write
 from .cases import Domain
 from .figure import figure, reliability_figure
+from .groups import by_group, write_groups
 from .kept import KeptCases
 from .parts import recalls, write_parts
 from .readings import shipped
@@ -32,7 +33,8 @@ class Evaluation:
     Writes to `output_dir`: ``test_scores``, ``test_foreground`` and ``test_image``, ``validation_scores`` and
     ``validation_foreground`` (each .csv and .md), ``test_reliability`` and ``validation_reliability`` with ``reliability.png``,
     ``cases.png`` and ``results.json``; where masks have several values,
-    ``test_parts`` too, which says how much of each is marked at the bundle's threshold.
+    ``test_parts`` too, which says how much of each is marked at the bundle's threshold; and where the datalist names groups,
+    ``test_groups``, see `groups`.
 
     Args:
         validation, test: of a datalist; without validation, only the threshold that the bundle ships is reported.
@@ -95,6 +97,9 @@ class Evaluation:
         if parts := recalls(cases["test"], method, self.threshold, "foreground"):
             record["test"]["parts"] = parts
             write_parts(parts, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_parts")
+        if groups := by_group(self.datalists["test"], cases["test"], method, self.threshold, "foreground"):
+            record["test"]["groups"] = {group: reached.values for group, reached in groups.items()}
+            write_groups(groups, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_groups")
         slices = sum(record[split]["slices"] for split in cases)
         record["seconds_per_slice_in_networks"] = sum(kept.seconds for kept in cases.values()) / slices
         write(self.output_dir / "results.json", json.dumps(record, indent=2, allow_nan=False).encode())

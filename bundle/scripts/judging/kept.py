@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class KeptCases:
                 if self.boxes_are_lesions and case.truth is None and case.boxes is not None:
                     case.truth = case.in_boxes().any(axis=0)
                 yield gated(case, float(probability[case.slice]))
+
+    def of(self, volumes: Collection[str]) -> KeptCases:
+        """Those of some volumes alone, by `SliceCase.volume`."""
+        paths = [path for path in self.paths if (cases := _opened(path)["cases"]) and cases[0]["volume"] in volumes]
+        return KeptCases(paths, self.temperature, self.boxes_are_lesions)
 
     @property
     def logits(self) -> list[torch.Tensor]:

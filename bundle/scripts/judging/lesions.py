@@ -24,8 +24,8 @@ def components(mask: Array) -> tuple[Array, Array]:
     return numbers, np.bincount(numbers.ravel())
 
 
-def counted(slices: Slices) -> tuple[list[int], int]:
-    """For each lesion of a volume 1 if it is found, else 0; and the number of false lesions: components that touch none.
+def counted(slices: Slices) -> tuple[list[tuple[int, int]], int]:
+    """For each lesion of a volume its voxels, and 1 if it is found, else 0; and the number of false lesions, which touch none.
 
     A lesion, or a mark, is a component of at least `MIN_VOXELS` voxels. Slices that are left out are taken as empty.
 
@@ -37,7 +37,8 @@ def counted(slices: Slices) -> tuple[list[int], int]:
     marked, truth = (np.stack([slices.get(n, (empty, empty))[i] for n in numbers]) for i in (0, 1))
     lesions, sizes = components(truth)
     covered = np.bincount(lesions[marked], minlength=len(sizes))
-    found = [int(c >= MIN_SHARE * s) for c, s in zip(covered[1:], sizes[1:], strict=True) if s >= MIN_VOXELS]
+    each = zip(covered[1:].tolist(), sizes[1:].tolist(), strict=True)
+    found = [(voxels, int(part >= MIN_SHARE * voxels)) for part, voxels in each if voxels >= MIN_VOXELS]
     marks, sizes = components(marked)
     on_lesions = np.bincount(marks[truth], minlength=len(sizes))
     return found, int(((sizes >= MIN_VOXELS) & (on_lesions == 0))[1:].sum())

@@ -72,6 +72,7 @@ def cases_of(
     means = {name: quotient((a * inside).sum(axis=(0, 1), dtype=float), area) for name, a in above.items()}
     name = str(item["image"] if isinstance(item["image"], str) else item["image"][0])
     subject = str(item.get("subject", Path(name).name.split(".")[0]))
+    voxel_ml = float(affine[:3, :3].double().det().abs()) / 1000
     cases = []
     for n, label in enumerate(labels):
         z = axial_index(n, affine, len(labels))
@@ -90,6 +91,7 @@ def cases_of(
             case.counterfactual = case.image - on_input[-1][..., z]
         case.boxes = truth.boxes
         case.parts = None if truth.parts is None else truth.parts[..., z]
+        case.voxel_ml = voxel_ml if len(labels) > 1 else None
         cases.append(case)
     return cases
 

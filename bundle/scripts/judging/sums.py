@@ -24,7 +24,8 @@ MIN_LESION_PIXELS = 20
 """A Dice of a single slice counts slices with more lesion pixels than this in the domain (the paper's protocol)."""
 MIN_BOX_SHARE = 0.1
 """A box is found if so much of it is marked; a few pixels at its rim don't find it."""
-
+LESION_ML = {"lesions_found_small": 1, "lesions_found_medium": 10, "lesions_found_large": np.inf}
+"""Lesions of under so many ml, each without those before it."""
 
 Parts = dict[str, list[tuple[str, float, float]]]
 """Of metrics that are quotients of sums: subject, numerator and denominator of every slice, volume or box."""
@@ -109,6 +110,7 @@ class _Wholes:
         self._parts = parts
         self._volume, self._subject = "", ""
         self._slices: Slices = {}
+        self._voxel_ml: float | None = None
 
     def add(self, case: SliceCase, domain: Domain, marked: Array) -> None:
         if case.volume != self._volume:
@@ -116,14 +118,18 @@ class _Wholes:
         inside = case.inside(domain)
         on_grid = np.zeros_like(inside)
         on_grid[inside] = marked
-        self._volume, self._subject = case.volume, case.subject
+        self._volume, self._subject, self._voxel_ml = case.volume, case.subject, case.voxel_ml
         self._slices[case.slice] = on_grid, inside & (case.truth if case.truth is not None else False)
 
     def end(self) -> None:
         """The volume is complete."""
         if self._slices:
             found, false = counted(self._slices)
-            self._parts["lesions_found"] += [(self._subject, one, 1) for one in found]
+            for voxels, one in found:
+                self._parts["lesions_found"].append((self._subject, one, 1))
+                if self._voxel_ml is not None:
+                    size = next(name for name, most in LESION_ML.items() if voxels * self._voxel_ml < most)
+                    self._parts[size].append((self._subject, one, 1))
             self._parts["false_lesions"].append((self._subject, false, 1))
         self._slices = {}
 

@@ -59,7 +59,7 @@ def _cell(name: str, values: Mapping[str, float], intervals: Mapping[str, tuple[
         (1, 1)
         if name in ("healthy_area", "false_lesions")
         else (0, 0)
-        if name in ("pixels", "patients", "slices")
+        if name in ("pixels", "patients", "slices", "diseased_slices")
         else (3, 2)
     )
     if name not in values:

@@ -87,7 +87,8 @@ class LabelledVolumes:
 
     def path(self, item: Mapping[str, Any]) -> Path:
         """Where what was found in a volume is kept: another file for everything that it depends on."""
-        return self.cache_dir / f"evaluated-{fingerprint([item, self._made_with], self.preprocessing)}.pt"
+        asked = {k: v for k, v in item.items() if k != "groups"}
+        return self.cache_dir / f"evaluated-{fingerprint([asked, self._made_with], self.preprocessing)}.pt"
 
     def cases(self, items: Sequence[Mapping[str, Any]], name: str) -> tuple[KeptCases, dict[str, str]]:
         """The cases of a datalist's volumes, and what went wrong with those that failed, by their image; of all ranks.

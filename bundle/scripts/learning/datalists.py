@@ -21,7 +21,7 @@ from typing import Any
 FILES = ("image", "mask", "foreground")
 """What an item gives as paths, which are relative to the file."""
 
-FIELDS = (*FILES, "label", "boxes", "subject", "spacing")
+FIELDS = (*FILES, "label", "boxes", "subject", "spacing", "groups")
 
 Item = dict[str, Any]
 
@@ -41,6 +41,7 @@ def read_datalist(path: str | Path, split: str | None = None, labelled: bool = F
     - ``foreground``: the path of a mask of what is to be looked at, such as the brain.
     - ``subject``: the patient. No patient may be in two splits.
     - ``spacing``: mm a voxel along the file's three axes (of a picture, two), where the header's are wrong or missing.
+    - ``groups``: what an evaluation reports by, such as ``{"sex": "F", "hospital": "A"}``.
 
     Only ``image`` is needed.
 
@@ -182,6 +183,10 @@ def _is_spacing(value: Any) -> bool:
     return isinstance(value, list) and len(value) in (2, 3) and all(_is_number(v) and v > 0 for v in value)
 
 
+def _are_groups(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) and v for both in value.items() for v in both)
+
+
 def _is_box(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
         return False
@@ -201,5 +206,6 @@ RULES = {
     "boxes": (_are_boxes, "a list of boxes [x0, y0, x1, y1], four numbers with x0 < x1 and y0 < y1"),
     "subject": (is_subject, "a text"),
     "spacing": (_is_spacing, "three voxel sizes in mm above 0 (of a picture, two)"),
+    "groups": (_are_groups, 'texts by names, such as {"sex": "F"}'),
 }
 """For each field whether a value is right, and what is allowed in words."""

@@ -14,10 +14,13 @@ from tqdm import tqdm
 from .. import DISEASED, HEALTHY
 from ..checks import is_true
 from ..files import write
+from .known import groups_of
 from .options import rows_of
 from .preparation import Preparation
 from .regions import Regions, regions_of
 from .splitting import section_of
+
+GROUPS = {name: [name] for name in ("view", "sex", "age")}
 
 
 def arrays(
@@ -36,7 +39,7 @@ def arrays(
     """Radiographs in an .npz file (images, uint8 (N, H, W)) with a .csv of the same name, a line an image.
 
     The table has the columns row and, where they are known, split, patient, and group (of near-duplicates). An image without
-    a patient is of its group; one without either is a patient of its own.
+    a patient is of its group; one without either is a patient of its own. The columns view, sex and age become groups.
 
     Args:
         root: the .npz file.
@@ -84,6 +87,7 @@ def arrays(
             may_replace = is_true(overwrite, "overwrite")
             _save(pictures[number], target / f"{name}.png", may_replace)
             item: dict[str, Any] = {"image": f"{name}.png", "label": label, "subject": subject}
+            item |= groups_of(row, GROUPS)
             if found.boxes:
                 item["boxes"] = found.boxes
             if found.mask is not None:

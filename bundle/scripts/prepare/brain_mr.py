@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checks import is_true
+from .known import groups_of
 from .lgg import PIXEL, STACK_HEIGHT
 from .options import choice, folder_of, rows_of, texts
 from .preparation import Preparation
@@ -72,6 +73,7 @@ def brain_mr(
                 **({"foreground": f"{folder}/brain.nii.gz"} if masks else {}),
                 "subject": patient,
                 "spacing": [2 * PIXEL, 2 * PIXEL, STACK_HEIGHT / len(rows)],
+                **groups_of(rows[0], {"institution": ["site"]}),
             }
             made.add(item, section_of(rows[0]["split"]) or None)
     made.write("Expected are slices.csv and the folder volumes.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checks import check_number
+from .known import groups_of
 from .options import choice, folder_of, rows_of, texts
 from .preparation import Preparation
 from .slice_labels import checked_slices, labels_of, lesion_voxels
@@ -80,8 +81,9 @@ def brats(
                 "label": labels_of(lesion, between, least_voxels, every),
                 "mask": files["seg"].relative_to(root).as_posix(),
                 "subject": re.sub(r"(?<=-\d{5})-\d{3}$", "", name),
+                **_grade(folder, published.get(name, {})),
             },
-            published.get(name),
+            section_of(published.get(name, {}).get("split", "")) or None,
         )
     made.write(EXPECTED)
 
@@ -105,7 +107,12 @@ def _cases(root: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
             yield Path(place), files
 
 
-def _published(table: Path) -> dict[str, str]:
-    """The split of ``cases.csv``, if there is one."""
-    rows = rows_of(table, ("case", "split")) if table.is_file() else []
-    return {row["case"]: section_of(row["split"]) for row in rows if row["split"]}
+def _published(table: Path) -> dict[str, dict[str, str]]:
+    """The lines of ``cases.csv``, if there is one."""
+    return {row["case"]: row for row in rows_of(table, ("case", "split"))} if table.is_file() else {}
+
+
+def _grade(folder: Path, row: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """High or low, as ``cases.csv`` says, or the folder that the case's lies in, until 2019."""
+    by_folder = folder.parent.name if folder.parent.name in ("HGG", "LGG") else ""
+    return groups_of({**row, "folder": by_folder}, {"grade": ["grade", "folder"]})

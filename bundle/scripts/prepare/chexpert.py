@@ -8,10 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
+from .known import groups_of
 from .options import choice, folder_of, rows_of, texts
 from .preparation import Preparation
 
 COLUMNS = ("Path", "Frontal/Lateral", "AP/PA", "No Finding")
+GROUPS = {"view": ["AP/PA"], "sex": ["Sex"], "age": ["Age"]}
 HEALTHY_RULES = ("no_finding", "without_finding")
 
 
@@ -72,7 +74,8 @@ def chexpert(
                 made.damaged(path.as_posix(), "no such file.")
             else:
                 patient = next((part for part in path.parts if part.startswith("patient")), path.parts[0])
-                made.add({"image": path.as_posix(), "label": label, "subject": patient}, section)
+                item = {"image": path.as_posix(), "label": label, "subject": patient, **groups_of(row, GROUPS)}
+                made.add(item, section)
     made.write("Expected are train.csv or valid.csv, and the folders train and valid.")
 
 

@@ -96,6 +96,8 @@ def lgg(
                 "label": [DISEASED if n else HEALTHY for n in read["voxels"]],
                 "mask": f"{folder.name}/seg.nii.gz",
                 "subject": re.sub(r"_\d{8}$", "", folder.name),
+                # TCGA's names have the institution's
+                **({"groups": {"institution": folder.name[5:7]}} if folder.name.startswith("TCGA_") else {}),
             }
         )
     made.write("Expected are folders such as TCGA_CS_4941_19960909 with TCGA_CS_4941_19960909_1.tif and _1_mask.tif.")

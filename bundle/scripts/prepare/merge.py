@@ -12,7 +12,7 @@ from .preparation import Preparation
 
 
 def merge(*, root: str, output: str, datalists: Any, overwrite: bool = False) -> None:
-    """Several datalists as one, such as those of several hospitals; each item stays in its split.
+    """Several datalists as one, such as those of several hospitals; each item stays in its split, and has its list as a group.
 
     Args:
         root: the folder that the datalists lie in.
@@ -27,7 +27,8 @@ def merge(*, root: str, output: str, datalists: Any, overwrite: bool = False) ->
         items = read_datalist(folder / name)
         for item, section in zip(items, sections, strict=True):
             paths = {k: _relative(v, folder) for k, v in item.items() if k in FILES}
-            made.add({"subject": str(item["image"]), **item, **paths}, section or None)
+            groups = {"datalist": Path(name).stem} | item.get("groups", {})
+            made.add({"subject": str(item["image"]), **item, **paths, "groups": groups}, section or None)
     made.write("Expected are datalists with items.")
 
 

@@ -10,11 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
+from .known import groups_of
 from .options import choice, folder_of, rows_of, texts
 from .preparation import Preparation
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
+GROUPS = {"view": ["View Position"], "sex": ["Patient Gender", "Patient Sex"], "age": ["Patient Age"]}
 BOXED = {"Infiltrate": "Infiltration"}
 """What BBox_List_2017.csv calls otherwise than the labels do."""
 
@@ -77,6 +79,7 @@ def nih(
                 "subject": row["Patient ID"],
                 **({"boxes": boxes[name]} if name in boxes else {}),
                 **_spacing(row),
+                **groups_of(row, GROUPS),
             }
             made.add(item, "test" if row["Patient ID"] in tests else None)
     made.write(f"Expected are {TABLES[1]} and the images in images or images_001/images to images_012/images.")
