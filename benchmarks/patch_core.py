@@ -10,7 +10,7 @@ from monai.networks.nets import EfficientNet
 from packs import Slices
 
 from scripts import HEALTHY
-from scripts.judging.radiograph_baselines import WithoutNoise
+from scripts.judging.saliency import WithoutNoise
 from scripts.learning.imagenet import imagenet_file
 from scripts.method.classifiers import EfficientNetLite
 from scripts.weights import read_state

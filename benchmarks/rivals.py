@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 
 from scripts import DISEASED, HEALTHY
 from scripts.device import autocast, fastest_precision
-from scripts.judging.radiograph_baselines import grad_cam
+from scripts.judging.saliency import grad_cam
 from scripts.method.maps import POLARITIES, checked_polarity, slice_score
 
 Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -204,7 +204,7 @@ def healthy_translation_gan(slices: Slices, classifier: torch.nn.Module, work: W
 
 
 def class_activation(slices: Slices, classifier: torch.nn.Module, work: Work) -> Reader:
-    """Grad-CAM of the bundle's classifier, see `radiograph_baselines.grad_cam`."""
+    """Grad-CAM of the bundle's classifier, see `saliency.grad_cam`."""
     classifier = classifier.to(work.device)
     return lambda x, foreground: (
         torch.cat([grad_cam(classifier, b.to(work.device)).cpu() for b in x.split(16)]) * foreground

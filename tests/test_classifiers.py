@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder, DiffusionModelUNet
 
 from scripts import DISEASED
-from scripts.judging.radiograph_baselines import grad_cam
+from scripts.judging.saliency import grad_cam
 from scripts.learning.imagenet import imagenet_file, initialise
 from scripts.learning.noising import NoisedPrepareBatch
 from scripts.method.classifiers import CleanAndNoised, EfficientNetLite

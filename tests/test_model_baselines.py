@@ -10,7 +10,8 @@ import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder
 
 from scripts import DISEASED
-from scripts.judging.radiograph_baselines import AboveHealthyMean, ClassActivation, LowestThird
+from scripts.judging.radiograph_baselines import AboveHealthyMean, LowestThird
+from scripts.judging.saliency import ClassActivation
 
 
 class Slices:
