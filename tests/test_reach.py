@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.bundle import bundle_root
-from scripts.reach import OWN_PATH, outward
+from scripts.reach import OWN_PATH, main, outward
 
 SCRIPT = """import os
 from torch import nn
@@ -97,6 +97,17 @@ def test_every_way_out_is_found(value: Any, why: str, tmp_path: Path) -> None:
 def test_a_logging_config_may_only_name_the_terminal(line: str, tmp_path: Path) -> None:
     [found] = outward(bundle(tmp_path, {}, f"[handler_a]\nlevel=INFO\n{line}\n"))
     assert found.startswith("logging.conf: handler_a: ") and found.endswith("is evaluated by Python")
+
+
+@pytest.mark.parametrize(("options", "status"), [(["--help"], 0), (["--none"], 2), (["a", "b"], 2)])
+def test_the_command_says_how_it_is_used(
+    options: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["reach", *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    assert "usage: python -m scripts.reach [-h] [folder]" in "".join(capsys.readouterr())
 
 
 def test_the_command_lists_and_refuses(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Nothing of the bundle is run or imported. Its scripts are code as any other, and
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import re
@@ -176,7 +177,9 @@ def _logging(path: Path) -> Iterator[str]:
 
 def main() -> None:
     """The command."""
-    folder = sys.argv[1] if len(sys.argv) > 1 else bundle_root()
+    parser = argparse.ArgumentParser(prog="python -m scripts.reach", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", default=bundle_root(), help="a bundle's; by default this one")
+    folder = parser.parse_args().folder
     try:
         found = outward(folder)
     except ValueError as error:
