@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,3 +50,17 @@ def test_what_is_listed_as_slow_is_there(name: str) -> None:
 
 def test_the_time_that_tests_take_is_shown() -> None:
     assert "--durations=" in PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+
+
+def test_the_time_that_each_section_takes_is_shown(tmp_path: Path) -> None:
+    """With another `make`, which takes two seconds for the demonstration and none for the rest."""
+    stub = tmp_path / "make"
+    stub.write_text('#!/bin/sh\n[ "$1" != demo ] || sleep 2\n')
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "run")], env=environment, capture_output=True, text=True, check=True
+    )
+    took = dict(re.findall(r"^===== make (\S+) took (\d+) s", said.stdout, re.MULTILINE))
+    assert list(took) == re.findall(r"^make (\S+)$", RUN, re.MULTILINE)
+    assert int(took["verify"]) < 2 <= int(took["demo"])
