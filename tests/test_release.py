@@ -24,7 +24,7 @@ from release.archive import write_zip
 from release.describing import FACTS, card, metadata, trainings
 from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, configs, dumped, renamed, weights
 from release.models import Model, models
-from release.verify import LISTS, Verification, verify
+from release.verify import CHECKS, LISTS, Verification, main, verify
 from scripts.bundle import bundle_root
 from scripts.manifest import check_manifest
 from small_bundle import write_small_bundle
@@ -246,17 +246,29 @@ def test_network_def_passes_as_the_zoo_checks_it(
 
 
 def test_the_checks_find_a_spoiled_zip(zips: Path, tmp_path: Path) -> None:
-    """A config without what MONAI expects, and another network's weights; whole ones are checked by `make verify`."""
+    """A config without what MONAI expects but with a way out, and another network's weights.
+
+    Whole ones are checked by `make verify`.
+    """
     bundle = Path(shutil.copytree(zips / NAME, tmp_path / "spoiled" / NAME))
     path = bundle / "configs" / "inference.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dataset_dir"}))
+    config = {k: v for k, v in json.loads(path.read_text()).items() if k != "dataset_dir"}
+    path.write_text(json.dumps({**config, "out": "$import os"}))
     shutil.copy(bundle / "models" / "classifier.pt", bundle / "models" / "model.pt")
     spoiled = shutil.make_archive(str(bundle), "zip", bundle.parent)
-    checks = ("zoo", "load", "properties", "unchanged")
-    assert verify(Path(spoiled), checks, sys.executable) == ["zoo", "load", "properties"]
+    checks = ("reach", "zoo", "load", "properties", "unchanged")
+    assert verify(Path(spoiled), checks, sys.executable) == ["reach", "zoo", "load", "properties"]
     # as a command line names an environment, from here
     (tmp_path / "elsewhere").mkdir()
     Verification(Path(spoiled), tmp_path / "elsewhere", os.path.relpath(sys.executable)).run("-c", "pass")
+
+
+def test_every_zip_is_asked_all_but_what_is_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, set[str]] = {}
+    monkeypatch.setattr("release.verify.verify", lambda path, checks, python: asked.update({path.stem: set(checks)}))
+    monkeypatch.setattr(sys, "argv", ["verify", "core", "first.zip", "last.zip"])
+    main()
+    assert asked["last"] == set(CHECKS["core"]) and asked["last"] - asked["first"] == {"tracking"}
 
 
 def test_a_federated_client_trains_and_evaluates_a_zip(
