@@ -276,6 +276,35 @@ def test_the_first_result_is_a_screen_away() -> None:
     assert len(block.splitlines()) == 2 and set(block.splitlines()) <= set(run)
 
 
+def test_batch_scripts_start_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of SLURM, run with others in the place of its commands and of torchrun, which prints its arguments."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, body in (
+        ("srun", 'shift; "$@"'),
+        ("scontrol", "echo n1; echo n2"),
+        (".venv/bin/torchrun", 'printf "%s\\n" "$@"'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"ARRAY_TASK_ID": "7", "CPUS_PER_TASK": "64", "JOB_ID": "1", "JOB_NODELIST": "n[1-2]", "NNODES": "2"}
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()} | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}"
+    }
+    scripts = list(blocks(ROOT / "docs" / "scaling.md", "bash"))
+    assert ["--array" in script for script in scripts] == [True, False]
+    said = [subprocess.check_output(["bash", "-euc", s], cwd=tmp_path, env=environment, text=True) for s in scripts]
+    inference, training = (get_args_parser().parse_args(lines.splitlines()) for lines in said)
+    assert inference.training_script_args[-4:] == ["--datalist", "part7.json", "--output_dir", "results/part7"]
+    assert inference.standalone and inference.max_restarts == 0
+    assert (training.nnodes, training.rdzv_endpoint, training.max_restarts) == ("2", "n1:29500", 3)
+    assert int(training.training_script_args[-1]) % (2 * int(training.nproc_per_node)) == 0  # the batch
+    monkeypatch.setattr("sys.excepthook", None)
+    monkeypatch.chdir(ROOT)
+    for torchrun in (inference, training):
+        assert torchrun.module and torchrun.training_script == "monai.bundle"
+        check_command([command_line.__file__, *torchrun.training_script_args])
+
+
 def write_repository(folder: Path) -> None:
     """The small bundle and the environment as they lie in a repository, and small images of both classes."""
     write_small_bundle(folder)
