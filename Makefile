@@ -1,6 +1,9 @@
 # One environment, .venv, serves every target. What is in it is set in pyproject.toml.
 
 PYTHON ?= python3
+# what runs the zips in make verify, 3.10 too
+ZIP_PYTHON ?= $(PYTHON)
+ZIP_ENV := build/metadata-$(notdir $(ZIP_PYTHON))
 BIN := .venv/bin
 READY := .venv/.ready
 TOOLS := .tools/.ready
@@ -41,16 +44,16 @@ bundle: $(READY) ## lay one zip a model in dist/, each a bundle that needs nothi
 
 verify: bundle ## check the zips as the model zoo, MONAI's tools and MONAI Label use them
 	$(BIN)/python -m release.verify label dist/*.zip
-	"$(PYTHON)" -m venv build/metadata
+	"$(ZIP_PYTHON)" -m venv $(ZIP_ENV)
 	$(BIN)/python -m release.requirements > build/requirements.txt
 	$(BIN)/python -m release.requirements tools > build/tools.txt
-	build/metadata/bin/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt
-	$(BIN)/python -m release.verify sample dist/*.zip --python build/metadata/bin/python
-	build/metadata/bin/python -m pip install --quiet --disable-pip-version-check -r build/tools.txt
-	$(BIN)/python -m release.verify core dist/*.zip --python build/metadata/bin/python
-	for version in 3.10 3.12; do build/metadata/bin/python -m pip install --quiet --disable-pip-version-check --dry-run \
+	$(ZIP_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt
+	$(BIN)/python -m release.verify sample dist/*.zip --python $(ZIP_ENV)/bin/python
+	$(ZIP_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r build/tools.txt
+	$(BIN)/python -m release.verify core dist/*.zip --python $(ZIP_ENV)/bin/python
+	for version in 3.10 3.12; do $(ZIP_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --dry-run \
 		--ignore-installed --only-binary :all: --python-version $$version --target build/none -r build/requirements.txt \
-		&& echo "Python $$version: a wheel of each package of the metadata" || exit 1; done
+		-r build/tools.txt && echo "Python $$version: a wheel of each package of the metadata and the tools" || exit 1; done
 
 test: $(READY) ## lint, format, types and the tests that take seconds
 	$(BIN)/python -m ruff check .

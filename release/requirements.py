@@ -22,10 +22,13 @@ def requirements() -> list[str]:
 
 
 def tools() -> list[str]:
-    """Each as pyproject.toml pins it: its group ``verify``, and what reads and writes ONNX."""
+    """Each as pyproject.toml pins it: its group ``verify``, and what writes ONNX."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     dev = pyproject["project"]["optional-dependencies"]["dev"]
-    return [*pyproject["dependency-groups"]["verify"], *(pin for pin in dev if pin.startswith("onnx"))]
+    return [
+        *pyproject["dependency-groups"]["verify"],
+        *(pin for pin in dev if pin.startswith(("onnx==", "onnxscript=="))),
+    ]
 
 
 if __name__ == "__main__":

@@ -158,13 +158,14 @@ class Verification:
 
     def tracking(self) -> None:
         """A short training with MLflow beside it writes its weights and MLflow's records."""
-        options = self.training("tracked")
-        self.monai("run", config_file=self.configs("train"), tracking="mlflow", device="cpu", **options)
-        run_dir = Path(options["run_dir"])
-        written = {path.name for path in run_dir.iterdir()}
-        assert written >= {"model.pt", "mlruns.db"}, written
-        with closing(sqlite3.connect(run_dir / "mlruns.db")) as records:
-            [names] = zip(*records.execute("SELECT DISTINCT key FROM metrics"), strict=True)
+        # no folder with spaces: SQLAlchemy 2.0, the last for Python 3.10, writes the records to one with "%20" in its name
+        with tempfile.TemporaryDirectory() as run_dir:
+            options = self.training("tracked") | {"run_dir": run_dir}
+            self.monai("run", config_file=self.configs("train"), tracking="mlflow", device="cpu", **options)
+            written = set(os.listdir(run_dir))
+            assert written >= {"model.pt", "mlruns.db"}, written
+            with closing(sqlite3.connect(Path(run_dir, "mlruns.db"))) as records:
+                [names] = zip(*records.execute("SELECT DISTINCT key FROM metrics"), strict=True)
         assert "val_loss" in names, names
 
     def all_networks(self) -> None:

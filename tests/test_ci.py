@@ -28,6 +28,18 @@ def test_the_workflow_runs_it_on_every_python() -> None:
     assert WORKFLOW["permissions"] == {"contents": "read"}
 
 
+def test_the_zips_are_verified_on_the_oldest_python_of_bundles() -> None:
+    """The project runs on another, as it doesn't allow that one."""
+    _, setup, run = WORKFLOW["jobs"]["zips"]["steps"]
+    oldest = PYPROJECT["tool"]["mypy"]["python_version"]
+    assert setup["with"]["python-version"].split() == [oldest, "3.11"]
+    assert run["run"] == f"make verify PYTHON=python3.11 ZIP_PYTHON=python{oldest}"
+    command = ["make", "--dry-run", *run["run"].split()[1:]]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f'"python{oldest}" -m venv build/metadata-python{oldest}\n' in said
+    assert set(re.findall(r"--python (\S+)", said)) == {f"build/metadata-python{oldest}/bin/python"}
+
+
 def test_every_test_runs_once() -> None:
     assert re.findall(r"^make (\S+)$", RUN, re.MULTILINE) == [
         "viewers",
