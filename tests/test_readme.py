@@ -96,7 +96,15 @@ def of(documents: list[Path], prefix: str) -> list[Any]:
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_command_is_of_a_kind_that_is_checked(path: Path) -> None:
-    kinds = ("-m monai.bundle run", "-m scripts.", "-m monailabel.main", "-m pytest", "-m pip download", "benchmarks/")
+    kinds = (
+        "-m monai.bundle run",
+        "-m scripts.",
+        "-m monailabel.main",
+        "-m pytest",
+        "-m pip download",
+        "-m release.hub",
+        "benchmarks/",
+    )
     for line in commands(path):
         python = PYTHON.match(line)
         if python:
