@@ -9,6 +9,8 @@ KIND is one of `evaluated.TABLES` then. `check` changes nothing and fails where 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -165,7 +167,34 @@ def of_seeds(record: dict[str, Any]) -> str:
     return table(["training", *(titles[m] for m in shown)], rows)
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
+def of_stability(record: dict[str, Any]) -> str:
+    """How much the marked volume changes, by what changes the scan."""
+    found = record["change of the marked volume"]
+    rows = [
+        [name, f"{v['volumes']}", f"{100 * v['median']:.0f} %", f"{100 * v['most']:.0f} %"] for name, v in found.items()
+    ]
+    return table(["change of the scan", "scans", "the marked volume changes by: median", "most"], rows)
+
+
+def of_baseline(record: dict[str, Any]) -> str:
+    """From an evaluation's results.json, the default less the best baseline, inside the foreground."""
+    found = record["test"]["foreground"]["difference to the best baseline"]
+    numbers = "{patients} patients, {slices} slices".format_map(record["test"])
+    row = [
+        f"ours, default - {found['to']}",
+        *(difference(found.get(m)) for m in ("pixel_ap", "dice_threshold", "image_auroc")),
+    ]
+    return table([numbers, *(SHORT[m] for m in ("pixel_ap", "dice_threshold", "image_auroc"))], [row])
+
+
+def of_groups(rows: list[dict[str, str]]) -> str:
+    """What an evaluation says of groups, as it wrote it; a column with nothing in it is left out."""
+    shown = [name for name in rows[0] if any(row[name] for row in rows)]
+    head, *columns = shown
+    return table([head.split(" (")[0], *columns], [[row[name] for name in shown] for row in rows])
+
+
+KINDS: dict[str, Callable[[Any], str]] = {
     "all": lambda record: of_rows(record, True),
     "subset": lambda record: of_rows(record, False),
     "differences": lambda record: of_differences(record, "all"),
@@ -175,6 +204,9 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tuning": of_tuning,
     "speed": of_speed,
     "seeds": of_seeds,
+    "stability": of_stability,
+    "baseline": of_baseline,
+    "groups": of_groups,
 }
 
 
@@ -189,7 +221,9 @@ def rendered(text: str, folder: Path = ROOT / "benchmarks") -> str:
         elif not path.is_file():
             content = f"`{match[2]}` was not measured yet."
         else:
-            content = KINDS[match[3]](json.loads(path.read_text("utf-8")))
+            text = path.read_text("utf-8")
+            record = list(csv.DictReader(io.StringIO(text))) if path.suffix == ".csv" else json.loads(text)
+            content = KINDS[match[3]](record)
         return f"{match[1]}{content}\n{match[4]}"
 
     return MARKED.sub(made, text)

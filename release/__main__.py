@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .archive import write_zip
-from .describing import card, facts, metadata
+from .describing import card, facts, failures, metadata
 from .merging import configs, dumped, weights
 from .models import Model, models
 
@@ -40,6 +40,8 @@ def hashed_files(model: Model) -> Iterator[tuple[str, bytes]]:
     }
     from_files |= {f"models/{name}": path for name, path in weights(model).items()}
     from_files["docs/data_license.txt"] = facts(model, "data_license.txt")
+    if (picture := failures(model)).is_file():
+        from_files["docs/failures.jpg"] = picture
     yield from ((name, path.read_bytes()) for name, path in from_files.items())
     yield from sample(model)
 

@@ -33,6 +33,11 @@ def facts(model: Model, name: str) -> Path:
     return FACTS / model.config["model"] / name
 
 
+def failures(model: Model) -> Path:
+    """The picture of a model's known failures, of which its card in the source tree speaks too."""
+    return model.bundle / "docs" / f"failures_{model.config['model']}.jpg"
+
+
 def metadata(model: Model) -> dict[str, Any]:
     """The metadata of a model's zip: the bundle's, over it the model's own, and of the networks what its config says."""
     found: dict[str, Any] = json.loads((model.bundle / "configs" / "metadata.json").read_text("utf-8"))
@@ -85,12 +90,13 @@ def card(model: Model) -> str:
         "## MONAI Bundle Commands": _commands(model, sample),
         "## MONAI Label": [_monai_label(model)],
         "## Limits": own["limits"],
+        "## Known failures": own["failures"] if failures(model).is_file() else [],
         "## References": ["\n".join(f"- {reference}" for reference in meta["references"])],
         "## License": [
             "The code is under the Apache License 2.0, see [LICENSE](../LICENSE). " + own["licence_of_weights"],
         ],
     }
-    text = "\n\n".join("\n\n".join([title, *filter(None, texts)]) for title, texts in sections.items())
+    text = "\n\n".join("\n\n".join([title, *filter(None, texts)]) for title, texts in sections.items() if texts)
     return f"{front_matter(own)}\n\n{text}\n".replace("NAME", name)
 
 

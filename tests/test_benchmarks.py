@@ -29,6 +29,7 @@ import algorithms
 import brain_coverage
 import chest_views
 import evaluated
+import failures
 import keeping
 import packs
 import paper_network
@@ -529,6 +530,37 @@ def test_tables_of_a_record_by_hand(tmp_path: Path) -> None:
     assert subset[2] == f"| *{tables.BOUND}* | 0.800 | 1.2 | 0.25 |"
     missing = "<!-- table: none.json all -->\n<!-- end -->"
     assert "`none.json` was not measured yet." in tables.rendered(missing, tmp_path)
+
+
+def test_tables_of_other_records_by_hand(tmp_path: Path) -> None:
+    changes = {"noise": {"volumes": 7, "median": 0.0043, "most": 0.0544}}
+    assert tables.of_stability({"change of the marked volume": changes}).endswith("| noise | 7 | 0 % | 5 % |")
+    difference = {"of": "a", "to": "b", "pixel_ap": [0.07, 0.031, 0.1216], "dice_threshold": [0, -0.1, 0.1]}
+    test = {"patients": 21, "slices": 948, "foreground": {"difference to the best baseline": difference}}
+    head, _, row = tables.of_baseline({"test": test}).splitlines()
+    assert head == "| 21 patients, 948 slices | pixel AP | Dice | image AUROC |"
+    assert row == "| ours, default - b | +.070 (+.031 to +.122) | .000 (-.100 to +.100) |  |"
+    (tmp_path / "g.csv").write_text("group (pixels inside the foreground),patients,pixel AP\nsex: F,2,\n")
+    text = tables.rendered("<!-- table: g.csv groups -->\n<!-- end -->", tmp_path)
+    assert text.splitlines()[1:4] == ["| group | patients |", "|---|---|", "| sex: F | 2 |"]
+
+
+def test_failures_that_are_drawn_by_hand() -> None:
+    """What lies beside the largest mark; heights in a flipped volume; a dark ball where the marks' mirror image is."""
+    marked = np.zeros((6, 6, 3), bool)
+    marked[0:2, 0:2, 0:2], marked[4, 4, 2] = True, True
+    assert np.argwhere(failures.beside(marked)).tolist() == [[4, 4, 2]] and failures.fullest(marked) == 0
+    affine = np.diag([-1.0, -1.0, -5.0, 1.0])
+    affine[2, 3] = 10
+    assert failures.heights(np.zeros((4, 4, 3), np.float32), affine).tolist() == [0, 5, 10]
+    head = np.zeros((101, 101, 3), np.float32)
+    head[10:91, 10:91] = 1
+    marked = np.zeros(head.shape, bool)
+    marked[29:32, 49:52] = True
+    ball, where = failures.dark(head, np.diag([1.0, 1.0, 5.0, 1.0]), marked)
+    assert np.argwhere(where).mean(axis=0).tolist() == [70, 50, 1]
+    assert ball[70, 50, 1] == pytest.approx(0.4) and (ball == head)[~where].mean() > 0.98 and ball[30, 50, 1] == 1
+    assert where[..., 1].sum() == 437  # points less than 12 from one of them
 
 
 def test_a_table_of_an_evaluation_by_hand(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("LICENSE", "sample"):
         whole = Path(bundle_root()) / name
         (shutil.copytree if whole.is_dir() else shutil.copy)(whole, bundle / name)
-    shutil.copy(Path(bundle_root()) / "models" / "weights.json", bundle / "models" / "weights.json")
+    (bundle / "docs").mkdir()
+    for name in ("models/weights.json", "docs/failures_brain_flair.jpg"):
+        shutil.copy(Path(bundle_root()) / name, bundle / name)
     for path in (bundle / "configs").glob("train_*.json"):
         if path.stem not in ("train_classifier", "train_student"):  # of the models that were left out
             path.unlink()
@@ -110,7 +112,7 @@ def test_a_zip_is_one_folder_in_order(zips: Path) -> None:
     assert {entry.external_attr >> 16 for entry in entries} == {0o100644}
     inside = {name.removeprefix(f"{NAME}/") for name in names}
     assert {f"models/{name}" for name in ("model.pt", "diffusion.pt", "classifier.pt", "weights.json")} <= inside
-    assert {"LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"} <= inside
+    assert {"LICENSE", "docs/README.md", "docs/data_license.txt", "docs/failures.jpg", "configs/logging.conf"} <= inside
     assert {n for n in inside if n.startswith("configs/train")} == {
         f"configs/train{kind}.json" for kind in ("", "_classifier", "_student")
     }
@@ -325,6 +327,8 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     for section in ("Data", "Performance", "MONAI Bundle Commands", "References", "License"):
         assert f"\n## {section}\n" in text
     assert (FACTS / model.config["model"] / "data_license.txt").is_file()
+    # of a model with weights, what goes wrong is shown
+    assert model.why_not() is not None or "](failures.jpg)" in text.split("\n## Known failures\n")[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize("model", list(models(Path(bundle_root()))), ids=lambda model: model.name)
