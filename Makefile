@@ -10,7 +10,7 @@ TOOLS := .tools/.ready
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-chest explain serve viewers bundle verify test test-all lock audit sbom clean
+.PHONY: help demo demo-chest demo-brats explain serve viewers bundle verify test test-all lock audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  \1\t\2/p' Makefile
@@ -24,6 +24,10 @@ demo: $(READY) ## find the lesion in the sample volume, at first by the student 
 demo-chest: $(READY) ## find the effusion in the sample radiograph; the results go to output/chest/
 	PYTHONPATH=bundle $(BIN)/python -m scripts.running run --config_file "['bundle/configs/inference.json','bundle/configs/chest.json']" \
 		--input bundle/sample/NIH_61_effusion.dcm --output_dir output/chest
+
+demo-brats: $(READY) ## find the lesion in four series of the sample's patient; the results go to output/brats/
+	PYTHONPATH=bundle $(BIN)/python -m scripts.running run --config_file "['bundle/configs/inference.json','bundle/configs/brats.json']" \
+		--input bundle/sample --output_dir output/brats --brain_cache output/cache
 
 explain: $(READY) ## draw how the method works on a toy that needs no training; the picture goes to output/explain.png
 	PYTHONPATH=bundle $(BIN)/python -m scripts.explain --output output/explain.png

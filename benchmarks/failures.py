@@ -1,11 +1,11 @@
 """Pictures of what goes wrong, for the cards, on images that may be shown.
 
-    python benchmarks/failures.py brain_flair --study DIR
-    python benchmarks/failures.py brain_brats --study DIR
+    python benchmarks/failures.py brain_flair
+    python benchmarks/failures.py brain_brats
     python benchmarks/failures.py chest_effusion --datalist FILE
 
-`study` holds flair.nii.gz, t1.nii.gz, t1gd.nii.gz and t2.nii.gz of the sample's patient, TCGA-FG-6692 (CC BY 3.0). `datalist`
-is of NIH radiographs with radiologists' regions, and its section test is read. Writes bundle/docs/failures_MODEL.jpg.
+Of brains, the sample's patient is shown. `datalist` is of NIH radiographs with radiologists' regions, and its section test is
+read. Writes bundle/docs/failures_MODEL.jpg.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ def dark(values: NDArray, affine: NDArray, marked: NDArray) -> tuple[NDArray, ND
 class Study:
     """The sample's patient, whose series are run as they are or with some of them changed."""
 
-    def __init__(self, model: str, folder: Path) -> None:
+    def __init__(self, model: str) -> None:
         self.four = model == "brain_brats"
         self.predictor = Predictor(*(["brats"] if self.four else []))
-        self.paths = {name: folder / f"{name}.nii.gz" for name in SERIES}
+        self.paths = {name: ROOT / "bundle" / "sample" / f"TCGA_FG_6692_{name}.nii.gz" for name in SERIES}
         self.channel = SERIES.index("flair") if self.four else 0
 
     def run(self, **other: Path) -> Prediction:
@@ -139,9 +139,9 @@ class Study:
             return self.run(flair=path)
 
 
-def of_brain(model: str, folder: Path) -> Iterator[Scene]:
+def of_brain(model: str) -> Iterator[Scene]:
     """False marks, the same scan in a coil's field, a dark lesion, and a series given for another."""
-    study = Study(model, folder)
+    study = Study(model)
     image = nib.load(study.paths["flair"])
     values, affine = image.get_fdata(dtype=np.float32), image.affine
     first = study.run()
@@ -244,13 +244,13 @@ def draw(scenes: list[Scene], other: str, whose: str, path: Path) -> None:
     write(path, buffer.getvalue())
 
 
-def main(model: str, study: str | None = None, datalist: str | None = None, output: str | None = None) -> None:
+def main(model: str, datalist: str | None = None, output: str | None = None) -> None:
     """See the module."""
     path = Path(output or ROOT / "bundle" / "docs" / f"failures_{model}.jpg")
     if model == "chest_effusion":
         draw(list(of_chest(str(datalist))), "radiologist's region", WHOSE["chest"], path)
     else:
-        draw(list(of_brain(model, Path(str(study)))), "what the title calls blue", WHOSE["brain"], path)
+        draw(list(of_brain(model)), "what the title calls blue", WHOSE["brain"], path)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,8 @@ def hashed_files(model: Model) -> Iterator[tuple[str, bytes]]:
 
 
 def sample(model: Model) -> Iterator[tuple[str, bytes]]:
-    """The image that a card's command runs on, and whose it is; of a model that has one."""
+    """The images that a card's command runs on, and whose they are."""
     names = json.loads(facts(model, "card.json").read_text("utf-8"))["sample"]
-    if not names:
-        return
     folder = model.bundle / "sample"
     parts = (folder / "ATTRIBUTION.md").read_text("utf-8").split("# ")
     own = [f"# {part.rstrip()}\n" for part in parts if any(part.startswith(name) for name in names)]

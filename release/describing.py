@@ -79,7 +79,8 @@ def front_matter(card: dict[str, Any]) -> str:
 def card(model: Model) -> str:
     """``docs/README.md`` of a model's zip: the sections that cards in the zoo have, from its metadata and its `facts`."""
     meta, own = metadata(model), json.loads(facts(model, "card.json").read_text("utf-8"))
-    name, sample = model.name, next((f"sample/{image}" for image in own["sample"]), "PATH")
+    # several images are one study
+    name, sample = model.name, f"sample/{own['sample'][0]}" if len(own["sample"]) == 1 else "sample"
     sections = {
         f"# {meta['name']}": [meta["description"], f"**{meta['intended_use']}**", *own["overview"]],
         "## Data": [meta["data_source"] + ".", "Licences of data and weights: [data_license.txt](data_license.txt)."],

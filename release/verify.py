@@ -33,7 +33,6 @@ import pydicom
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-FLAIR = HERE.parent / "bundle" / "sample" / "TCGA_FG_6692_flair.nii.gz"
 SHORT = {"max_images": 8, "epoch_images": 8, "batch_size": 4, "val_interval": 1, "compile": False, "num_workers": 0}
 """A training of two steps."""
 LISTS = [
@@ -140,7 +139,7 @@ class Verification:
     def sample_run(self) -> None:
         """The card's first command, from another folder and with one step; the demonstrations take all."""
         out = self.folder / "out put"
-        image = self.samples[0] if len(self.samples) == 1 else self.samples[0].parent
+        image = self.samples[0] if len(self.samples) == 1 else self.bundle / "sample"
         options: dict[str, Any] = {"input": image, "output_dir": out, "brain_cache": self.cache}
         options["displayable_configs#num_inference_steps"] = 1
         self.monai("run", config_file=self.bundle / "configs" / "inference.json", **options)
@@ -224,11 +223,11 @@ ONCE = {"tracking"}
 
 
 def sample_of(bundle: Path, sequences: list[str], folder: Path) -> list[Path]:
-    """The image in a zip; where there is none, a study that has that of another model for each of its sequences."""
+    """The image in a zip; where there are several, on grids of their own, a study that has one of them for each sequence."""
     found = [path for path in sorted(bundle.glob("sample/*")) if path.name != "ATTRIBUTION.md"]
-    if not found:
+    if len(found) > 1:
         folder.mkdir()
-        found = [Path(shutil.copy(FLAIR, folder / f"p1_{name.lower()}.nii.gz")) for name in sequences]
+        found = [Path(shutil.copy(found[0], folder / f"p1_{name.lower()}.nii.gz")) for name in sequences]
     return found
 
 

@@ -75,6 +75,25 @@ def test_the_tumour_of_the_sample_is_found(demo: tuple[Path, str]) -> None:
     assert "TCGA_FG_6692_flair: p(diseased)" in printed and "networks" in printed and "Not for clinical use" in printed
 
 
+def test_four_series_of_the_sample_give_what_flair_gives(demo: tuple[Path, str]) -> None:
+    """What `make demo-brats` runs: they lie on four grids, are registered without a doubt, and the result lies on FLAIR's."""
+    out = demo[0].parent / "brats"
+    files = f"['{CONFIGS / 'inference.json'}','{CONFIGS / 'brats.json'}']"
+    options = ["--input", str(SAMPLE.parent), "--output_dir", str(out), "--brain_cache", str(out.parent / "cache")]
+    subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *options], cwd=out.parent, check=True
+    )
+    [volume] = json.loads((out / "summary.json").read_text())["volumes"]
+    assert volume["status"] == "ok" and volume["warnings"] == [] and volume["p_diseased"] > 0.9
+    four, flair = (
+        nib.load(out / "TCGA_FG_6692" / "pred.nii.gz"),
+        nib.load(demo[0] / "TCGA_FG_6692_flair" / "pred.nii.gz"),
+    )
+    np.testing.assert_array_equal(four.affine, nib.load(SAMPLE).affine)
+    masks = [np.asarray(mask.dataobj) == LESION for mask in (four, flair)]
+    assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.8
+
+
 def test_the_summary_of_the_sample(demo: tuple[Path, str]) -> None:
     [volume] = json.loads((demo[0] / "summary.json").read_text())["volumes"]
     assert volume["status"] == "ok"

@@ -47,6 +47,7 @@ def test_every_test_runs_once() -> None:
         "test-all",
         "demo",
         "demo-chest",
+        "demo-brats",
         "verify",
     ]
     runs = re.findall(r"-m pytest (.*)$", MAKEFILE, re.MULTILINE)
