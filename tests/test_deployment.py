@@ -33,6 +33,7 @@ PAGE = ROOT / "docs" / "deployment.md"
 UNIT = APP / "anomaly-detection.service"
 DOCKERFILE = APP / "Dockerfile"
 INSTALLED = "/opt/anomaly-detection"
+VERSION = json.loads((ROOT / "bundle" / "configs" / "metadata.json").read_text("utf-8"))["version"]
 
 
 def settings(text: str) -> dict[str, list[str]]:
@@ -132,9 +133,10 @@ def test_service_and_container_run_the_same() -> None:
 
 @pytest.mark.parametrize("path", [UNIT, DOCKERFILE, PAGE], ids=lambda p: p.name)
 def test_what_is_named_of_the_project_is_there(path: Path) -> None:
-    """Files under /opt, requirements, and what make makes."""
+    """Files under /opt, of this version where a version is named, requirements, and what make makes."""
     text = path.read_text("utf-8")
-    for name in re.findall(rf"{INSTALLED}(?:-0\.2\.0)?/([\w./-]+\w)", text):
+    for version, name in re.findall(rf"{INSTALLED}(?:-([\d.]+\d))?(?:/([\w./-]+\w))?", text):
+        assert version in ("", VERSION)
         assert name.startswith(".venv") or (ROOT / name).exists(), name
     for name in re.findall(r"requirements/[\w.]+", text):
         assert (ROOT / name).is_file(), name
@@ -143,8 +145,7 @@ def test_what_is_named_of_the_project_is_there(path: Path) -> None:
 
 
 def test_the_page_is_of_this_version() -> None:
-    version = json.loads((ROOT / "bundle" / "configs" / "metadata.json").read_text("utf-8"))["version"]
-    assert set(re.findall(rf"{INSTALLED}-([\d.]+\d)", PAGE.read_text("utf-8"))) == {version}
+    assert set(re.findall(rf"{INSTALLED}-([\d.]+\d)", PAGE.read_text("utf-8"))) == {VERSION}
 
 
 def test_the_environment_file_has_the_names_that_the_app_reads() -> None:
