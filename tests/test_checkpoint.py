@@ -118,6 +118,8 @@ def test_ctrl_c_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     tiny_run(tmp_path, {}).close()
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 6
     assert (tmp_path / "model.pt").exists()
+    # by no page, as a zip has not those of the repository
+    assert "`run publish` in the place of `run` brings them into the bundle" in capsys.readouterr().out
 
 
 def test_one_training_at_a_time_has_a_folder(tmp_path: Path) -> None:

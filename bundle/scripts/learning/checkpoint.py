@@ -209,7 +209,9 @@ class ResumableCheckpoint:
         first = idist.get_rank() == 0
         if self._signals.caught is None:
             if first:
-                print(f"{self.final_path}: the weights. They are not in the bundle yet: see `publish` in the README.")
+                print(
+                    f"{self.final_path}: the weights. `run publish` in the place of `run` brings them into the bundle."
+                )
             return
         if first:
             print(f"Stopped. {self.path} was saved; the same command goes on from there.", file=sys.stderr)
