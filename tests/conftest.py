@@ -20,6 +20,7 @@ SLOW = (
     "test_bundle.py::test_the_",  # all that run the sample
     "test_cohorts.py",
     "test_command.py::test_ctrl_c_leaves_whole_results_and_a_summary",
+    "test_command.py::test_ctrl_c_while_volumes_are_made",
     "test_compare.py",
     "test_deployment.py::test_the_service_starts",
     "test_evaluation.py::test_an_evaluation_goes_on_after_a_bad_volume_and_where_it_was_stopped",

@@ -54,12 +54,14 @@ def test_the_ema_weights_are_the_ones_written(tmp_path: Path) -> None:
     assert iterations == [4, 5, 6]
 
 
-def tiny_run(folder: Path, settings: dict[str, Any], stop: int = 0, **options: Any) -> ResumableCheckpoint:
-    """Six iterations of nothing, in which Ctrl-C is pressed at one."""
+def tiny_run(
+    folder: Path, settings: dict[str, Any], stop: int = 0, number: int = signal.SIGINT, **options: Any
+) -> ResumableCheckpoint:
+    """Six iterations of nothing, in which a signal is sent at one."""
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     checkpoint = ResumableCheckpoint(str(folder), network, deepcopy(network), optimizer, settings, **options)
-    engine = Engine(lambda e, b: os.kill(os.getpid(), signal.SIGINT) if e.state.iteration == stop else None)
+    engine = Engine(lambda e, b: os.kill(os.getpid(), number) if e.state.iteration == stop else None)
     attached(checkpoint, engine)
     engine.run(range(3), max_epochs=2)
     return checkpoint
@@ -107,14 +109,15 @@ def test_weights_without_a_checkpoint_are_not_written_over(tmp_path: Path) -> No
     assert (tmp_path / "model.pt").read_bytes() == b"shipped"
 
 
-def test_ctrl_c_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    stopped = tiny_run(tmp_path, {}, stop=2)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves(number: int, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(number)
+    stopped = tiny_run(tmp_path, {}, stop=2, number=number)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 2
-    assert not (tmp_path / "model.pt").exists() and signal.getsignal(signal.SIGINT) is handler
+    assert not (tmp_path / "model.pt").exists() and signal.getsignal(number) is handler
     with pytest.raises(SystemExit) as ended:
         stopped.close()
-    assert ended.value.code == 130 and "last.pt was saved; the same command goes on" in capsys.readouterr().err
+    assert ended.value.code == status and "last.pt was saved; the same command goes on" in capsys.readouterr().err
     tiny_run(tmp_path, {}).close()
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 6
     assert (tmp_path / "model.pt").exists()

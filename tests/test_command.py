@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from scripts.bundle import bundle_root
 from scripts.checks import is_true
 from scripts.command import check_command
-from scripts.errors import message_of
+from scripts.errors import message_of, say
 from small_bundle import write_small_bundle
 from synthetic import write_head
 from tiny_run import datalist, summary, visible
@@ -144,6 +146,21 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
     assert message_of(wrapped) == "Failed to instantiate component 'scripts.x' with keywords: a: '>' not supported"
 
 
+def test_ctrl_c_is_one_line_and_its_own_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        say(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Stopped; the same command goes on with what is left.\n"
+
+
+@pytest.mark.parametrize("line", [["monai.bundle", "nonsense"], ["scripts.manifest", "nonsense"]], ids=" ".join)
+def test_a_command_line_that_cant_be_read_ends_with_2(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(line[0], run_name="__main__", alter_sys=True)
+    assert ended.value.code == 2
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bundle in a folder whose name holds a space, as the whole path has to survive."""
@@ -152,8 +169,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_bundle(folder)
 
 
-def start(bundle: Path, *options: str, **settings: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs" / "inference.json")]
+def start(bundle: Path, *options: str, overlays: tuple[str, ...] = (), **settings: Any) -> subprocess.Popen[str]:
+    files = [str(bundle / "configs" / f"{name}.json") for name in ("inference", *overlays)]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", repr(files)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a shell's background job ignores Ctrl-C, and so would what is started here
     listening = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -222,6 +240,35 @@ def test_ctrl_c_leaves_whole_results_and_a_summary(bundle: Path, tmp_path: Path)
     assert visible(out) == sorted([*volumes, "summary.csv", "summary.json"])
     files = ["anomaly_map.nii.gz", "counterfactual.nii.gz", "overview.png", "pred.nii.gz", "result.json"]
     assert all(visible(out / name) == files for name in volumes)
+
+
+@pytest.mark.parametrize(
+    ("overlays", "kept", "number", "status"),
+    [
+        (("train",), "index.jsonl", signal.SIGINT, 130),
+        (("evaluate", "calibrate"), "evaluated-*.pt", signal.SIGINT, 130),
+        (("evaluate", "calibrate"), "evaluated-*.pt", signal.SIGTERM, -signal.SIGTERM),
+    ],
+)
+def test_ctrl_c_while_volumes_are_made_ends_with_one_line(
+    overlays: tuple[str, ...], kept: str, number: signal.Signals, status: int, bundle: Path, tmp_path: Path
+) -> None:
+    """SIGTERM ends it as the system does, which a shell calls 143."""
+    items = [{**write_head(tmp_path, name=f"v{n:02}"), "label": n % 2} for n in range(20)]
+    named = [{("subject" if key == "name" else key): value for key, value in item.items()} for item in items]
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": named[:10], "validation": named[10:]}))
+    cache = tmp_path / "cache"
+    options = ("--datalist", str(tmp_path / "datalist.json"), "--cache_dir", str(cache))
+    process = start(bundle, *options, "--output_dir", str(tmp_path / "out"), overlays=overlays)
+    deadline = time.monotonic() + 170
+    while not any(cache.rglob(kept)) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=170)
+    assert process.returncode == status and "Traceback" not in errors, errors[-2000:]
+    stopped = "Stopped; the same command goes on with what is left."
+    assert (errors.splitlines()[-1] == stopped) == (number == signal.SIGINT)
+    assert any(cache.rglob(kept)) and not (tmp_path / "out").exists()
 
 
 def test_nothing_is_written_into_the_bundle(

@@ -167,6 +167,13 @@ def test_no_thread_that_exchanges_tensors_outlives_a_rank(tmp_path: Path) -> Non
     assert "THREADS True 0" in said(launch, tmp_path, PYTHONPATH=f"{ROOT / 'bundle'}:{tmp_path}")
 
 
+@pytest.mark.parametrize(("status", "told"), [(0, 0), (130, 1)])
+def test_torchrun_makes_1_of_every_status_but_0(status: int, told: int, tmp_path: Path) -> None:
+    """As AGENTS.md says."""
+    (tmp_path / "ending.py").write_text(f"raise SystemExit({status})")
+    said(torchrun([sys.executable, "-m", "ending"], 2), tmp_path, told, PYTHONPATH=str(tmp_path))
+
+
 WAITING = """
 import os, time
 from scripts import ranks

@@ -29,8 +29,8 @@ FORMULAS = ("$", "@", "%")
 def check_command(argv: Sequence[str] | None = None) -> None:
     """Check the options of MONAI's command line against its config files: the first entry of a config's ``run``.
 
-    From here on, what a user can mend ends the command with one line on stderr and exit status 1. Does nothing when the
-    config is run from Python.
+    From here on, what a user can mend ends the command with one line on stderr and exit status 1, Ctrl-C with one and 130. Does
+    nothing when the config is run from Python.
 
     Args:
         argv: the command line; by default that of this process.

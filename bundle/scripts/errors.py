@@ -55,7 +55,14 @@ def message_of(error: BaseException) -> str | None:
 
 
 def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An excepthook: one line for what a user can mend, Python's traceback for all else."""
+    """An excepthook: one line for what a user can mend and for Ctrl-C, Python's traceback for all else.
+
+    Raises:
+        SystemExit: of Ctrl-C, with status 130; Python itself would end by the signal.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("Stopped; the same command goes on with what is left.", file=sys.stderr)
+        raise SystemExit(130)
     message = message_of(error)
     if message is None:
         sys.__excepthook__(kind, error, trace)

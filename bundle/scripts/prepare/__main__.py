@@ -52,8 +52,4 @@ def check_options(arguments: list[str]) -> None:
 if __name__ == "__main__":
     sys.excepthook = say
     check_options(sys.argv[1:])
-    try:
-        fire.Fire(COMMANDS, name="scripts.prepare")
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on with the other cases.")
-        raise SystemExit(130) from None
+    fire.Fire(COMMANDS, name="scripts.prepare")
