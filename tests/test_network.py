@@ -1,4 +1,4 @@
-"""Nothing leaves this machine: inference, evaluation and the server run where every address but loopback is refused."""
+"""Nothing leaves this machine: commands and server run where every address but loopback is refused."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from small_bundle import write_small_bundle
 from synthetic import write_head
 from test_app import SLICER, free_port
 from tiny_run import datalist, summary
+from training_data import write_datalist
 
 REFUSE = '''"""Imported by every Python that has this folder on its path."""
 
@@ -113,6 +114,22 @@ def test_inference_and_evaluation_need_no_network(offline: Offline, tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["failed"] == {}
+    assert offline.refused() == ""
+
+
+def test_training_calibration_and_export_need_no_network(offline: Offline, tmp_path: Path) -> None:
+    configs = write_small_bundle(tmp_path) / "configs"
+    given = ["--datalist", str(write_datalist(tmp_path)), "--cache_dir", str(tmp_path / "cache")]
+    short = "--max_images 8 --epoch_images 8 --batch_size 4 --val_interval 1 --compile False".split()
+    for overlays, options, written in (
+        (["train"], [*given, *short, "--run_dir", str(tmp_path / "run")], tmp_path / "run" / "model.pt"),
+        (["evaluate", "calibrate"], given, configs.parent / "models" / "weights.json"),
+        (["export"], ["--output_dir", str(tmp_path / "exported")], tmp_path / "exported" / "student.onnx"),
+    ):
+        files = [str(configs / f"{name}.json") for name in ("inference", *overlays)]
+        done = offline.run("-m", "monai.bundle", "run", "--config_file", repr(files), *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert written.is_file()
     assert offline.refused() == ""
 
 
