@@ -22,6 +22,7 @@ NETWORK_DEF = {
     '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
 }
 """What a card says of it, by whether the model has a student."""
+CHECKLIST = "The repository's `docs/claim.md` answers CLAIM, a checklist of what papers on such models have to tell."
 
 
 def facts(model: Model, name: str) -> Path:
@@ -90,7 +91,7 @@ def card(model: Model) -> str:
         "## Performance": [_table(("measure", "value"), meta.get("eval_metrics", {})), *own["performance"]],
         "## MONAI Bundle Commands": _commands(model, sample),
         "## MONAI Label": [_monai_label(model)],
-        "## Limits": own["limits"],
+        "## Limits": [*own["limits"], CHECKLIST],
         "## Known failures": own["failures"] if failures(model).is_file() else [],
         "## References": ["\n".join(f"- {reference}" for reference in meta["references"])],
         "## License": [

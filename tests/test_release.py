@@ -326,6 +326,7 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     assert head["library_name"] == "monai" and {"monai", "medical"} <= set(head["tags"]) and head["license"]
     for section in ("Data", "Performance", "MONAI Bundle Commands", "References", "License"):
         assert f"\n## {section}\n" in text
+    assert "`docs/claim.md`" in text
     assert (FACTS / model.config["model"] / "data_license.txt").is_file()
     # of a model with weights, what goes wrong is shown
     assert model.why_not() is not None or "](failures.jpg)" in text.split("\n## Known failures\n")[1].split("\n## ")[0]
