@@ -20,6 +20,8 @@ import algorithms
 import compare
 import packs
 import rivals
+import seeds
+import speed
 import tables
 import tuning
 
@@ -60,8 +62,9 @@ def lists(folder: Path) -> Path:
     return path
 
 
-def test_the_comparison_from_a_datalist_to_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice: the second run makes no map again and finds the same. Then the maps alone, from the pack."""
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, Any]]:
+    """A datalist and options of a comparison of tiny networks, few steps, few settings and two rivals."""
     bundle = write_small_bundle(tmp_path)
     monkeypatch.syspath_prepend(str(bundle))  # for its `bright`
     monkeypatch.setattr("scripts.bundle.bundle_root", lambda: str(bundle))
@@ -72,7 +75,7 @@ def test_the_comparison_from_a_datalist_to_its_tables(tmp_path: Path, monkeypatc
     for name, values in (("FAMILIES", FAMILIES), ("NAMES", names)):
         there = getattr(algorithms, name)
         monkeypatch.setattr(algorithms, name, values)
-        for module in (compare, tuning):
+        for module in (compare, tuning, speed):
             if getattr(module, name, None) is there:
                 monkeypatch.setattr(module, name, values)
     ours = algorithms.Algorithms.ours
@@ -86,13 +89,24 @@ def test_the_comparison_from_a_datalist_to_its_tables(tmp_path: Path, monkeypatc
     few_rivals = {n: rivals.RIVALS[n] for n in ("restoration of synthetic lesions", "Grad-CAM of the classifier")}
     for module in (compare, tuning, rivals):
         monkeypatch.setattr(module, "RIVALS", few_rivals)
-    datalist = str(lists(tmp_path))
-    given = {"results": str(tmp_path / "r"), "cache_dir": str(tmp_path / "c"), "images": 32, "device": "cpu"}
+    return str(lists(tmp_path)), {
+        "results": str(tmp_path / "r"),
+        "cache_dir": str(tmp_path / "c"),
+        "images": 32,
+        "device": "cpu",
+    }
+
+
+def test_the_comparison_from_a_datalist_to_its_tables(
+    toy: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: the second run makes no map again and finds the same. Then the maps alone, from the pack."""
+    datalist, given = toy
     compare.compare("toy", datalist, output=str(tmp_path / "compare" / "toy"), **given)
     written = (tmp_path / "compare" / "toy.json").read_text()
     record = json.loads(written)
     shown = {n for found in record["tuned"].values() for n in found.get("shown", [])}
-    assert "reference, L = 3, s = 10" in shown and set(record["tuned"]) == {*FAMILIES, *few_rivals}
+    assert "reference, L = 3, s = 10" in shown and set(record["tuned"]) == {*FAMILIES, *compare.RIVALS}
     methods = {(r["slices"], r["method"]) for r in record["rows"]}
     assert {(4, "ours, default"), (4, "the student's network, taught by masks")} < methods
     assert {(4, f"{name}, the paper's map") for name in shown} < methods
@@ -108,3 +122,51 @@ def test_the_comparison_from_a_datalist_to_its_tables(tmp_path: Path, monkeypatc
         text = tables.rendered(f"<!-- table: compare/toy.json {kind} -->\n<!-- end -->", tmp_path)
         assert text.count("\n|") > 2, kind
     assert packs.read_pack(tmp_path / "r" / "toy.pt")[0]["test"].lesion is None
+
+
+def test_what_makes_it_fast(toy: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quality is that of `compare`, ratios are those of the seconds, and a second run takes no time again."""
+    datalist, given = toy
+    compare.compare("toy", datalist, only="family: reference", **given)
+    monkeypatch.setattr(speed, "STEPS", (2, 3))
+    monkeypatch.setattr(speed.torch, "compile", lambda network: network)
+    del given["cache_dir"], given["images"]
+    options = {"pack": str(tmp_path / "r" / "toy.pt"), "slices": 2, "output": str(tmp_path / "speed.json")}
+    speed.speed(**options, **given)
+    record = json.loads((tmp_path / "speed.json").read_text())
+    tuned = tuning.Maps(tmp_path / "r" / "toy.pt", tmp_path / "r", speed.torch.device("cpu")).tuned_settings(
+        "reference"
+    )
+    assert record["reference"] == tuned["best"][compare.COUNTERFACTUAL]
+    quality = record["pixel_ap_on_validation"]
+    assert quality["reference"] == tuned["pixel_ap"][compare.COUNTERFACTUAL][record["reference"]]
+    assert (
+        quality["default"] == quality["batches of 2"] == quality["compilation"]
+    )  # the same way, but for what changes nothing
+    assert set(record["default_by_number_of_steps"]) == {"2", "3"}
+    seconds = record["seconds_a_slice"]
+    assert {len(of_way) for of_way in seconds.values()} == {2}
+    first, second = seconds["reference"], seconds["fewer steps"]
+    assert record["times_as_fast_as_the_one_before"]["fewer steps"] == [
+        round(a / b, 3) for a, b in zip(first, second, strict=True)
+    ]
+    assert "| reference |" in tables.rendered("<!-- table: speed.json speed -->\n<!-- end -->", tmp_path)
+    speed.speed(**options, **given)
+    assert json.loads((tmp_path / "speed.json").read_text())["seconds_a_slice"] == seconds
+
+
+def test_seeds_of_the_student(toy: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trainings, their spread, and a second run that trains no more and finds the same."""
+    datalist, given = toy
+    options = {**given, "seeds": (0, 1), "images": 16, "output": str(tmp_path / "seeds" / "toy.json")}
+    seeds.seeds("toy", datalist, **options)
+    written = (tmp_path / "seeds" / "toy.json").read_text()
+    record = json.loads(written)
+    values = [record["seeds"][seed]["pixel_ap"] for seed in ("0", "1")]
+    assert values[0] != values[1] and record["images"] == 16
+    assert record["spread"]["pixel_ap"]["mean"] == pytest.approx(sum(values) / 2)
+    assert record["spread"]["pixel_ap"]["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert "| seed 1 |" in tables.rendered("<!-- table: seeds/toy.json seeds -->\n<!-- end -->", tmp_path)
+    monkeypatch.setattr(seeds, "config", None)  # no training any more
+    seeds.seeds("toy", datalist, **options)
+    assert (tmp_path / "seeds" / "toy.json").read_text() == written
