@@ -194,6 +194,20 @@ def of_groups(rows: list[dict[str, str]]) -> str:
     return table([head.split(" (")[0], *columns], [[row[name] for name in shown] for row in rows])
 
 
+def of_few(rows: list[dict[str, str]]) -> str:
+    """What `chest.py` says of the maps of all algorithms, on the images that all of them saw."""
+    columns = ("pixel AP", "pointing game", "boxes found", "image AUROC")
+    fewest = min({row["map"].rpartition(" (")[2] for row in rows}, key=lambda text: int(text.split()[0]))
+    shown = [row for row in rows if row["map"].endswith(f"({fewest}") and ", both (" not in row["map"]]
+    cells = [[row["map"].removesuffix(f" ({fewest}").replace("|", r"\|"), *(row[c] for c in columns)] for row in shown]
+    return table([fewest.rstrip(")"), *columns], cells)
+
+
+def of_counterparts(rows: list[dict[str, str]]) -> str:
+    """What `chest.py` says of counterparts, as it wrote it."""
+    return table(rows[0], (row.values() for row in rows))
+
+
 KINDS: dict[str, Callable[[Any], str]] = {
     "all": lambda record: of_rows(record, True),
     "subset": lambda record: of_rows(record, False),
@@ -207,6 +221,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "stability": of_stability,
     "baseline": of_baseline,
     "groups": of_groups,
+    "few": of_few,
+    "counterparts": of_counterparts,
 }
 
 

@@ -540,6 +540,16 @@ def test_tables_of_other_records_by_hand(tmp_path: Path) -> None:
     head, _, row = tables.of_baseline({"test": test}).splitlines()
     assert head == "| 21 patients, 948 slices | pixel AP | Dice | image AUROC |"
     assert row == "| ours, default - b | +.070 (+.031 to +.122) | .000 (-.100 to +.100) |  |"
+    few = [
+        {"map": f"{name} ({n} images)", "pixel AP": f".{n}"} for n in (8, 231) for name in ("sum |x|", "a, both", "b")
+    ]
+    none = {"pointing game": "", "boxes found": "", "image AUROC": ""}
+    shown = tables.of_few([row | none for row in few]).splitlines()
+    assert shown[0].startswith("| 8 images | pixel AP |") and shown[2:] == [
+        r"| sum \|x\| | .8 |  |  |  |",
+        "| b | .8 |  |  |  |",
+    ]
+    assert tables.of_counterparts([{"algorithm": "a", "x": "1"}]).splitlines()[2] == "| a | 1 |"
     (tmp_path / "g.csv").write_text("group (pixels inside the foreground),patients,pixel AP\nsex: F,2,\n")
     text = tables.rendered("<!-- table: g.csv groups -->\n<!-- end -->", tmp_path)
     assert text.splitlines()[1:4] == ["| group | patients |", "|---|---|", "| sex: F | 2 |"]
