@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,13 @@ def test_version_is_the_same_everywhere() -> None:
     version = METADATA["version"]
     assert version in METADATA["changelog"]
     assert version == PROJECT["version"]
-    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    released = dict(re.findall(r"^## \[(.+)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE))
+    assert len(released) == changelog.count("\n## ") and list(released) == [*METADATA["changelog"]]
+    assert next(iter(released)) == version
+    assert sorted(released.values(), reverse=True) == list(released.values())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], str(citation["date-released"])) == (version, released[version])
 
 
 def test_metadata_describes_the_declared_network() -> None:
