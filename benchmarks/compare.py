@@ -1,7 +1,7 @@
 """Algorithms side by side: the same weights, patients, preprocessing and metrics; quality and cost in one table.
 
     python benchmarks/compare.py --name NAME --datalist FILE [--model brats] [--device cuda] [--images 240000] [--seed 0]
-        [--results DIR]
+        [--results DIR] [--beside NAME --beside_datalist FILE]
 
 Thresholds, and the knobs of every algorithm that has some, are chosen on the validation patients; every number is of the test
 patients. What takes a second a slice sees all their slices. The reference's algorithm and its kin take up to a minute a slice
@@ -15,6 +15,8 @@ that was stopped, or was made elsewhere, goes on; `only` makes what begins with 
 folder. The costs are those of the machine that takes them, each in a process of its own, with the batch and layout of the
 algorithm itself.
 
+`beside` names another data set whose maps are made: paired differences are told of the subsets of both, as of one.
+
 Writes benchmarks/compare/NAME.json and .png; `python benchmarks/tables.py` makes the tables of it.
 """
 
@@ -23,9 +25,9 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fire
 import monai
@@ -56,6 +58,8 @@ ALONE = "ours, counterfactual alone"
 """The default without the student's part of the map, as every other algorithm's counterfactual is read."""
 PUBLISHED = f"{REFERENCE}, the paper's map"
 """The reference as it was published, its reading included."""
+TUNED = "reference, tuned"
+"""Of several data sets, the reference in the setting that was chosen for each."""
 SIZES = {"to 250": (MIN_LESION_PIXELS, 250), "250 to 1,000": (250, 1000), "above 1,000": (1000, np.inf)}
 """Lesion pixels of a slice."""
 
@@ -71,12 +75,12 @@ def by_size(cases: list[SliceCase], method: str, threshold: float) -> dict[str, 
     return {name: {"slices": len(d), "dice": float(np.mean(d)) if d else None} for name, d in found.items()}
 
 
-def brightness(split: Split) -> tuple[str, str, str]:
+def brightness(maps: Maps) -> tuple[str, str, str]:
     """The names of the plain intensity, of the best baseline of brightness, and of that with our classifier's gate.
 
     The last is what our map is without counterfactual and student.
     """
-    names = [b.name for b in split.baselines if not b.on_networks_grid]
+    names = [b.name for b in declared("baselines", *maps.overlays) if not b.on_networks_grid]
     return names[0], names[-1], f"{names[-1]}, gated"
 
 
@@ -172,6 +176,65 @@ def judged(
     return rows, record
 
 
+class Found(NamedTuple):
+    """What was made of a data set."""
+
+    maps: Maps
+    maker: Maker
+    cases: dict[str, list[SliceCase]]
+    """Of validation and test, with the map and score of every method."""
+
+    def of_subset(self, split: str) -> list[SliceCase]:
+        """The cases of the slices that every algorithm saw."""
+        return [c for c in self.cases[split] if self.maps.subset[split][int(c.scores["number"])]]
+
+
+def found_in(maps: Maps, datalist: str, cache_dir: str, splits: Mapping[str, Split]) -> Found:
+    """The cases of a data set, of maps that were made before or are made now.
+
+    Args:
+        splits: of validation and test, where they are at hand.
+
+    Raises:
+        ValueError: the maps are of another datalist.
+    """
+    if not splits:
+        preprocessing = declared("preprocessing", *maps.overlays, brain_cache=cache_dir)
+        splits = {n: Split(datalist, n, preprocessing, *maps.overlays) for n in ("validation", "test")}
+    maker = Maker(maps)
+    cases: dict[str, list[SliceCase]] = {}
+    _, baseline, gated = brightness(maps)
+    for split, of_split in splits.items():
+        if of_split.slices.names != maps.splits[split].names:
+            raise ValueError(f"{maps.pack}: is not made of {datalist}; give another --name, or remove it.")
+        cases[split] = of_split.cases(*maker.of(split))
+        for case in cases[split]:
+            p = case.scores["p(diseased)"]
+            kept_part = float(gate(torch.tensor([p])))
+            case.maps[gated] = case.maps[baseline] * kept_part
+            case.scores[gated] = case.scores[baseline] * kept_part * p
+    return Found(maps, maker, cases)
+
+
+def together(sets: Sequence[Found], baseline: str) -> dict[str, Any]:
+    """`judged` on the subsets of several data sets, each with the reference's setting that was chosen for it."""
+    cases: dict[str, list[SliceCase]] = {}
+    for split in ("validation", "test"):
+        cases[split] = [case for found in sets for case in found.of_subset(split)]
+    read_by_paper = f"{TUNED}, the paper's map"
+    for found in sets:
+        best = found.maker.tuned["reference"]["best"]
+        chosen = {TUNED: best[COUNTERFACTUAL], read_by_paper: f"{best[PAPER]}, the paper's map"}
+        for case in (case for split in cases for case in found.of_subset(split)):
+            case.maps |= {alias: case.maps[name] for alias, name in chosen.items()}
+            case.scores |= {alias: case.scores[name] for alias, name in chosen.items()}
+    against = (baseline, REFERENCE, PUBLISHED, TUNED, read_by_paper)
+    ours = [name for name in (DEFAULT, ALONE, STUDENT) if name in cases["test"][0].maps]
+    rows, record = judged(cases, [*ours, *against], against)
+    patients = len({case.subject for case in cases["test"]})
+    return {"patients": patients, "slices": len(cases["test"]), "rows": rows, **record}
+
+
 def compare(
     name: str,
     datalist: str | None = None,
@@ -182,43 +245,33 @@ def compare(
     images: int | None = None,
     seed: int = 0,
     only: str = "",
+    beside: str | None = None,
+    beside_datalist: str | None = None,
     output: str | None = None,
     cache_dir: str = str(ROOT / "bundle" / "cache"),
 ) -> None:
     """Write `output`.json and .png, by default benchmarks/compare/NAME; see the module."""
+    if (beside is None) != (beside_datalist is None):
+        raise ValueError("--beside and --beside_datalist are given together, or neither.")
     folder = Path(results or Path(cache_dir) / "compare")
     packed = Path(pack or folder / f"{name}.pt")
     overlays = [model] if model else []
+    on = torch.device(device or default_device())
     splits: dict[str, Split] = {}
     if not packed.is_file():
         if datalist is None:
             raise ValueError(f"{packed}: there is no such pack; give the --datalist that it is made of.")
         splits = write_pack(datalist, packed, cache_dir, *overlays)
-    maps = Maps(packed, folder, torch.device(device or default_device()), images, seed, only)
+    maps = Maps(packed, folder, on, images, seed, only)
     maps.make()
     if datalist is None or only:
         return
-    if not splits:
-        preprocessing = declared("preprocessing", *overlays, brain_cache=cache_dir)
-        splits = {n: Split(datalist, n, preprocessing, *overlays) for n in ("validation", "test")}
-    maker = Maker(maps)
-    cases: dict[str, list[SliceCase]] = {}
-    intensity, baseline, gated = brightness(splits["test"])
-    for split, of_split in splits.items():
-        if of_split.slices.names != maps.splits[split].names:
-            raise ValueError(f"{packed}: is not made of {datalist}; give another --name, or remove it.")
-        cases[split] = of_split.cases(*maker.of(split))
-        for case in cases[split]:
-            p = case.scores["p(diseased)"]
-            kept_part = float(gate(torch.tensor([p])))
-            case.maps[gated] = case.maps[baseline] * kept_part
-            case.scores[gated] = case.scores[baseline] * kept_part * p
+    found = found_in(maps, datalist, cache_dir, splits)
+    maker = found.maker
+    intensity, baseline, gated = brightness(maps)
     rows, record = [], {}
     for where in ("all", "subset"):
-        chosen = {
-            split: [c for c in of_split if where == "all" or maps.subset[split][int(c.scores["number"])]]
-            for split, of_split in cases.items()
-        }
+        chosen = found.cases if where == "all" else {split: found.of_subset(split) for split in found.cases}
         methods = [baseline, gated, intensity, *maker.on_all]
         against = (intensity, baseline, gated, SUPERVISED)
         if where == "subset":
@@ -232,6 +285,10 @@ def compare(
             if "row" in spent:
                 spent |= maps.cost(spent.pop("row"))
             rows.append({"where": where} | row | rounded(spent))
+    if beside is not None:
+        of_other = Maps(folder / f"{beside}.pt", folder, on, images, seed)
+        other = found_in(of_other, str(beside_datalist), cache_dir, {})
+        record["together"] = {"with": beside} | together([found, other], baseline)
     whole = {
         "data": name,
         "model": model or "brain_flair",
@@ -244,7 +301,7 @@ def compare(
         "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
         "settings": maps.algorithms.default,
         "default_by_number_of_slices": {n: rounded(maps.cost(DEFAULT, n)) for n in NUMBERS},
-        "patients": {split: len({c.subject for c in of_split}) for split, of_split in cases.items()},
+        "patients": {split: len({c.subject for c in of_split}) for split, of_split in found.cases.items()},
         "subset_slices": {
             split: [n for n, one in zip(maps.splits[split].names, chosen.tolist(), strict=True) if one]
             for split, chosen in maps.subset.items()

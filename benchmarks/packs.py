@@ -100,7 +100,7 @@ class Split:
         self, datalist: str, name: str, preprocessing: Any, *overlays: str, min_area: int | None = None
     ) -> None:
         self.items = read_datalist(datalist, name)
-        self.baselines = declared("baselines", *overlays)
+        self.baselines = [b for b in declared("baselines", *overlays) if not b.on_networks_grid]
         self.volumes: list[Any] = []
         self.wanted: list[list[int]] = []
         x, foreground, labels, names, lesion = [], [], [], [], []

@@ -213,6 +213,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "subset": lambda record: of_rows(record, False),
     "differences": lambda record: of_differences(record, "all"),
     "subset_differences": lambda record: of_differences(record, "subset"),
+    "together": lambda record: of_differences(record, "together"),
     "sizes": of_sizes,
     "scaling": of_scaling,
     "tuning": of_tuning,

@@ -112,10 +112,22 @@ def test_the_comparison_from_a_datalist_to_its_tables(
     assert {(4, f"{name}, the paper's map") for name in shown} < methods
     assert record["images_of_training_of_each_rival"] == 32 and len(record["subset_slices"]["test"]) == 4
     assert all(0 <= float(r["pixel_ap"].split()[0]) <= 1 for r in record["rows"])
+    # beside itself, every patient is there twice and no difference is another
+    compare.compare("toy", datalist, output=str(tmp_path / "both"), beside="toy", beside_datalist=datalist, **given)
+    both = json.loads((tmp_path / "both.json").read_text())["together"]
+    assert (both["with"], both["patients"], both["slices"]) == ("toy", 2, 8)
+    names = ("ours, default - reference, L = 3, s = 10", "ours, default - FLAIR minus slice median, 3x3 median")
+    for name in names:
+        one, two = record["subset"]["differences"][name], both["differences"][name]
+        assert two["pixel_ap"][0] == pytest.approx(one["pixel_ap"][0], abs=1e-6)
+    assert "ours, default - reference, tuned, the paper's map" in both["differences"]
+    assert names[0] in tables.rendered("<!-- table: both.json together -->\n<!-- end -->", tmp_path)
     monkeypatch.setattr(algorithms.Algorithms, "timed", None)  # nothing may be sampled again
     compare.compare("toy", datalist, output=str(tmp_path / "compare" / "toy"), **given)
     assert (tmp_path / "compare" / "toy.json").read_text() == written
     compare.compare("toy", only="ours", pack=str(tmp_path / "r" / "toy.pt"), **given)
+    with pytest.raises(ValueError, match="given together, or neither"):
+        compare.compare("toy", datalist, beside="other", **given)
     with pytest.raises(ValueError, match="there is no such pack"):
         compare.compare("other", **given)
     for kind in ("all", "subset", "differences", "subset_differences", "sizes", "tuning", "scaling"):
