@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT / "bundle"))
 from scripts.judging.readings import COUNTERFACTUAL, OURS, P_DISEASED, PAPER, STUDENT
 
 BRIGHTNESS = "FLAIR minus slice median, 3x3 median"
+PLAIN = ("FLAIR intensity", "T2 intensity", "Grad-CAM of the classifier")
+"""What needs no counterpart, besides."""
 SHIPPED = "at the bundle's threshold"
 AP, DICE, AUROC, PER_VOLUME, PER_SLICE = (
     *("pixel AP", "Dice pooled", "image AUROC"),
@@ -69,8 +71,7 @@ _LIKEWISE = [
     Row("ours, student, likewise", "brats/test", STUDENT),
     Row("ours, counterfactual alone, likewise", "brats/test", COUNTERFACTUAL),
     Row("the paper's map, likewise", "brats/test", PAPER),
-    Row("FLAIR intensity, likewise", "brats/test", "FLAIR intensity"),
-    Row(f"{BRIGHTNESS}, likewise", "brats/test", BRIGHTNESS),
+    *(Row(f"{name}, likewise", "brats/test", name) for name in (BRIGHTNESS, *PLAIN)),
 ]
 _OTHERS = {
     "glioma, 7 test patients of BraTS, every second slice": "brats",
@@ -130,8 +131,7 @@ TABLES = {
                     ("ours, student", STUDENT),
                     ("ours, counterfactual alone", COUNTERFACTUAL),
                     ("the paper's map", PAPER),
-                    ("FLAIR intensity", "FLAIR intensity"),
-                    (BRIGHTNESS, BRIGHTNESS),
+                    *((name, name) for name in (BRIGHTNESS, *PLAIN)),
                 )
             ),
         ],
