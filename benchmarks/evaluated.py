@@ -134,6 +134,13 @@ TABLES = {
                     *((name, name) for name in (BRIGHTNESS, *PLAIN)),
                 )
             ),
+            Row(
+                *(
+                    "FLAIR's networks, at their shipped threshold",
+                    "brain_flair/brats_paper_slices",
+                    f"{OURS}, {SHIPPED}",
+                )
+            ),
         ],
     ),
     "chest": Evaluated(
