@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from evaluated import TABLES, cells
+from evaluated import OURS, TABLES, cells
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/README.md", *(f"bundle/docs/{name}.md" for name in ("README", "brats", "chest")))
@@ -181,7 +181,7 @@ def of_baseline(record: dict[str, Any]) -> str:
     found = record["test"]["foreground"]["difference to the best baseline"]
     numbers = "{patients} patients, {slices} slices".format_map(record["test"])
     row = [
-        f"ours, default - {found['to']}",
+        f"{'ours, default' if found['of'] == OURS else found['of']} - {found['to']}",
         *(difference(found.get(m)) for m in ("pixel_ap", "dice_threshold", "image_auroc")),
     ]
     return table([numbers, *(SHORT[m] for m in ("pixel_ap", "dice_threshold", "image_auroc"))], [row])
@@ -191,7 +191,8 @@ def of_groups(rows: list[dict[str, str]]) -> str:
     """What an evaluation says of groups, as it wrote it; a column with nothing in it is left out."""
     shown = [name for name in rows[0] if any(row[name] for row in rows)]
     head, *columns = shown
-    return table([head.split(" (")[0], *columns], [[row[name] for name in shown] for row in rows])
+    cells = [[row[name].replace("|", r"\|") for name in shown] for row in rows]
+    return table([head.split(" (")[0], *columns], cells)
 
 
 def of_few(rows: list[dict[str, str]]) -> str:

@@ -47,12 +47,24 @@ def hashed_files(model: Model) -> Iterator[tuple[str, bytes]]:
 
 
 def sample(model: Model) -> Iterator[tuple[str, bytes]]:
-    """The images that a card's command runs on, and whose they are."""
+    """The images that a card's command runs on, and whose they are; of a model that has some.
+
+    Raises:
+        ValueError: of one it isn't said whose it is.
+    """
     names = json.loads(facts(model, "card.json").read_text("utf-8"))["sample"]
+    if not names:
+        return
     folder = model.bundle / "sample"
-    parts = (folder / "ATTRIBUTION.md").read_text("utf-8").split("# ")
-    own = [f"# {part.rstrip()}\n" for part in parts if any(part.startswith(name) for name in names)]
-    yield "sample/ATTRIBUTION.md", "\n".join(own).encode()
+    said: dict[str, list[str]] = {}
+    for part in (folder / "ATTRIBUTION.md").read_text("utf-8").split("# ")[1:]:
+        heading, body = part.split("\n", 1)
+        if own := [name for name in names if name in heading.split(", ")]:
+            said[body.strip()] = own
+    if unsaid := [name for name in names if not any(name in own for own in said.values())]:
+        raise ValueError(f"{folder / 'ATTRIBUTION.md'}: says nothing of {', '.join(unsaid)}.")
+    text = "\n".join(f"# {', '.join(own)}\n\n{body}\n" for body, own in said.items())
+    yield "sample/ATTRIBUTION.md", text.encode()
     yield from ((f"sample/{name}", (folder / name).read_bytes()) for name in names)
 
 

@@ -22,7 +22,7 @@ NETWORK_DEF = {
     '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
 }
 """What a card says of it, by whether the model has a student."""
-CHECKLIST = "The repository's `docs/claim.md` answers CLAIM, a checklist of what papers on such models have to tell."
+CHECKLIST = "`docs/claim.md` of the source code answers CLAIM, a checklist of what papers on such models have to tell."
 
 
 def facts(model: Model, name: str) -> Path:
@@ -81,7 +81,8 @@ def card(model: Model) -> str:
     """``docs/README.md`` of a model's zip: the sections that cards in the zoo have, from its metadata and its `facts`."""
     meta, own = metadata(model), json.loads(facts(model, "card.json").read_text("utf-8"))
     # several images are one study
-    name, sample = model.name, f"sample/{own['sample'][0]}" if len(own["sample"]) == 1 else "sample"
+    name, samples = model.name, own["sample"]
+    sample = "PATH" if not samples else "sample" if len(samples) > 1 else f"sample/{samples[0]}"
     sections = {
         f"# {meta['name']}": [meta["description"], f"**{meta['intended_use']}**", *own["overview"]],
         "## Data": [meta["data_source"] + ".", "Licences of data and weights: [data_license.txt](data_license.txt)."],

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import posixpath
 import re
+import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -19,24 +21,36 @@ def stage(path: Path, repo: str, output: Path) -> Path:
     Args:
         path: of the zip.
         repo: the repository that is uploaded to, ``OWNER/NAME``.
-        output: where the folder goes, which is named as the zip.
+        output: where the folder goes, which is named as the one in the zip.
 
     Raises:
-        FileExistsError: that folder is there.
-        ValueError: the zip is not as it was released.
+        ValueError: the file is no released zip, or not as it was released; the folder is there; or `repo` names none.
     """
     from scripts.manifest import check_manifest, write_manifest  # of the source tree
 
-    folder = output / path.stem
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(output)
-    check_manifest(folder)
-    card = folder / "docs" / "README.md"
-    (folder / "README.md").write_text(in_root(card.read_text("utf-8"), path.stem, repo), "utf-8")
-    card.unlink()
-    write_manifest(folder)
-    return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"{repo!r} names no repository; it is OWNER/NAME.")
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output) as scratch:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(scratch)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path}: can't be unpacked ({error}); give a zip that python -m release wrote."
+            ) from error
+        roots = list(Path(scratch).iterdir())
+        if len(roots) != 1 or check_manifest(roots[0]) is None:
+            raise ValueError(f"{path}: is no released bundle; give a zip that python -m release wrote.")
+        [unpacked] = roots
+        folder = output / unpacked.name
+        if folder.exists():
+            raise ValueError(f"{folder}: is there already; remove it, or give another --output.")
+        card = unpacked / "docs" / "README.md"
+        (unpacked / "README.md").write_text(in_root(card.read_text("utf-8"), unpacked.name, repo), "utf-8")
+        card.unlink()
+        write_manifest(unpacked)
+        return unpacked.rename(folder)
 
 
 def in_root(card: str, name: str, repo: str) -> str:
@@ -51,10 +65,15 @@ def in_root(card: str, name: str, repo: str) -> str:
 
 def main() -> None:
     """The command."""
+    from scripts.errors import say  # of the source tree
+
+    sys.excepthook = say
     parser = argparse.ArgumentParser(prog="release.hub", description=__doc__)
     parser.add_argument("zip", type=Path, help="as python -m release writes it")
     parser.add_argument("repo", help="OWNER/NAME, where it will be uploaded")
-    parser.add_argument("--output", type=Path, required=True, help="where the folder goes, which is named as the zip")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="where the folder goes, which is named as the one in the zip"
+    )
     arguments = parser.parse_args()
     print(stage(arguments.zip, arguments.repo, arguments.output))
 

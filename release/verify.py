@@ -223,7 +223,7 @@ ONCE = {"tracking"}
 
 
 def sample_of(bundle: Path, sequences: list[str], folder: Path) -> list[Path]:
-    """The image in a zip; where there are several, on grids of their own, a study that has one of them for each sequence."""
+    """The image in a zip; where there are several, not all on one grid, a study that has one of them for each sequence."""
     found = [path for path in sorted(bundle.glob("sample/*")) if path.name != "ATTRIBUTION.md"]
     if len(found) > 1:
         folder.mkdir()

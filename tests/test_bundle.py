@@ -76,7 +76,7 @@ def test_the_tumour_of_the_sample_is_found(demo: tuple[Path, str]) -> None:
 
 
 def test_four_series_of_the_sample_give_what_flair_gives(demo: tuple[Path, str]) -> None:
-    """What `make demo-brats` runs: they lie on four grids, are registered without a doubt, and the result lies on FLAIR's."""
+    """What `make demo-brats` runs: they lie on three grids, are registered without a doubt, and the result lies on FLAIR's."""
     out = demo[0].parent / "brats"
     files = f"['{CONFIGS / 'inference.json'}','{CONFIGS / 'brats.json'}']"
     options = ["--input", str(SAMPLE.parent), "--output_dir", str(out), "--brain_cache", str(out.parent / "cache")]

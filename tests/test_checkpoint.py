@@ -122,7 +122,7 @@ def test_a_signal_saves(number: int, status: int, tmp_path: Path, capsys: pytest
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 6
     assert (tmp_path / "model.pt").exists()
     # by no page, as a zip has not those of the repository
-    assert "`run publish` in the place of `run` brings them into the bundle" in capsys.readouterr().out
+    assert "To bring them into the bundle, give `run publish` instead of `run`." in capsys.readouterr().out
 
 
 def test_one_training_at_a_time_has_a_folder(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_ctrl_c_is_one_line_and_its_own_status(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as ended:
         say(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "Stopped; the same command goes on with what is left.\n"
+    assert capsys.readouterr().err == "Stopped. What was finished is kept; the same command goes on.\n"
 
 
 @pytest.mark.parametrize("line", [["monai.bundle", "nonsense"], ["scripts.manifest", "nonsense"]], ids=" ".join)
@@ -266,7 +266,7 @@ def test_ctrl_c_while_volumes_are_made_ends_with_one_line(
     process.send_signal(number)
     _, errors = process.communicate(timeout=170)
     assert process.returncode == status and "Traceback" not in errors, errors[-2000:]
-    stopped = "Stopped; the same command goes on with what is left."
+    stopped = "Stopped. What was finished is kept; the same command goes on."
     assert (errors.splitlines()[-1] == stopped) == (number == signal.SIGINT)
     assert any(cache.rglob(kept)) and not (tmp_path / "out").exists()
 

@@ -102,8 +102,8 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
     assert set(test["scores"]) == {P_DISEASED, OURS, COUNTERFACTUAL, STUDENT, PAPER, *map(str, baselines())}
     assert test["left_out"] == {
         "boxes found": "there are no boxes",
-        "lesions found, 10 ml and more": "no lesion of a volume is 10 ml or more",
-        "lesions found, under 1 ml": "no lesion of a volume is under 1 ml",
+        "lesions found, 10 ml and more": "no lesion of 10 ml or more is known in a volume without gaps",
+        "lesions found, under 1 ml": "no lesion under 1 ml is known in a volume without gaps",
         "pointing game": "there are no boxes",
         "volume AP": "all are of one class, or have one slice",
         "volume AUROC": "all are of one class, or have one slice",
@@ -185,9 +185,13 @@ def test_groups_of_patients(patients: Path, monkeypatch: pytest.MonkeyPatch) -> 
         patients,
         lambda split, item: item | {"groups": {"hospital": "X", "sex": sex.get(item["subject"], "F")}},
     )
+    # as a datalist in another folder has them, whose cache is the same
+    (patients / "lists").mkdir()
+    (patients / "datalist.json").rename(patients / "lists" / "datalist.json")
+    path = patients / "lists" / "datalist.json"
+    path.write_text(path.read_text().replace('"image": "', '"image": "../').replace('"mask": "', '"mask": "../'))
     monkeypatch.setattr(CounterfactualInferer, "__call__", lambda *a, **k: pytest.fail("asks a network"))
-    items = items_of(str(patients / "datalist.json"), "validation")
-    test = evaluate(patients, patients / "out", **{"evaluation#validation": items[:0]})["test"]
+    test = evaluate(patients, patients / "out", datalist=str(path), **{"evaluation#validation": []})["test"]
     assert list(test["groups"]) == ["hospital: X", "sex: F", "sex: M"]
     for group, whole in (("hospital: X", test), ("sex: F", alone["A"]), ("sex: M", alone["B"])):
         found = test["groups"][group]

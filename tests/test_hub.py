@@ -120,9 +120,18 @@ def test_monai_writes_the_licence_of_the_code_over_the_card_of_a_zip(remote: Pat
 def test_what_is_there_and_what_was_changed_is_refused() -> None:
     path = zipped(MODELS[0])
     Path("staged", path.stem).mkdir(parents=True)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match="is there already; remove it"):
         stage(path, "owner/it", Path("staged"))
+    with pytest.raises(ValueError, match="'me and' names no repository"):
+        stage(path, "me and", Path("elsewhere"))
+    renamed = Path(shutil.copy(path, f"{path.stem} (1).zip"))
+    assert stage(renamed, "owner/it", Path("renamed")).name == path.stem
+    for held in (b"no zip", b"PK\x05\x06" + bytes(18)):  # the second is an empty one
+        Path("other.zip").write_bytes(held)
+        with pytest.raises(ValueError, match=r"other.zip: (can't be unpacked|is no released bundle)"):
+            stage(Path("other.zip"), "owner/it", Path("elsewhere"))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"{path.stem}/configs/more.json", "{}")
     with pytest.raises(ValueError, match=r"configs/more.json was added"):
         stage(path, "owner/it", Path("elsewhere"))
+    assert not list(Path("elsewhere").iterdir())  # nothing is left of what was refused

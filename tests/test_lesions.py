@@ -132,6 +132,9 @@ def test_lesions_are_counted_in_three_dimensions() -> None:
     for voxel_ml, expected in ((0.05, (0, 1, None)), (1 / 3, (None, 0, 1))):
         found = metrics([replace(c, voxel_ml=voxel_ml) for c in cases], "m", 0.5, "image")
         assert tuple(found.get(name) for name in sizes) == expected
+    # with a slice left out between, a lesion's volume is not known
+    gap = [replace(c, voxel_ml=0.05, slice=2 * c.slice) for c in cases]
+    assert not metrics(gap, "m", 0.5, "image").keys() & set(sizes)
     a[0, 0, 2] = 0  # two of thirty are no tenth, and too few to be a mark
     cases = [case(truth[z], a[z], z + 5) for z in range(3)]
     assert metrics(cases, "m", 0.5, "image")["lesions_found"] == 0

@@ -507,7 +507,7 @@ def test_arrays_become_pictures(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=pictures)
     columns = ("row", "effusion", "no_finding", "split", "patient", "group", "sex", "age")
     values = [
-        (0, 1, 0, "train", "p", 5, "M", 39),
+        (0, 1, 0, "train", "p", 5, "M", "39.0"),
         (1, 0, 1, "val", "", 6, "unknown", "414"),  # nobody is so old
         (2, 0, 0, "test", "", 7, "F", ""),
         (9, 1, 0, "test", "", 8, "", ""),

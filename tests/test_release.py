@@ -19,7 +19,7 @@ import yaml
 from jsonschema import validate
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_out
 
-from release.__main__ import ROOT, release
+from release.__main__ import ROOT, release, sample
 from release.archive import write_zip
 from release.describing import FACTS, card, metadata, trainings
 from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, configs, dumped, renamed, weights
@@ -101,6 +101,29 @@ def parsed(folder: Path, *names: str) -> dict[str, Any]:
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """With one sign between the parts of an id."""
     return dict(json.loads(json.dumps(config).replace("::", "#")))
+
+
+def test_a_sample_comes_with_whose_it_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one image, of several, of none; one of which nothing is said is refused."""
+    monkeypatch.setattr("release.describing.FACTS", shutil.copytree(FACTS, tmp_path / "facts"))
+    path = tmp_path / "facts" / "brain_flair" / "card.json"
+    model = next(iter(models(source)))
+    for names, told in (
+        (["TCGA_FG_6692_t2.nii.gz"], "--input sample/TCGA_FG_6692_t2.nii.gz "),
+        (["TCGA_FG_6692_t2.nii.gz", "TCGA_FG_6692_t1.nii.gz", "NIH_61_effusion.dcm"], "--input sample "),
+        ([], "--input PATH "),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "sample": names}))
+        found = dict(sample(model))
+        assert set(found) == ({f"sample/{name}" for name in names} | {"sample/ATTRIBUTION.md"} if names else set())
+        text = found.get("sample/ATTRIBUTION.md", b"").decode()
+        headings = re.findall(r"^# (.*)$", text, re.MULTILINE)
+        assert sorted(name for heading in headings for name in heading.split(", ")) == sorted(names)
+        assert ("CC BY 3.0" in text) == bool(names) and ("NIH Clinical Center" in text) == (len(names) > 1)
+        assert told in card(model)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sample": ["ATTRIBUTION.md"]}))
+    with pytest.raises(ValueError, match=r"says nothing of ATTRIBUTION\.md"):
+        dict(sample(model))
 
 
 def test_a_zip_is_one_folder_in_order(zips: Path) -> None:

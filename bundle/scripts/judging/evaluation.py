@@ -97,7 +97,8 @@ class Evaluation:
         if parts := recalls(cases["test"], method, self.threshold, "foreground"):
             record["test"]["parts"] = parts
             write_parts(parts, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_parts")
-        if groups := by_group(self.datalists["test"], cases["test"], method, self.threshold, "foreground"):
+        grouped = {self.volumes.path(item): item for item in self.datalists["test"] if "groups" in item}
+        if groups := by_group(grouped, cases["test"], method, self.threshold, "foreground"):
             record["test"]["groups"] = {group: reached.values for group, reached in groups.items()}
             write_groups(groups, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_groups")
         slices = sum(record[split]["slices"] for split in cases)

@@ -1,9 +1,9 @@
-"""Results by what a datalist says of its images, such as sex, age, hospital or view: whom a model fails."""
+"""Results by what a datalist says of its images, such as sex, age, hospital or view: where a model works worse."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,17 @@ COLUMNS = {
     "p_healthy": "mean p(diseased) of healthy slices",
     "p_diseased": "mean p(diseased) of diseased slices",
     **{name: METRICS[name][0] for name in OF_GROUP},
+    "image_auroc": "image AUROC of the map's score",
 }
 
 
 def by_group(
-    items: Iterable[Mapping[str, Any]], cases: KeptCases, method: str, threshold: float, domain: Domain
+    items: Mapping[Path, Mapping[str, Any]], cases: KeptCases, method: str, threshold: float, domain: Domain
 ) -> dict[str, Measured]:
     """What a method reaches in each group: `COLUMNS`, with intervals where a group has several patients.
 
     Args:
-        items: of the datalist; images without ``groups`` have no part in it.
+        items: of the datalist, by the files of their cases; images without ``groups`` have no part in it.
         cases: of these items.
         method: of the maps.
         threshold: marked is what is above.
@@ -46,14 +47,13 @@ def by_group(
     Returns:
         By the group's name, such as "sex: F". A group whose volumes all failed is left out.
     """
-    volumes: defaultdict[str, set[str]] = defaultdict(set)
-    for item in items:
-        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+    paths: defaultdict[str, set[Path]] = defaultdict(set)
+    for path, item in items.items():
         for name, value in item.get("groups", {}).items():
-            volumes[f"{name}: {value}"].add(image)
+            paths[f"{name}: {value}"].add(path)
     found = {}
-    for group in sorted(volumes):
-        of_group = cases.of(volumes[group])
+    for group in sorted(paths):
+        of_group = cases.of(paths[group])
         scored = Scored(P_DISEASED)
         for case in of_group:
             scored.add(case)

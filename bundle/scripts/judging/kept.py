@@ -39,10 +39,9 @@ class KeptCases:
                     case.truth = case.in_boxes().any(axis=0)
                 yield gated(case, float(probability[case.slice]))
 
-    def of(self, volumes: Collection[str]) -> KeptCases:
-        """Those of some volumes alone, by `SliceCase.volume`."""
-        paths = [path for path in self.paths if (cases := _opened(path)["cases"]) and cases[0]["volume"] in volumes]
-        return KeptCases(paths, self.temperature, self.boxes_are_lesions)
+    def of(self, paths: Collection[Path]) -> KeptCases:
+        """Those of some of the files alone."""
+        return KeptCases([p for p in self.paths if p in paths], self.temperature, self.boxes_are_lesions)
 
     @property
     def logits(self) -> list[torch.Tensor]:

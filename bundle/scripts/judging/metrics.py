@@ -31,9 +31,12 @@ METRICS = {
     "aupimo": ("AUPIMO, FPR {:g} to {:g}".format(*FPR_RANGE), "no lesion is known, or no slice is healthy"),
     "healthy_area": ("false pixels per healthy slice", "no slice is healthy"),
     "lesions_found": ("lesions found", f"no lesion of {MIN_VOXELS} voxels is known"),
-    "lesions_found_small": ("lesions found, under 1 ml", "no lesion of a volume is under 1 ml"),
-    "lesions_found_medium": ("lesions found, 1 to 10 ml", "no lesion of a volume is 1 to 10 ml"),
-    "lesions_found_large": ("lesions found, 10 ml and more", "no lesion of a volume is 10 ml or more"),
+    "lesions_found_small": ("lesions found, under 1 ml", "no lesion under 1 ml is known in a volume without gaps"),
+    "lesions_found_medium": ("lesions found, 1 to 10 ml", "no lesion of 1 to 10 ml is known in a volume without gaps"),
+    "lesions_found_large": (
+        "lesions found, 10 ml and more",
+        "no lesion of 10 ml or more is known in a volume without gaps",
+    ),
     "false_lesions": ("false lesions per volume", "no slice is known to be healthy or has a known lesion"),
     "pointing": ("pointing game", "there are no boxes"),
     "box_recall": ("boxes found", "there are no boxes"),
@@ -60,7 +63,8 @@ def metrics(cases: Iterable[SliceCase], method: str, threshold: float | None, do
         0.012 %, which changes them by about 0.0002. All else is exact.
         ``aupro``, ``aupimo``: see `limited.limited`; lesions are those of a slice.
         ``lesions_found``: the share of lesions, in three dimensions, of which a tenth is marked at `threshold`;
-        ``lesions_found_small``, ``_medium``, ``_large``: the same of those under 1 ml, under 10 ml, and larger;
+        ``lesions_found_small``, ``_medium``, ``_large``: the same of those under 1 ml, under 10 ml, and larger,
+        of volumes between whose judged slices none is left out;
         ``false_lesions``: how many marks touch no lesion, a volume; see `lesions.counted`.
         ``healthy_area``: mean number of false pixels in a healthy slice at `threshold`.
         ``pointing``: the share of images with boxes whose map is highest in a box (a map with several highest pixels counts by

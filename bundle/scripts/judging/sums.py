@@ -25,7 +25,7 @@ MIN_LESION_PIXELS = 20
 MIN_BOX_SHARE = 0.1
 """A box is found if so much of it is marked; a few pixels at its rim don't find it."""
 LESION_ML = {"lesions_found_small": 1, "lesions_found_medium": 10, "lesions_found_large": np.inf}
-"""Lesions of under so many ml, each without those before it."""
+"""Lesions of so many ml, each from the limit before it to under its own."""
 
 Parts = dict[str, list[tuple[str, float, float]]]
 """Of metrics that are quotients of sums: subject, numerator and denominator of every slice, volume or box."""
@@ -125,9 +125,11 @@ class _Wholes:
         """The volume is complete."""
         if self._slices:
             found, false = counted(self._slices)
+            # where slices are left out, a lesion is in pieces
+            whole = max(self._slices) - min(self._slices) + 1 == len(self._slices)
             for voxels, one in found:
                 self._parts["lesions_found"].append((self._subject, one, 1))
-                if self._voxel_ml is not None:
+                if self._voxel_ml is not None and whole:
                     size = next(name for name, most in LESION_ML.items() if voxels * self._voxel_ml < most)
                     self._parts[size].append((self._subject, one, 1))
             self._parts["false_lesions"].append((self._subject, false, 1))

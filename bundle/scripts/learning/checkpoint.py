@@ -210,7 +210,7 @@ class ResumableCheckpoint:
         if self._signals.caught is None:
             if first:
                 print(
-                    f"{self.final_path}: the weights. `run publish` in the place of `run` brings them into the bundle."
+                    f"{self.final_path}: the weights. To bring them into the bundle, give `run publish` instead of `run`."
                 )
             return
         if first:

@@ -184,7 +184,9 @@ def _is_spacing(value: Any) -> bool:
 
 
 def _are_groups(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, str) and v for both in value.items() for v in both)
+    if not isinstance(value, dict) or any(":" in name for name in value):
+        return False
+    return all(isinstance(v, str) and v.strip() and v.isprintable() for both in value.items() for v in both)
 
 
 def _is_box(value: Any) -> bool:
@@ -206,6 +208,6 @@ RULES = {
     "boxes": (_are_boxes, "a list of boxes [x0, y0, x1, y1], four numbers with x0 < x1 and y0 < y1"),
     "subject": (is_subject, "a text"),
     "spacing": (_is_spacing, "three voxel sizes in mm above 0 (of a picture, two)"),
-    "groups": (_are_groups, 'texts by names, such as {"sex": "F"}'),
+    "groups": (_are_groups, 'names without a colon, each with a text, such as {"sex": "F"}'),
 }
 """For each field whether a value is right, and what is allowed in words."""

@@ -15,14 +15,15 @@ def groups_of(row: Mapping[str, str], names: Mapping[str, Sequence[str]]) -> dic
 
     Args:
         row: of the table.
-        names: for each group the columns that may hold it. Of a group called "age", years such as 57 or 057Y become a range;
-            of "sex", words become M or F; what is neither is left out.
+        names: for each group the columns that may hold it. Of a group called "age", years such as 57, 57.0 or 057Y become a
+            range; of "sex", words become M or F; what is neither is left out.
     """
     found = {}
     for group, columns in names.items():
-        value = next((row[column].strip() for column in columns if row.get(column)), "")
+        values = [(row.get(column) or "").strip() for column in columns]
+        value = next(filter(None, values), "")
         if group == "age":
-            years = re.fullmatch(r"(\d{1,3})Y?", value)
+            years = re.fullmatch(r"(\d{1,3})(?:\.0+)?Y?", value, re.IGNORECASE)
             value = next((of_age for most, of_age in AGES.items() if years and int(years[1]) < most), "")
         elif group == "sex":
             value = SEXES.get(value.upper(), "")

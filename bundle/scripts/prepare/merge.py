@@ -27,7 +27,7 @@ def merge(*, root: str, output: str, datalists: Any, overwrite: bool = False) ->
         items = read_datalist(folder / name)
         for item, section in zip(items, sections, strict=True):
             paths = {k: _relative(v, folder) for k, v in item.items() if k in FILES}
-            groups = {"datalist": Path(name).stem} | item.get("groups", {})
+            groups = {"datalist": Path(name).with_suffix("").as_posix()} | item.get("groups", {})
             made.add({"subject": str(item["image"]), **item, **paths, "groups": groups}, section or None)
     made.write("Expected are datalists with items.")
 
