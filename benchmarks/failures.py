@@ -76,10 +76,9 @@ def scene(
     """A slice of a volume ``(X, Y, Z)``, counted as `turned` has them; `other` is turned already."""
     healthy = turned(found.counterfactual[channel], found.affine)
     of_volume = [turned(image, found.affine), healthy, turned(found.anomaly_map, found.affine)]
-    marked = turned(found.mask == LESION, found.affine) > 0
     sizes = np.linalg.norm(found.affine[:3, :2], axis=0)
     parts = [a[..., z] for a in of_volume]
-    return Scene(title, *parts, marked[..., z], None if other is None else other[..., z], sizes[1] / sizes[0])
+    return Scene(title, *parts, marks(found)[..., z], None if other is None else other[..., z], sizes[1] / sizes[0])
 
 
 def marks(found: Prediction) -> NDArray:

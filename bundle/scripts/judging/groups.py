@@ -28,8 +28,7 @@ COLUMNS = {
     "p_healthy": "mean p(diseased) of healthy slices",
     "p_diseased": "mean p(diseased) of diseased slices",
     **{name: METRICS[name][0] for name in OF_GROUP},
-    "image_auroc": "image AUROC of the map's score",
-}
+} | {"image_auroc": "image AUROC of the map's score"}
 
 
 def by_group(
