@@ -28,6 +28,14 @@ def test_the_workflow_runs_it_on_every_python() -> None:
     assert WORKFLOW["permissions"] == {"contents": "read"}
 
 
+def test_every_action_is_one_commit() -> None:
+    """A tag can be moved to other code, a commit can't."""
+    used = re.findall(r"uses: (.*)", (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
+    steps = [step for job in WORKFLOW["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert len(used) == len(steps) > 0
+    assert [use for use in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)] == []
+
+
 def test_the_zips_are_verified_on_the_oldest_python_of_bundles() -> None:
     """The project runs on another, as it doesn't allow that one."""
     _, setup, run = WORKFLOW["jobs"]["zips"]["steps"]
