@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from scripts.learning.plan import Plan
 from scripts.learning.seeding import RandomBatches, validated
 from scripts.learning.stopping import StopSignals
 from scripts.ranks import meet
-from torchrun import environment, said, torchrun
+from torchrun import environment, machines, said, torchrun
 from training_data import command, parsed, write_datalist
 
 STEPS = 12
@@ -106,6 +107,33 @@ def test_a_rank_that_is_killed_changes_nothing(folder: Path, two: dict[str, Any]
     assert killed["iteration"] == STEPS
     for name in ("network", "ema"):
         assert all(torch.equal(killed[name][k], two[name][k]) for k in two[name])
+
+
+def test_two_machines_train_what_two_ranks_do(folder: Path, two: dict[str, Any]) -> None:
+    """Two torchruns that meet at an address, here of this machine alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = machines(training(folder, "machines", "multi_gpu_train"), 2, port)
+    with ThreadPoolExecutor() as pool:
+        done = [pool.submit(said, launched, folder) for _ in range(2)]
+        outputs = [one.result() for one in done]
+    assert sorted("wrote " in output for output in outputs) == [False, True]  # one has written
+    state = last(folder, "machines")
+    assert state["iteration"] == STEPS
+    for name in ("network", "ema"):
+        assert all(torch.equal(state[name][k], two[name][k]) for k in two[name])
+
+
+def test_one_process_goes_on_with_what_two_ranks_began(folder: Path, two: dict[str, Any]) -> None:
+    """To the weights of two ranks, but for the rounding of the sums."""
+    said(torchrun(training(folder, "fewer", "multi_gpu_train", max_minutes=1e-6), 2), folder)
+    assert last(folder, "fewer")["iteration"] == 1
+    assert re.search(r"resumed from .* at step 1\n", said(training(folder, "fewer"), folder))
+    fewer = last(folder, "fewer")
+    assert fewer["iteration"] == STEPS
+    for name in ("network", "ema"):
+        assert max(float((fewer[name][k] - two[name][k]).abs().max()) for k in two[name]) < 1e-6
 
 
 @pytest.mark.parametrize("config", ["train_classifier", "train_student"])

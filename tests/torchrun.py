@@ -16,6 +16,13 @@ def torchrun(command: Sequence[str], ranks: int, *options: str) -> list[str]:
     return [*launch, "-m", *command[2:]]
 
 
+def machines(command: Sequence[str], number: int, port: int) -> list[str]:
+    """The same on so many machines with one rank each, as it is typed on each of them; here all are this one."""
+    one = torchrun(command, 1, f"--nnodes={number}", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}")
+    one.remove("--standalone")
+    return one
+
+
 def environment(**more: str) -> dict[str, str]:
     """On the CPU, with a thread for each."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "", **more}
