@@ -90,6 +90,20 @@ def test_two_ranks_judge_as_one(folder: Path) -> None:
     assert list(failed) == [str(data / "validationA" / "flair.nii.gz")] and "none.nii.gz" in next(iter(failed.values()))
 
 
+def test_two_ranks_calibrate_as_one(folder: Path) -> None:
+    """The same numbers, said and written once."""
+    data = folder / "to_calibrate"
+    write_patients(data)
+    written = []
+    for name, launch in (("one", None), ("two", 2)):
+        paths = {"manifest": str(data / f"{name}.json"), "cache_dir": str(data / f"cache_{name}")}
+        run = bundle_run(folder, "evaluate", "calibrate", datalist=str(data / "datalist.json"), **paths)
+        output = said(run if launch is None else torchrun(run, launch), folder)
+        assert output.count(f"{paths['manifest']}: ") == 1
+        written.append(json.loads(Path(paths["manifest"]).read_text()))
+    assert written[0] == written[1] and written[0]["calibration"]["values"]
+
+
 SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
