@@ -38,7 +38,7 @@ from costs import machine
 from keeping import ROOT
 from matplotlib.figure import Figure
 from packs import Split, write_pack
-from rivals import RIVALS
+from rivals import RIVALS, SHARE
 from taught import SUPERVISED
 from tqdm import tqdm
 from tuning import NUMBERS, Maps
@@ -295,6 +295,7 @@ def compare(
         "bundle": bundle_version(),
         "weights": dict(zip(("network", "classifier", "student"), maps.weights, strict=True)),
         "seed": seed,
+        "images_of_tuning_of_each_rival": maps.images // SHARE,
         "images_of_training_of_each_rival": maps.images,
         "machine": machine(maps.device),
         "precision": fastest_precision(maps.device),

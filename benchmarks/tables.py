@@ -120,7 +120,8 @@ def of_scaling(record: dict[str, Any]) -> str:
 
 
 def of_tuning(record: dict[str, Any]) -> str:
-    """What was tried on validation, and what it gave."""
+    """What was tried on validation, what it gave, and for what is trained what ten times the images give then."""
+    few, images = (record[f"images_of_{what}_of_each_rival"] for what in ("tuning", "training"))
     rows = []
     for name, found in record["tuned"].items():
         if "best" in found:
@@ -130,6 +131,10 @@ def of_tuning(record: dict[str, Any]) -> str:
         else:
             values = ", ".join(f"{_setting(one['setting'])}: {one['pixel_ap']:.3f}" for one in found["tried"])
             chosen = found["chosen"]
+            if values:
+                values = f"{few:,} images: {values}; {images:,}: {chosen['pixel_ap']:.3f}"
+            else:
+                values = f"{chosen['pixel_ap']:.3f}"
             reading = f"{chosen['polarity']}, median {chosen['median_size']}, score by {chosen['score']}"
             rows.append([name, values, ", ".join(filter(None, [_setting(chosen["setting"]), reading]))])
     return table(["algorithm", "pixel AP on validation", "chosen"], rows)

@@ -133,6 +133,10 @@ def test_the_comparison_from_a_datalist_to_its_tables(
     for kind in ("all", "subset", "differences", "subset_differences", "sizes", "tuning", "scaling"):
         text = tables.rendered(f"<!-- table: compare/toy.json {kind} -->\n<!-- end -->", tmp_path)
         assert text.count("\n|") > 2, kind
+    tuned = tables.rendered("<!-- table: compare/toy.json tuning -->\n<!-- end -->", tmp_path)
+    name, rival = next((n, found) for n, found in record["tuned"].items() if len(found.get("tried", ())) > 1)
+    tried = ", ".join(f"{key} {v:g}: {one['pixel_ap']:.3f}" for one in rival["tried"] for key, v in one["setting"].items())
+    assert f"| {name} | 3 images: {tried}; 32: {rival['chosen']['pixel_ap']:.3f} | " in tuned
     assert packs.read_pack(tmp_path / "r" / "toy.pt")[0]["test"].lesion is None
 
 
