@@ -135,7 +135,9 @@ def test_the_comparison_from_a_datalist_to_its_tables(
         assert text.count("\n|") > 2, kind
     tuned = tables.rendered("<!-- table: compare/toy.json tuning -->\n<!-- end -->", tmp_path)
     name, rival = next((n, found) for n, found in record["tuned"].items() if len(found.get("tried", ())) > 1)
-    tried = ", ".join(f"{key} {v:g}: {one['pixel_ap']:.3f}" for one in rival["tried"] for key, v in one["setting"].items())
+    tried = ", ".join(
+        f"{key} {v:g}: {one['pixel_ap']:.3f}" for one in rival["tried"] for key, v in one["setting"].items()
+    )
     assert f"| {name} | 3 images: {tried}; 32: {rival['chosen']['pixel_ap']:.3f} | " in tuned
     assert packs.read_pack(tmp_path / "r" / "toy.pt")[0]["test"].lesion is None
 

@@ -204,6 +204,35 @@ def test_a_split_is_drawn_by_patient_or_given(tmp_path: Path, capsys: pytest.Cap
     assert len(written(tmp_path / "e.json")["test"]) == 10
 
 
+def test_a_patient_of_two_data_sets_is_one(tmp_path: Path) -> None:
+    """The split names cases, the datalist patients; one that is trained on in one list is not tested on in another."""
+    data = tmp_path / "data"
+    for n in range(3):
+        write_case(data / f"BraTS2021_0000{n}", names=("flair",))
+    (data / "cases.csv").write_text("case,split,tcga_patient\nBraTS2021_00001,test,TCGA_CS_4942\n")
+    split = tmp_path / "s.csv"
+    split.write_text("subject,split\nBraTS2021_00000,train\nBraTS2021_00001,test\nBraTS2021_00002,train\n")
+    brats(root=str(data), output=str(tmp_path / "d.json"), split=str(split))
+    content = written(tmp_path / "d.json")
+    assert [item["subject"] for item in content["test"]] == ["TCGA_CS_4942"]
+    assert len(content["training"]) == 2 and content["left_out"] == {}
+    split.write_text(split.read_text() + "TCGA_CS_4942,train\n")
+    with pytest.raises(
+        ValueError, match="BraTS2021_00001 and TCGA_CS_4942 are one person, but the split has them in two"
+    ):
+        brats(root=str(data), output=str(tmp_path / "e.json"), split=str(split))
+    other = {"image": "x.nii.gz", "label": 0, "subject": "TCGA_CS_4942"}
+    for section, refused in (("test", False), ("training", True)):
+        (tmp_path / "o.json").write_text(json.dumps({section: [other]}))
+        options = {"root": str(tmp_path), "output": str(tmp_path / "m.json"), "datalists": "d.json,o.json"}
+        if refused:
+            with pytest.raises(ValueError, match="TCGA_CS_4942 is published in 'test' and in 'training'"):
+                merge(**options, overwrite=True)
+        else:
+            merge(**options)
+            assert len({item["subject"] for item in written(tmp_path / "m.json")["test"]}) == 1
+
+
 def test_another_output_is_not_written_over(tmp_path: Path) -> None:
     write_case(tmp_path / "data" / "BraTS2021_00000")
     path = tmp_path / "d.json"

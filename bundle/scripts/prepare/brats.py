@@ -42,7 +42,8 @@ def brats(
     """BraTS 2017 to 2023: folders of cases at any depth, with the names of any year.
 
     Slices are labelled by the expert's mask. A timepoint of 2023 is not a patient of its own. Where `root` has a
-    ``cases.csv`` with the columns case and split, the published split is that.
+    ``cases.csv`` with the columns case and split, the published split is that. Its column tcga_patient, if there is one, names
+    the patient as other data sets of TCGA do, so that nobody counts twice where lists are merged.
 
     Args:
         root: the folder of the data set.
@@ -75,15 +76,16 @@ def brats(
             made.damaged(name, str(error))
             continue
         paths = [path.relative_to(root).as_posix() for path in images]
+        row = published.get(name, {})
         made.add(
             {
                 "image": paths if len(paths) > 1 else paths[0],
                 "label": labels_of(lesion, between, least_voxels, every),
                 "mask": files["seg"].relative_to(root).as_posix(),
-                "subject": re.sub(r"(?<=-\d{5})-\d{3}$", "", name),
-                **_grade(folder, published.get(name, {})),
+                "subject": made.person(name, row.get("tcga_patient") or re.sub(r"(?<=-\d{5})-\d{3}$", "", name)),
+                **_grade(folder, row),
             },
-            section_of(published.get(name, {}).get("split", "")) or None,
+            section_of(row.get("split", "")) or None,
         )
     made.write(EXPECTED)
 

@@ -141,6 +141,18 @@ class Preparation:
         if chosen["training"] and not {0, 1} <= label_counts(chosen["training"]).keys():
             print("  Beware: a classifier needs healthy and diseased images to train on.")
 
+    def person(self, case: str, name: str) -> str:
+        """The subject of a case that a data set knows by two names; the CSV of the split may have either.
+
+        Raises:
+            ValueError: it has both, in two splits.
+        """
+        if self.split is not None and case != name and case in self.split:
+            section = self.split.pop(case)
+            if self.split.setdefault(name, section) != section:
+                raise ValueError(f"{case} and {name} are one person, but the split has them in two.")
+        return name
+
     def _sections(self) -> dict[str, str]:
         classes: defaultdict[str, set[int]] = defaultdict(set)
         given: dict[str, str] = {}
