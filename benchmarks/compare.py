@@ -12,8 +12,8 @@ All maps come from a pack, see `packs`, which is made of the datalist when it is
 the maps of a pack with `--pack FILE` instead of `--datalist`, and no table. What was made is kept in `results`, so that a run
 that was stopped, or was made elsewhere, goes on; `only` makes what begins with these letters: "ours", "rival: PatchCore",
 "family: reference", "costs". It is found again by weights, data and settings; a change of the code that makes it wants an empty
-folder. The costs are those of the machine that takes them, each in a process of its own, with the batch and layout of the
-algorithm itself.
+folder. The costs are those of the machine that takes them, and want quiet cores: of the bundle's networks each in a process of
+its own, with the batch and layout of the algorithm itself, of rivals for sixteen slices at once.
 
 `beside` names another data set whose maps are made: paired differences are told of the subsets of both, as of one.
 
@@ -135,8 +135,7 @@ class Maker:
             of_rival = made.of_rival(name)
             maps[name], scores[name] = of_rival[split]
             self.tuned[name] = {"tried": of_rival["tried"], "chosen": of_rival["chosen"]}
-            here = of_rival["machine"] == machine(made.device)
-            self._note(name, True, **({"seconds": of_rival["seconds"]} if here else {}))
+            self._note(name, True, **made.cost_of_rival(name))
         return maps, scores
 
     def _note(self, name: str, on_all: bool, **cost: Any) -> None:

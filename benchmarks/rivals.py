@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from costs import machine
 from keeping import fit, kept, place
 from monai.losses import PatchAdversarialLoss
 from monai.networks.layers import MedianFilter
@@ -40,6 +39,8 @@ SIZES = (1, 3, 5)
 """Sides of a median filter, among which a reading is tuned."""
 SHARE = 10
 """A setting is tried with one in so many of the images."""
+TIMED = 16
+"""Slices that a reader's time is taken of."""
 
 
 class Work(NamedTuple):
@@ -234,10 +235,30 @@ RIVALS = {
 """Each rival by its name in the table."""
 
 
-def maker(name: str, slices: Slices, classifier: torch.nn.Module, work: Work, setting: dict[str, Any]) -> Reader:
-    """The reader of a rival, from a seed; ready for inference."""
-    set_determinism(work.seed)
-    return RIVALS[name].make(slices, classifier, work, **setting)
+def made(
+    name: str,
+    slices: Slices,
+    classifier: torch.nn.Module,
+    images: int,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    setting: dict[str, Any],
+    *state: Any,
+) -> Reader:
+    """The reader of a rival, from a seed; ready for inference. What was trained before is found in `folder`."""
+    path = place(folder, f"{name} weights", setting, images, seed, *state)
+    set_determinism(seed)
+    return RIVALS[name].make(slices, classifier, Work(images, seed, path, device), **setting)
+
+
+def seconds_of(reader: Reader, slices: Slices) -> float:
+    """Seconds a slice, of `TIMED` slices at once, the second time."""
+    x, foreground = slices.x[:TIMED], slices.foreground[:TIMED]
+    reader(x, foreground)
+    begin = time.perf_counter()
+    reader(x, foreground)
+    return (time.perf_counter() - begin) / len(x)
 
 
 def read(change: torch.Tensor, foreground: torch.Tensor, polarity: Any, size: int) -> torch.Tensor:
@@ -301,12 +322,8 @@ def tuned(
 
     def given(setting: dict[str, Any], images: int, names: tuple[str, ...]) -> dict[str, Any]:
         def make() -> dict[str, Any]:
-            path = place(folder, f"{name} weights", setting, images, seed, *state)
-            reader = maker(name, splits["training"], classifier, Work(images, seed, path, device), setting)
-            begin = time.perf_counter()
-            found: dict[str, Any] = {n: reader(splits[n].x, splits[n].foreground) for n in names}
-            seconds = (time.perf_counter() - begin) / sum(len(splits[n].x) for n in names)
-            return found | {"seconds": seconds, "machine": machine(device)}
+            reader = made(name, splits["training"], classifier, images, seed, folder, device, setting, *state)
+            return {n: reader(splits[n].x, splits[n].foreground) for n in names}
 
         return kept(place(folder, name, setting, images, seed, names, *state), make)
 
@@ -322,12 +339,7 @@ def tuned(
     setting = max(tried, key=lambda one: one["pixel_ap"])["setting"] if tried else rival.settings[0]
     found = given(setting, images if rival.is_trained else 0, ("validation", "test"))
     reading = best(found["validation"])
-    result: dict[str, Any] = {
-        "seconds": found["seconds"],
-        "machine": found["machine"],
-        "tried": tried,
-        "chosen": {"setting": setting, **reading},
-    }
+    result: dict[str, Any] = {"tried": tried, "chosen": {"setting": setting, **reading}}
     for split in ("validation", "test"):
         inside = splits[split].foreground
         a = read(found[split], inside, reading["polarity"], reading["median_size"])

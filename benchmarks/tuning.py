@@ -11,7 +11,7 @@ from algorithms import DEFAULT, FAMILIES, PAPERS_SETTING, STUDENT, Algorithms
 from costs import SIZE, cost_of, machine
 from keeping import kept, place, save
 from packs import Slices, drawn, read_pack
-from rivals import RIVALS, tuned
+from rivals import RIVALS, made, seconds_of, tuned
 from taught import SUPERVISED, supervised
 
 from scripts.bundle import declared, parsed
@@ -101,6 +101,20 @@ class Maps:
             *state,
         )
 
+    def cost_of_rival(self, name: str) -> dict[str, float]:
+        """Seconds a slice of a rival on this machine."""
+        setting = self.of_rival(name)["chosen"]["setting"]
+        images = self.images if RIVALS[name].is_trained else 0
+        where = (images, self.seed, self.folder, self.device)
+        state = (self.digest, self.weights[1])
+        path = place(self.folder, f"cost of {name}", setting, images, self.seed, *state, machine(self.device))
+
+        def make() -> dict[str, float]:
+            reader = made(name, self.splits["training"], self.algorithms.classifier, *where, setting, *state)
+            return {"seconds": seconds_of(reader, self.splits["test"])}
+
+        return kept(path, make)
+
     def of_masks(self) -> dict[str, Findings]:
         """The maps of the student's network, taught by masks, of validation and test."""
         images = parsed(*self.overlays, "train", "train_student")["max_images"]
@@ -135,6 +149,7 @@ class Maps:
                 self.counterfactuals(name, "test") for name in self.tuned_settings(f)["shown"]
             ]
         work["costs"] = lambda: [self.cost(row) for row in self.rows_with_costs()]
+        work["costs of rivals"] = lambda: [self.cost_of_rival(name) for name in RIVALS]
         work["scaling"] = lambda: [self.cost(DEFAULT, number) for number in NUMBERS]
         for name, one in work.items():
             if name.startswith(self.only):

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import algorithms
 import compare
+import costs
 import packs
 import rivals
 import seeds
@@ -78,6 +79,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str,
         for module in (compare, tuning, speed):
             if getattr(module, name, None) is there:
                 monkeypatch.setattr(module, name, values)
+    monkeypatch.setattr("scripts.judging.bootstrap.LEAST_PATIENTS", 2)
     ours = algorithms.Algorithms.ours
 
     def short(self: algorithms.Algorithms, scale: float, **settings: Any) -> algorithms.Sampler:
@@ -134,6 +136,12 @@ def test_the_comparison_from_a_datalist_to_its_tables(
         text = tables.rendered(f"<!-- table: compare/toy.json {kind} -->\n<!-- end -->", tmp_path)
         assert text.count("\n|") > 2, kind
     tuned = tables.rendered("<!-- table: compare/toy.json tuning -->\n<!-- end -->", tmp_path)
+    timed = {r["method"]: r.get("seconds") for r in record["rows"]}
+    assert timed["ours, default"] == 0.5 and all(timed[name] > 0 for name in compare.RIVALS)
+    [sample] = (tmp_path / "r").glob("sample-*.pt")
+    for row in ("ours, default", "ours, student", "reference, L = 3, s = 10"):
+        cost = costs.cost(row, str(sample), 0, "cpu", [])
+        assert 0 < cost["seconds"] < 60 and 100 < cost["memory"] < 1e5
     name, rival = next((n, found) for n, found in record["tuned"].items() if len(found.get("tried", ())) > 1)
     tried = ", ".join(
         f"{key} {v:g}: {one['pixel_ap']:.3f}" for one in rival["tried"] for key, v in one["setting"].items()

@@ -84,6 +84,7 @@ def evaluate(folder: Path, out: Path, *configs: str, **overrides: Any) -> dict[s
 def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor()[:1] > 0)
     monkeypatch.setattr("scripts.judging.bootstrap.NUM_RESAMPLES", 20)
+    monkeypatch.setattr("scripts.judging.bootstrap.LEAST_PATIENTS", 2)
     write_patients(tmp_path)
     return tmp_path
 

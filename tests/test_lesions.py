@@ -107,7 +107,7 @@ def test_aupro_and_aupimo_are_those_of_all_thresholds(domain: Domain) -> None:
     found, expected = metrics(cases, "m", None, domain), brute(cases, domain)
     assert found["aupro"] == pytest.approx(expected["aupro"], abs=1e-3)
     assert found["aupimo"] == pytest.approx(expected["aupimo"], abs=1e-3)
-    again = measured([replace(c, subject=s) for s in "ab" for c in cases], "m", None, domain, 2).intervals
+    again = measured([replace(c, subject=s) for s in "abcde" for c in cases], "m", None, domain, 2).intervals
     for name in ("aupro", "aupimo"):
         assert again[name][0] == pytest.approx(again[name][1]) == pytest.approx(found[name], abs=2e-3)
 
@@ -146,8 +146,8 @@ def test_lesions_are_counted_in_three_dimensions() -> None:
 def test_false_lesions_are_a_mean_over_volumes() -> None:
     truth, a = np.zeros((8, 8), bool), np.zeros((8, 8))
     a[0, 0:3], a[4:, 4:] = 1, 1
-    healthy, other = case(truth, a), replace(case(truth, 0 * a), subject="b", volume="b")
-    found = metrics([healthy, other], "m", 0.5, "foreground")
+    cases = [replace(case(truth, a * (n < 3)), subject=name, volume=name) for n, name in enumerate("abcdef")]
+    found = metrics(cases, "m", 0.5, "foreground")
     assert found["false_lesions"] == 1 and "lesions_found" not in found
-    low, high = measured([healthy, other], "m", 0.5, "foreground").intervals["false_lesions"]
+    low, high = measured(cases, "m", 0.5, "foreground").intervals["false_lesions"]
     assert (low, high) == (0, 2)

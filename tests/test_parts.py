@@ -38,7 +38,13 @@ def test_each_value_has_its_share_that_is_marked() -> None:
     assert recalls(cases, "m", 0.5, "image")["2"] == {"recall": 0.0, "pixels": 4, "patients": 1}
     two = recalls([*cases, case("c", parts, np.ones((4, 4)))], "m", 0.5, "foreground")
     assert (two["1"]["recall"], two["4"]["recall"], two["1"]["patients"]) == (0.75, 0.5, 2)
-    assert two["1"]["interval"] == [0.5, 1.0]
+    assert "interval" not in two["1"]
+    three_more = [case(name, parts, np.ones((4, 4))) for name in "def"]
+    assert recalls([*cases, *three_more], "m", 0.5, "foreground")["1"].keys() == two["1"].keys()
+    many = recalls([*cases, *three_more, case("g", parts, np.ones((4, 4)))], "m", 0.5, "foreground")
+    low, high = many["1"]["interval"]
+    # five patients, of whom four have 1 and one .5
+    assert 0.5 <= low < many["1"]["recall"] == 0.9 < high == 1.0
     assert recalls(cases[1:], "m", 0.5, "foreground") == {}
 
 

@@ -1,4 +1,10 @@
-"""Intervals over patients."""
+"""Intervals over patients.
+
+The percentile interval of a bootstrap (Efron and Tibshirani 1993) is too narrow where patients are few. For the mean of a
+normal distribution it holds the truth in 84 of 100 cases with five patients, in 87 with seven. Expanded by Student's t and the
+bias of the resamples' variance it does so in 91 and 95 (Hesterberg 2015, "What teachers should know about the bootstrap"). With
+fewer patients there is none.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 from .cases import Array, Domain, SliceCase
 from .limited import limited, shares_of
@@ -19,6 +26,9 @@ NUM_BINS = 1024
 AT_ONCE = 100
 """Resamples that are ranked together, as that takes memory for each bin and image."""
 NUM_RESAMPLES = 1000
+LEAST_PATIENTS = 5
+"""That have an interval."""
+INTERVALS = f"In brackets: 95 % patient bootstrap interval, of {LEAST_PATIENTS} patients or more."
 
 
 @dataclass
@@ -28,17 +38,22 @@ class Measured:
     values: dict[str, float]
     """See `metrics.metrics`."""
     resampled: dict[str, Array]
-    """Each metric, ``(R,)``, NaN in resamples where it is undefined; empty for a single patient."""
+    """Each metric, ``(R,)``, NaN in resamples where it is undefined; empty under `LEAST_PATIENTS`."""
+    patients: int
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % percentile intervals (Efron and Tibshirani 1993)."""
-        return {name: interval(values) for name, values in self.resampled.items() if np.isfinite(values).any()}
+        """95 % intervals, see the module."""
+        return {
+            name: interval(values, self.patients)
+            for name, values in self.resampled.items()
+            if np.isfinite(values).any()
+        }
 
     def minus(self, other: Measured, metric: str) -> tuple[float, float, float] | None:
         """The difference to another method in a metric, and its 95 % interval (low, high), on the same resampled patients.
 
-        None where one of them has no such metric, or there is a single patient.
+        None where one of them has no such metric, or there are under `LEAST_PATIENTS`.
 
         Raises:
             ValueError: unknown metric.
@@ -48,7 +63,7 @@ class Measured:
         if not (metric in self.resampled and metric in other.resampled):
             return None
         difference = self.resampled[metric] - other.resampled[metric]
-        return (self.values[metric] - other.values[metric], *interval(difference))
+        return (self.values[metric] - other.values[metric], *interval(difference, self.patients))
 
 
 def measured(
@@ -78,8 +93,8 @@ def measured(
     """
     found = sums(cases, method, threshold, domain)
     index, weights = _resamples(found.scored, num_resamples, seed)
-    if len(index) < 2:
-        return Measured(of_sums(found), {})
+    if len(index) < LEAST_PATIENTS:
+        return Measured(of_sums(found), {}, len(index))
     result = {}
     for name, parts in found.parts.items():
         of_subject = np.zeros((len(index), 2))
@@ -90,13 +105,14 @@ def measured(
         histograms = _histograms(cases, method, domain, found, index)
         result |= _of_pixels(histograms, weights)
     result |= _of_scores(found.scored, index, weights)
-    return Measured(of_sums(found), {name: result[name] for name in METRICS if name in result})
+    return Measured(of_sums(found), {name: result[name] for name in METRICS if name in result}, len(index))
 
 
 def measured_scores(scored: Scored, num_resamples: int | None = None, seed: int = 0) -> Measured:
     """How well scores tell diseased slices and volumes, see `metrics`, resampled as `measured` does."""
     index, weights = _resamples(scored, num_resamples, seed)
-    return Measured(scored.ranks(), _of_scores(scored, index, weights) if len(index) > 1 else {})
+    several = len(index) >= LEAST_PATIENTS
+    return Measured(scored.ranks(), _of_scores(scored, index, weights) if several else {}, len(index))
 
 
 def _resamples(scored: Scored, num_resamples: int | None, seed: int) -> tuple[dict[str, int], Array]:
@@ -156,7 +172,8 @@ def _of_images(scores: Scores, index: dict[str, int], weights: Array) -> dict[st
     return {name: np.concatenate([part[name] for part in parts]) for name in ("auroc", "ap")}
 
 
-def interval(values: Array) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of what is finite."""
-    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
+def interval(values: Array, patients: int) -> tuple[float, float]:
+    """The 95 % interval of what is finite of resampled values ``(R,)``, see the module."""
+    tail = 100 * float(ndtr(stdtrit(patients - 1, 0.025) * np.sqrt(patients / (patients - 1))))
+    low, high = np.percentile(values[np.isfinite(values)], [tail, 100 - tail])
     return float(low), float(high)

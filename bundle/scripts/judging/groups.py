@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import DISEASED, HEALTHY
-from .bootstrap import Measured, measured, measured_scores
+from .bootstrap import INTERVALS, Measured, measured, measured_scores
 from .cases import Domain
 from .kept import KeptCases
 from .metrics import METRICS
 from .readings import P_DISEASED
-from .reporting import INTERVALS
 from .scored import Scored
 from .tables import table
 
@@ -34,7 +33,7 @@ COLUMNS = {
 def by_group(
     items: Mapping[Path, Mapping[str, Any]], cases: KeptCases, method: str, threshold: float, domain: Domain
 ) -> dict[str, Measured]:
-    """What a method reaches in each group: `COLUMNS`, with intervals where a group has several patients.
+    """What a method reaches in each group: `COLUMNS`, with intervals where a group has at least `bootstrap.LEAST_PATIENTS`.
 
     Args:
         items: of the datalist, by the files of their cases; images without ``groups`` have no part in it.
@@ -74,11 +73,11 @@ def _reached(maps: Measured, scored: Scored) -> Measured:
         if (diseased == label).any():
             values[name] = float(p[diseased == label].mean())
     numbers = {
-        "patients": len(set(scored.slices.subject)),
+        "patients": maps.patients,
         "slices": len(p),
         "diseased_slices": int((diseased == DISEASED).sum()),
     }
-    return Measured(numbers | values, resampled)
+    return Measured(numbers | values, resampled, maps.patients)
 
 
 def write_groups(found: Mapping[str, Measured], method: str, threshold: float, domain: str, path: Path) -> None:

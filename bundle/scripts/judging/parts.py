@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import NUM_RESAMPLES, interval
+from .bootstrap import INTERVALS, LEAST_PATIENTS, NUM_RESAMPLES, interval
 from .cases import Array, Domain, SliceCase
 from .ranking import quotient
 from .tables import table
@@ -36,7 +36,7 @@ def recalls(cases: Iterable[SliceCase], method: str, threshold: float, domain: D
     """Of each value of the masks: which share of its pixels is marked, pooled; its pixels; the patients that have it.
 
     Masks of one value, and slices without a mask, have no part in it. ``interval`` is the 95 % patient bootstrap's, where
-    there are several patients.
+    there are at least `LEAST_PATIENTS`.
 
     Args:
         cases: see `SliceCase`.
@@ -57,10 +57,9 @@ def recalls(cases: Iterable[SliceCase], method: str, threshold: float, domain: D
         of_subject = np.stack(list(counts[value].values()))
         found, pixels = of_subject.sum(axis=0)
         result[str(value)] = {"recall": found / pixels, "pixels": int(pixels), "patients": len(of_subject)}
-        if len(of_subject) > 1:
-            n = len(of_subject)
+        if (n := len(of_subject)) >= LEAST_PATIENTS:
             weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), NUM_RESAMPLES)
-            result[str(value)]["interval"] = list(interval(quotient(*(weights @ of_subject).T)))
+            result[str(value)]["interval"] = list(interval(quotient(*(weights @ of_subject).T), n))
     return result
 
 
@@ -74,4 +73,4 @@ def write_parts(found: dict[str, dict[str, Any]], method: str, threshold: float,
         for value, of_value in found.items()
     }
     note = f"How much of each part of the lesions is marked by: {method}, above {threshold:.4g}, pooled."
-    table(rows, path, f"part ({domain})", COLUMNS, f"{note} In brackets: 95 % patient bootstrap interval.")
+    table(rows, path, f"part ({domain})", COLUMNS, f"{note} {INTERVALS}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .bootstrap import Measured
+from .bootstrap import INTERVALS, Measured
 from .cases import Domain
 from .kept import KeptCases
 from .metrics import METRICS, OF_IMAGES
@@ -19,7 +19,6 @@ from .tables import left_out, said, table
 DOMAINS: dict[Domain, str] = {"foreground": "pixels inside the foreground", "image": "pixels of the whole image"}
 OF_SCORES = {m: METRICS[m] for m in OF_IMAGES} | {"calibration_error": ("expected calibration error", "")}
 OF_MAPS = {m: what for m, what in METRICS.items() if m not in OF_IMAGES}
-INTERVALS = "In brackets: 95 % patient bootstrap interval."
 ABOUT = f"{INTERVALS} Oracle: its threshold is chosen on these very slices."
 
 
