@@ -12,10 +12,13 @@ import pytest
 import SimpleITK
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd
 
 from scripts.bundle import parsed
-from scripts.errors import InvalidImageError
+from scripts.errors import InvalidImageError, cause_of
+from scripts.images.brain import ExtractBraind
 from scripts.images.geometry import to_grid
+from scripts.images.intensities import RepairIntensitiesd
 from scripts.images.loading import LoadVolumed
 from scripts.images.registering import LimitToCoveredd, RegisterChannelsd
 from scripts.images.rigid import Motion, motion, resampled, to_itk
@@ -163,6 +166,53 @@ def test_a_finer_volume_is_averaged_over_the_references_slices() -> None:
     x, inside = resampled(fine, thick, SimpleITK.Euler3DTransform())
     assert bool(inside.all())
     torch.testing.assert_close(x, torch.full_like(x, 5.0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("spacing", "voxel"), [(1.0, (5, 5, 4)), (4.0, (5, 5, 1)), (8.0, (5, 5, 1))])
+def test_what_a_volume_lacks_stays_missing(spacing: float, voxel: tuple[int, int, int], value: float) -> None:
+    """One voxel of slices that are thinner than the reference's, as thick or thicker, and no other."""
+    on = grid((11, 11, round(40 / spacing)), (2.0, 2.0, spacing), (0, 0, 0))
+    thick = grid((11, 11, 10), (2.0, 2.0, 4.0), (0, 0, 0))
+    values = np.full(on.shape, 7, np.float32)
+    values[voxel] = value
+    x, inside = resampled(
+        image(values, on), image(np.zeros(thick.shape, np.float32), thick), SimpleITK.Euler3DTransform()
+    )
+    first = int(voxel[2] * spacing // 4)
+    expected = np.zeros(thick.shape, bool)
+    expected[5, 5, first : first + max(1, round(spacing / 4))] = True
+    assert bool(inside.all())
+    np.testing.assert_array_equal(x[0].isnan().numpy(), expected)
+    assert bool(x.nan_to_num().isfinite().all()) and float(x[0, 0, 0, 0]) == 7
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_a_hole_in_the_brain_of_any_sequence_is_refused(
+    n: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether it was registered or is the reference; in the air it is background."""
+    found_with(monkeypatch)
+    on = GRIDS["FLAIR"]
+    brain = acquired("FLAIR", on, np.eye(4)) > 60
+    nib.save(nib.Nifti1Image(brain.astype(np.uint8), on.affine), tmp_path / "brain.nii.gz")
+    prepare = Compose(
+        [
+            RegisterChannelsd("image", SEQUENCES, "FLAIR"),
+            Orientationd("image", "LPS", labels=None),
+            RepairIntensitiesd("image"),
+            ExtractBraind("image", device="cpu", channel=3),
+        ]
+    )
+    scans = [scan(s) for s in SEQUENCES]
+    scans[n][0, :2] = np.nan
+    whole = {"image": scans, "foreground": str(tmp_path / "brain.nii.gz")}
+    assert bool(prepare(whole)["image"].isfinite().all())
+    i, j, k = (np.array(scans[n].shape[1:]) // 2).tolist()
+    scans[n][0, i - 3 : i + 3, j - 3 : j + 3, k - 1 : k + 1] = np.nan
+    with pytest.raises(RuntimeError) as refused:
+        prepare(whole)
+    assert "voxels within the brain are NaN" in str(cause_of(refused.value))
 
 
 def test_a_file_with_all_channels_is_taken_too(tmp_path: Path) -> None:

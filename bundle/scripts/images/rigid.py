@@ -37,7 +37,7 @@ class Motion(NamedTuple):
 
 
 def to_itk(image: MetaTensor) -> sitk.Image:
-    """The one channel of an image ``(1, X, Y, Z)``, finite, as ITK has it."""
+    """The one channel of an image ``(1, X, Y, Z)`` as ITK has it, 0 where it is not finite."""
     affine = TO_RAS @ image.affine.numpy().astype(np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     volume = sitk.GetImageFromArray(np.ascontiguousarray(image.as_tensor()[0].float().nan_to_num(0, 0, 0).numpy().T))
@@ -113,12 +113,13 @@ def resampled(
     """A volume on the grid of another, by a transform of that one's points: the mean over each of its voxels, trilinear.
 
     Args:
-        moving: ``(1, ...)``, finite.
+        moving: ``(1, ...)``.
         like: ``(1, X, Y, Z)``.
         transform: see `Motion`.
 
     Returns:
-        float32 ``(1, X, Y, Z)``, beyond the moving volume's edge as at it; and bool likewise, where it reaches.
+        float32 ``(1, X, Y, Z)``, NaN where a voxel of the moving volume is not finite, and beyond its edge as at it; and bool
+        likewise, where it reaches.
     """
     volume, target = to_itk(moving), to_itk(like)
     finer = _finer(target, volume, transform)
@@ -131,7 +132,11 @@ def resampled(
     everywhere = sitk.Image(volume.GetSize(), sitk.sitkUInt8) + 1
     everywhere.CopyInformation(volume)
     reached = sitk.Resample(everywhere, target, transform, sitk.sitkNearestNeighbor, 0)
-    x, inside = (torch.from_numpy(sitk.GetArrayFromImage(v).T.copy())[None] for v in (values, reached))
+    lost = sitk.GetImageFromArray((~moving.as_tensor()[0].isfinite()).numpy().astype(np.float32).T)
+    lost.CopyInformation(volume)
+    holes = sitk.BinShrink(sitk.Resample(lost, grid, transform, sitk.sitkNearestNeighbor, 0.0), finer)
+    x, inside, hole = (torch.from_numpy(sitk.GetArrayFromImage(v).T.copy())[None] for v in (values, reached, holes))
+    x[hole > 0] = torch.nan  # what comes next refuses it in the brain, and takes it for background elsewhere
     return x, inside > 0
 
 
