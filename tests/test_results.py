@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -76,12 +77,26 @@ def test_the_patients_own_folder_is_not_replaced(tmp_path: Path, weights: dict[s
 
 
 @pytest.mark.parametrize(
-    "kind", ["file", "link", "locked", "foreign", "corrected", "added", "input", "mask", "summary", "csv"]
+    "kind",
+    [
+        "file",
+        "link",
+        "locked",
+        "foreign",
+        "corrected",
+        "added",
+        "input",
+        "mask",
+        "summary",
+        "csv",
+        "begun csv",
+        "noted csv",
+    ],
 )
 def test_what_is_in_the_way_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     item = an_item(tmp_path / "in")
-    if kind in ("locked", "corrected", "added", "input", "mask"):
+    if kind in ("locked", "corrected", "added", "input", "mask", "noted csv"):
         run_on(out, item)
     if kind == "file":
         out.mkdir()
@@ -111,6 +126,13 @@ def test_what_is_in_the_way_is_refused(kind: str, tmp_path: Path, monkeypatch: p
     elif kind == "csv":
         out.mkdir()
         (out / "summary.csv").write_text("patient,diagnosis\n")
+    elif kind == "begun csv":  # a copy of one of ours, in which a reader wrote
+        run_on(tmp_path / "elsewhere", item)
+        out.mkdir()
+        shutil.copy(tmp_path / "elsewhere" / "summary.csv", out)
+    elif kind == "noted csv":
+        with (out / "summary.csv").open("a") as file:
+            file.write("flair,seen by a radiologist\n")
     before = tree(out)
     others = [an_item(tmp_path / "in", f"other-{n}") for n in range(2)]
     results = Results(str(out), "another recipe")
@@ -230,6 +252,49 @@ def test_a_second_run_keeps_the_lines_of_the_first(tmp_path: Path) -> None:
     assert list(summary(out)) == ["a", "b"]
     rows = (out / "summary.csv").read_text().splitlines()
     assert [row.split(",")[:3] for row in rows[1:]] == [["a", "volume", "ok"], ["b", "volume", "ok"]]
+
+
+@pytest.mark.parametrize("left", ["nothing", "summary.json", "no summary.csv", "no folder"])
+def test_a_summary_without_notes_is_written_anew(left: str, tmp_path: Path) -> None:
+    """Also where a run was killed between its two files, at the first time or later, and where a reader removed one."""
+    out = tmp_path / "out"
+    items = [an_item(tmp_path / "in", name) for name in "abc"]
+    record = {"score": 0.1 + 0.2, "error": 'in\udce4, "quoted"', "warnings": ["One.", "Two,\nü."]}
+    results = Results(str(out), "recipe")
+    results.prepare(items[:1])
+    write(results, items[0], **record, slices=[{"slice": 3, "assessed": False, "score": None, "p_diseased": 1e-9}])
+    results.close()
+    first = (out / "summary.json").read_text()
+    run_on(out, items[1])
+    if left == "nothing":
+        (out / "summary.json").unlink()
+    elif left == "summary.json":
+        (out / "summary.json").write_text(first)
+    elif left == "no summary.csv":
+        (out / "summary.csv").unlink()
+    elif left == "no folder":
+        shutil.rmtree(out / "a")
+    names = ["b", "c"] if left == "no folder" else ["a", "b", "c"]
+    run_on(out, items[2])
+    assert list(summary(out)) == names
+    with (out / "summary.csv").open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file) if row["slice"] == "volume"] == names
+
+
+def test_notes_that_came_while_it_was_computed_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    items = [an_item(tmp_path / "in", name) for name in "abc"]
+    run_on(out, items[0])
+    results = Results(str(out), "recipe")
+    results.prepare(items[1:])
+    noted = (out / "summary.csv").read_text() + "a,seen\n"
+    (out / "summary.csv").write_text(noted)
+    results.interval = 0
+    for item in items[1:]:
+        write(results, item)
+    results.close()
+    assert (out / "summary.csv").read_text() == noted and list(summary(out)) == ["a", "b", "c"]
+    assert "summary.csv: was changed meanwhile and stays as it is" in capsys.readouterr().out
 
 
 AT_ONCE = """

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import ignite.distributed as idist
 from filelock import FileLock, Timeout
 
 from ..digests import digest_of, source_digest
-from ..files import write
+from ..files import replacing, write
 from ..ranks import of_first
 from .records import FILES, MADE_BY, RECORD, _intact, _paths, _read, _strangers, identify
 
@@ -49,6 +50,8 @@ class Results:
         self.output_dir = Path(output_dir)
         self.recipe = recipe
         self.overwrite = overwrite
+        self._lock = FileLock(self.output_dir / ".summary.lock")
+        self._table = _csv([])
         self._part: Path | None = None
         self._next = 0.0
         self._outdated: list[Path] = []
@@ -99,24 +102,42 @@ class Results:
         return [item["name"] for item in items]
 
     def _summary_problems(self) -> list[str]:
-        path = self.output_dir / "summary.json"
+        path, wrong = self.output_dir / "summary.json", "can't be read as one of this version"
         try:
-            text = path.read_text("utf-8")
-            ours = json.loads(text).get("made_by") == MADE_BY
+            ours = json.loads(path.read_text("utf-8")).get("made_by") == MADE_BY
         except FileNotFoundError:
-            path = self.output_dir / "summary.csv"
-            ours = not path.exists() or path.is_file() and path.read_text("utf-8", "replace").startswith(_csv([]))
+            ours = True
         except NotADirectoryError:
             return []
         except (OSError, ValueError, AttributeError):
             ours = False
-        wrong = "can't be read as one of this version"
+        if ours and self.output_dir.is_dir():
+            with self._lock if path.exists() else nullcontext():  # of another run, which may write both
+                ours = self._csv_is_ours()
+            if not ours:
+                path, wrong = path.with_suffix(".csv"), "is not as it was written by this program"
         return [] if ours else [f"{path}: {wrong}; move it away, or give another --output_dir."]
+
+    def _csv_is_ours(self) -> bool:
+        """Whether ``summary.csv`` is missing, or holds what was written beside ``summary.json`` and no note of a reader's."""
+        path = self.output_dir / "summary.csv"
+        try:
+            there = path.read_bytes()
+        except OSError:
+            return not path.exists()
+        written: bytes | None = None
+        try:
+            written = _csv(json.loads(path.with_suffix(".json").read_text("utf-8"))["volumes"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            pass
+        # a run that was killed between the two files left the table of the records, as they were when this one began
+        if there in (written, self._table) or there == _csv(self.records()):
+            self._table = there
+        return there == self._table
 
     def _open(self) -> None:
         """Make the hidden folder that this run writes in, and remove those of runs that were killed."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.output_dir / ".summary.lock")
         with self._lock:
             for left in self.output_dir.glob(".run-*.part"):
                 self._remove(left)
@@ -159,6 +180,11 @@ class Results:
         idist.barrier()
         if idist.get_rank() == 0:
             self.compose()
+            with self._lock:
+                ours = self._csv_is_ours()
+            if not ours:
+                path = self.output_dir / "summary.csv"
+                print(f"{path}: was changed meanwhile and stays as it is; summary.json holds all volumes.")
         idist.barrier()  # a rank that fails from here on ends the others
 
     def _choose(self, item: Mapping[str, Any], taken: set[str]) -> tuple[str, str | None]:
@@ -289,19 +315,25 @@ class Results:
         return found
 
     def compose(self) -> None:
-        """Write ``summary.json`` and ``summary.csv`` from the records of all volumes in the output folder."""
+        """Write ``summary.json`` and ``summary.csv`` from the records of all volumes in the output folder.
+
+        A table that a reader changed while volumes were computed stays as it is.
+        """
         start = time.monotonic()
         with self._lock:  # else a run that read fewer records could write last
             records = self.records()
             volumes = [{k: v for k, v in r.items() if k not in ("made_by", "files")} for r in records]
             content = {"made_by": MADE_BY, "warning": "Research software, not for clinical use.", "volumes": volumes}
-            write(self.output_dir / "summary.json", json.dumps(content, indent=2).encode())
-            write(self.output_dir / "summary.csv", _csv(records).encode(errors="backslashreplace"))
+            path = self.output_dir / "summary.json"
+            with replacing(path) as summary:
+                summary.write_text(json.dumps(content, indent=2), "utf-8")
+                if self._csv_is_ours():
+                    write(path.with_suffix(".csv"), _csv(records))
         now = time.monotonic()
         self._next = now + max(self.interval, 20 * (now - start))
 
 
-def _csv(records: Sequence[Mapping[str, Any]]) -> str:
+def _csv(records: Sequence[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
     columns = ["name", "slice", "status", "assessed", "score", "p_diseased", "error", "warnings"]
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -310,7 +342,7 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> str:
         writer.writerow({**record, "slice": "volume", "warnings": " ".join(record.get("warnings", []))})
         for row in record.get("slices", []):
             writer.writerow({"name": record["name"], **row})
-    return text.getvalue()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _some(names: Sequence[str]) -> str:
