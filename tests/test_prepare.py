@@ -770,6 +770,28 @@ def test_a_volumes_mask_in_a_folder_says_which_slices_are_diseased(tmp_path: Pat
     assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "b": [0, 1, 0, 0], "c": 1}
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_diseased_volume_whose_mask_marks_nothing_is_left_out(tmp_path: Path, suffix: str) -> None:
+    marked = np.zeros((8, 8, 4), np.uint8)
+    marked[2, 2, 1] = 1
+    for name, array in (
+        ("diseased/b", marked + 5),
+        ("diseased/c", marked + 5),
+        ("healthy/d", marked + 5),
+        ("masks/b", 0 * marked),
+        ("masks/c", marked),
+        ("masks/d", 0 * marked),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(tmp_path / f"{name}{suffix}"))
+    folder(root=str(tmp_path), output=str(tmp_path / "d.json"), least_voxels=2)
+    labels = {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")}
+    assert {s: set(v) if isinstance(v, list) else v for s, v in labels.items()} == {"c": {0, -1}, "d": 0}
+    assert written(tmp_path / "d.json")["left_out"] == {
+        f"diseased/b{suffix}": f"is diseased, but its mask masks/b{suffix} marks nothing."
+    }
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", "series", "channels"])
 def test_so_it_does_in_any_format_and_order(tmp_path: Path, suffix: str) -> None:
     """The slices are those of the image's file, whose mask lists them from above."""

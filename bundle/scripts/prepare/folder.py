@@ -39,7 +39,8 @@ def folder(
     such as healthy/patient1/a.png, are of one patient; a file that lies in none is a patient of its own. The DICOM series of
     a volume is one image, in a folder of its own such as healthy/patient1. A mask has the path of its image, but for the
     ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter. Of a
-    diseased volume with a mask, slices without a marked voxel are labelled healthy, the others diseased.
+    diseased volume with a mask, slices without a marked voxel are labelled healthy, the others diseased; one whose mask marks
+    nothing is left out.
 
     Args:
         root: the folder.
@@ -85,6 +86,9 @@ def folder(
                     lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
                 except (OSError, ValueError) as error:
                     made.damaged(str(item["image"]), str(error))
+                    continue
+                if not any(lesion["voxels"]):
+                    made.damaged(str(item["image"]), f"is diseased, but its mask {item['mask']} marks nothing.")
                     continue
                 item["label"] = labels_of(lesion, None, least_voxels, every)
             made.add(item)
