@@ -170,6 +170,16 @@ def test_an_evaluation_goes_on_after_a_bad_volume_and_where_it_was_stopped(
     assert sorted(p.suffix for p in (patients / "cache").glob("evaluated-*")) == [".pt"] * 8
 
 
+def test_warnings_of_volumes_are_said(patients: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once a volume, by its name, whether it is computed now or was before."""
+    for _ in range(2):
+        caplog.clear()
+        evaluate(patients, patients / "out")
+        said = [r.getMessage().split(" 225 ml")[0] for r in caplog.records if "too small" in r.getMessage()]
+        names = ("validationA", "validationB", "testA", "testB")
+        assert said == [f"{patients / name / 'flair.nii.gz'}: The brain measures" for name in names]
+
+
 def test_groups_of_patients(patients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group has what an evaluation of its patients alone says; a group of all what that of all says; none asks a network."""
     alone = {}

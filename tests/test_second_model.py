@@ -164,7 +164,7 @@ def test_maps_are_read_in_a_part_of_what_the_networks_see(trained: Path, datalis
     config["baselines"] = [{"_target_": "scripts.judging.radiograph_baselines.LowestThird"}]
     item = config.get_parsed_content("evaluation").datalists["test"][1]
     volumes = config.get_parsed_content("volumes")
-    (case,), _, _ = volumes.found(item)
+    (case,), *_ = volumes.found(item)
     assert 0 < case.foreground.mean() < 0.5
     # on the networks' coarser grid the rim is shared
     inside = binary_dilation(case.foreground, iterations=3)

@@ -118,6 +118,19 @@ def test_a_volume_that_failed_is_tried_again(tmp_path: Path, caplog: pytest.LogC
     assert "plain.nii.gz: no such file" in caplog.text
 
 
+def test_warnings_are_said_at_every_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once a volume, by its name, whether it is prepared now or was before: of heads that are small and like T1Gd."""
+    items = datalist(tmp_path)[:3]
+    for prepared in (["plain", "flipped", "oblique"], []):
+        caplog.clear()
+        built(tmp_path, items)
+        assert prepared == BROUGHT
+        said = [r.getMessage().split(":", 1) for r in caplog.records]
+        for item in items:
+            small, like_another = (text for image, text in said if image == item["image"])
+            assert small.startswith(" The brain measures ") and "not look like FLAIR but like T1Gd" in like_another
+
+
 @pytest.mark.parametrize(
     "error",
     [

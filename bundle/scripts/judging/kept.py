@@ -49,6 +49,11 @@ class KeptCases:
         return [_opened(path)["logits"].clone() for path in self.paths]
 
     @property
+    def warnings(self) -> list[list[str]]:
+        """Of each volume's preprocessing."""
+        return [_opened(path)["warnings"] for path in self.paths]
+
+    @property
     def seconds(self) -> float:
         """That the networks took for all."""
         return sum(_opened(path)["seconds"] for path in self.paths)
@@ -61,7 +66,7 @@ def _opened(path: Path) -> dict[str, Any]:
     return kept
 
 
-def keep(path: Path, cases: list[SliceCase], logits: torch.Tensor, seconds: float) -> None:
+def keep(path: Path, cases: list[SliceCase], logits: torch.Tensor, seconds: float, warnings: list[str]) -> None:
     """Write a volume's file, whole or not at all.
 
     Args:
@@ -69,10 +74,12 @@ def keep(path: Path, cases: list[SliceCase], logits: torch.Tensor, seconds: floa
         cases: with maps and scores as if p(diseased) were 1.
         logits: of all slices of the input's file, see `readings.probabilities`.
         seconds: that the networks took.
+        warnings: of the preprocessing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        torch.save({"cases": [_packed(vars(case)) for case in cases], "logits": logits, "seconds": seconds}, partial)
+        packed = [_packed(vars(case)) for case in cases]
+        torch.save({"cases": packed, "logits": logits, "seconds": seconds, "warnings": warnings}, partial)
 
 
 def _packed(value: Any) -> Any:

@@ -42,8 +42,8 @@ class LabelledVolumes:
 
     One volume at a time is in the memory. What was found in it is written to `cache_dir`, where a run that was stopped finds
     it again, by the item, its files, the settings and the weights. Temperature and thresholds are not among them: others
-    need no network. A volume that fails is named in the log, and the next one follows. Of the processes that torchrun starts,
-    each takes the next volume that none has begun; `cache_dir` must be one for all of them.
+    need no network. A volume that fails is named in the log, and the next one follows; of the others, the log has the warnings.
+    Of the processes that torchrun starts, each takes the next volume that none has begun; `cache_dir` must be one for all.
 
     Args:
         preprocessing, inferer, network: the bundle's.
@@ -120,11 +120,14 @@ class LabelledVolumes:
         for of_rank in idist.all_gather((paths, failed)):
             paths |= of_rank[0]
             failed |= of_rank[1]
-        in_order = [paths[n] for n in sorted(paths)]
-        return KeptCases(in_order, self.inferer.temperature), dict(failed[n] for n in sorted(failed))
+        kept = KeptCases([paths[n] for n in sorted(paths)], self.inferer.temperature)
+        for n, warnings in zip(sorted(paths), kept.warnings, strict=True):
+            for warning in warnings:
+                logger.warning("%s: %s", wanted[n]["image"], warning)
+        return kept, dict(failed[n] for n in sorted(failed))
 
-    def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, float]:
-        """What `keep` keeps of a volume, with the seconds that the networks took."""
+    def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, float, list[str]]:
+        """What `keep` keeps of a volume, with the seconds that the networks took and the preprocessing's warnings."""
         volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
         image: MetaTensor = volume["image"]
         numbers = slice_numbers(image)
@@ -155,7 +158,8 @@ class LabelledVolumes:
                 maps[baseline.name], scores[baseline.name] = a, slice_score(a, read_in, torch.ones(len(a)))
         on_input = [baseline for baseline in self.baselines if not baseline.on_networks_grid]
         healthy = found.get("counterfactual", found.get("counterpart"))
-        return cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key), logits, seconds
+        cases = cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key)
+        return cases, logits, seconds, list(volume.get("warnings", []))
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """Of diseased minus that of healthy, ``(N,)``."""

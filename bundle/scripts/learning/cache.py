@@ -24,6 +24,7 @@ class Entry:
         numbers: of its slices in the image's file.
         depth: slices of that file.
         digest: SHA-256 of its rows.
+        warnings: of the preprocessing.
     """
 
     volume: str
@@ -31,6 +32,7 @@ class Entry:
     numbers: tuple[int, ...]
     depth: int
     digest: str
+    warnings: tuple[str, ...]
 
 
 class SliceCache:
@@ -63,7 +65,7 @@ class SliceCache:
         for line in lines[1:]:
             entry = Entry(**json.loads(line))
             if entry.first + len(entry.numbers) <= rows:
-                found[entry.volume] = replace(entry, numbers=tuple(entry.numbers))
+                found[entry.volume] = replace(entry, numbers=tuple(entry.numbers), warnings=tuple(entry.warnings))
         return found
 
     @property
@@ -99,7 +101,13 @@ class SliceCache:
             yield found
 
     def append(
-        self, volume: str, numbers: Sequence[int], depth: int, images: np.ndarray, foregrounds: np.ndarray
+        self,
+        volume: str,
+        numbers: Sequence[int],
+        depth: int,
+        images: np.ndarray,
+        foregrounds: np.ndarray,
+        warnings: Sequence[str] = (),
     ) -> Entry:
         """Add a volume, within `writing`.
 
@@ -109,6 +117,7 @@ class SliceCache:
             depth: likewise.
             images: ``(N, C, H, W)``.
             foregrounds: bool ``(N, 1, H, W)``.
+            warnings: see `Entry`.
 
         Raises:
             ValueError: its slices have another shape than those that are there.
@@ -125,7 +134,8 @@ class SliceCache:
         content = rows.tobytes()
         with self.rows_path.open("ab") as file:
             file.write(content)
-        entry = Entry(volume, self._next, tuple(int(n) for n in numbers), depth, hashlib.sha256(content).hexdigest())
+        digest = hashlib.sha256(content).hexdigest()
+        entry = Entry(volume, self._next, tuple(int(n) for n in numbers), depth, digest, tuple(warnings))
         with self.index_path.open("ab") as file:
             file.write((json.dumps(asdict(entry)) + "\n").encode())
         self._next += len(numbers)

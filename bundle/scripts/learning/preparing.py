@@ -41,7 +41,7 @@ class _Volumes(Dataset):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, i: int) -> tuple[list[int], int, np.ndarray, np.ndarray] | tuple[str, str]:
+    def __getitem__(self, i: int) -> tuple[list[int], int, np.ndarray, np.ndarray, list[str]] | tuple[str, str]:
         try:
             volume = self.preprocessing(self.sources[i])
         except Exception as error:  # MONAI wraps what a transform raises
@@ -52,7 +52,8 @@ class _Volumes(Dataset):
         planes = [z for z, _ in found]
         images, inside = (np.moveaxis(a, -1, 0)[planes] for a in (image, foreground))
         depth = axial(volume["input_image"]).shape[3]
-        return [n for _, n in found], depth, images.astype(np.float16), inside >= 0.5
+        warnings = volume.get("warnings", [])
+        return [n for _, n in found], depth, images.astype(np.float16), inside >= 0.5, warnings
 
 
 def fill(
@@ -63,6 +64,8 @@ def fill(
     workers: int = 0,
 ) -> dict[str, Entry]:
     """Preprocess what a cache lacks; one that can't be used is named in the log and left out.
+
+    Of the others, the log has the warnings, whether they were there before or not.
 
     Args:
         cache: held by this process meanwhile; one that was stopped goes on.
@@ -79,8 +82,17 @@ def fill(
         ExhaustedError: memory, disk or files ran out, or the cache can't be written.
     """
     found = cache.entries()
-    if sources.keys() <= found.keys():
-        return found
+    if sources.keys() - found.keys():
+        found = _filled(cache, sources, preprocessing, min_area, workers)
+    for key, source in sources.items():
+        for warning in found[key].warnings if key in found else ():
+            logger.warning("%s: %s", source["image"], warning)
+    return found
+
+
+def _filled(
+    cache: SliceCache, sources: dict[str, dict[str, Any]], preprocessing: Compose, min_area: int, workers: int
+) -> dict[str, Entry]:
     with cache.writing() as found:
         missing = [key for key in sources if key not in found]
         volumes = _Volumes([sources[key] for key in missing], preprocessing, min_area)
