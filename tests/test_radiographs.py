@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
+from pydicom.uid import DigitalXRayImageStorageForProcessing, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 import dicom
 from scripts.images.loading import InvalidImageError, LoadVolumed
@@ -173,6 +173,28 @@ def test_inverted_rescaled_and_windowed(tmp_path: Path) -> None:
     # of several windows the first
     several = {"WindowCenter": [150.0, 5.0], "WindowWidth": [100.0, 1.0], "VOILUTFunction": "LINEAR_EXACT"}
     np.testing.assert_allclose(pixels(dx(tmp_path, GREY, **rescale, **several)), shown, rtol=1e-5)
+
+
+def test_an_empty_voi_lut_function_is_linear(tmp_path: Path) -> None:
+    window = {"WindowCenter": 150.0, "WindowWidth": 100.0}
+    shown = pixels(dx(tmp_path, GREY, **window, VOILUTFunction="LINEAR"))
+    for function in ("", " ", None):
+        about = {} if function is None else {"VOILUTFunction": function}
+        np.testing.assert_array_equal(pixels(dx(tmp_path, GREY, **window, **about)), shown)
+    assert shown.min() == 0 and shown.max() == 255 and shown.std() > GREY.std()
+    with pytest.raises(InvalidImageError, match="its window can't be used .*CUBIC"):
+        load(dx(tmp_path, GREY, **window, VOILUTFunction="CUBIC"))
+
+
+@pytest.mark.parametrize(
+    "about", [{"PresentationIntentType": "FOR PROCESSING"}, {"SOPClassUID": DigitalXRayImageStorageForProcessing}]
+)
+def test_raw_values_of_a_detector_are_said(about: dict[str, Any], tmp_path: Path) -> None:
+    """By its own word or by its class; an image for viewing isn't."""
+    size = {"PixelSpacing": [1, 1]}
+    [said] = load(dx(tmp_path, GREY, **size, **about))["warnings"]
+    assert said.startswith("The file holds the detector's raw values (FOR PROCESSING)")
+    assert load(dx(tmp_path, GREY, **size, PresentationIntentType="FOR PRESENTATION"))["warnings"] == []
 
 
 @pytest.mark.parametrize("bits", [8, 16])

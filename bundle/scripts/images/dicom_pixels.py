@@ -105,6 +105,8 @@ def display_values(dataset: Dataset, values: np.ndarray) -> np.ndarray:
         return _looked_up(values, dataset.VOILUTSequence[0])
     if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
         return values
+    if "VOILUTFunction" in dataset and not dataset.VOILUTFunction:
+        del dataset.VOILUTFunction  # pydicom takes one that is missing for LINEAR, and no empty one
     return apply_windowing(values, dataset)
 
 

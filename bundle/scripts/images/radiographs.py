@@ -47,7 +47,7 @@ def read_radiograph(
         InvalidImageError: several frames, colours, another modality, body part or view, or pixels that can't be decoded.
 
     Source: PS3.3 C.11.1, C.11.2 (lookup tables), C.7.6.3.1.2 (MONOCHROME1), 10.7.1.3 (pixel spacing), C.7.6.1.1.1 (Patient
-    Orientation).
+    Orientation), C.8.11.1 (Presentation Intent Type).
     """
     dataset = read_dicom(path)
     warnings: list[str] = []
@@ -70,6 +70,11 @@ def read_radiograph(
     if (row, column) != ("L", "F"):
         warnings.append(
             "The file says that it lies turned or mirrored. The networks saw it upright, the patient's left on the right."
+        )
+    intent = f"{dataset.get('PresentationIntentType')} {getattr(dataset.get('SOPClassUID'), 'name', '')}"
+    if "FOR PROCESSING" in intent.upper():
+        warnings.append(
+            "The file holds the detector's raw values (FOR PROCESSING), not an image for viewing. The result is probably wrong."
         )
     if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
         warnings.append("Text is burned into the pixels; the networks see it too.")
