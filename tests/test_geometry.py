@@ -12,8 +12,9 @@ import pytest
 import SimpleITK
 import torch
 from monai.data import MetaTensor
+from scipy.spatial.transform import Rotation
 
-from scripts.images.geometry import axial
+from scripts.images.geometry import axial, axial_index, slice_axis, slice_numbers
 from scripts.images.loading import LoadVolumed
 from scripts.images.masks import load_mask, reordered
 from synthetic import GRIDS, head, write_head
@@ -74,6 +75,26 @@ def test_a_mask_whose_voxel_sizes_are_as_wrong_as_the_images(order: Any, tmp_pat
     true = nib.Nifti1Image(expected.astype(np.uint8), image.affine.numpy())
     nib.save(true if order is None else true.as_reoriented(order), tmp_path / "true.nii.gz")
     np.testing.assert_array_equal(load_mask(tmp_path / "true.nii.gz", image)[0], expected)
+
+
+def test_slices_of_a_file_lie_where_they_are_counted_however_it_is_turned() -> None:
+    """By any rotation, with voxels of any size: a slice's number leads back to it, and its label is that of its lesion."""
+    random = np.random.default_rng(0)
+    for rotation in Rotation.random(300, random_state=0).as_matrix():
+        affine = nib.affines.from_matvec(rotation @ np.diag(random.uniform(0.5, 6, 3)), random.uniform(-90, 90, 3))
+        marked = np.zeros((4, 5, 6), bool)
+        marked[tuple(random.integers(0, (4, 5, 6)))] = True
+        image = MetaTensor(
+            torch.from_numpy(marked)[None], affine=affine, meta={"input_affine": torch.from_numpy(affine)}
+        )
+        ours = axial(image)
+        depth = ours.shape[3]
+        numbers = slice_numbers(ours)
+        assert [axial_index(n, image.affine, depth) for n in numbers] == list(range(depth))
+        [z] = np.flatnonzero(ours.numpy().any(axis=(0, 1, 2)))
+        axis, _ = slice_axis(affine)
+        [n] = np.flatnonzero(marked.any(axis=tuple({0, 1, 2} - {axis})))
+        assert numbers[z] == n
 
 
 def test_trailing_axes_of_one_and_a_flat_mask(tmp_path: Path) -> None:

@@ -95,6 +95,17 @@ def to_grid(
     return resample(source, dst_affine=target, spatial_size=tuple(size)).as_tensor()
 
 
+def slice_axis(affine: np.ndarray) -> tuple[int, bool]:
+    """The axis of a file nearest to superior-inferior, as `axial` takes it, and whether it goes up.
+
+    Args:
+        affine: of the file, ``(4, 4)``.
+    """
+    orientation = nib.io_orientation(affine)
+    axis = int(np.flatnonzero(orientation[:, 0] == 2)[0])
+    return axis, bool(orientation[axis, 1] > 0)
+
+
 def slice_numbers(image: MetaTensor) -> list[int]:
     """The slice of the input file, counted from 0 along its axis nearest to superior-inferior, behind every slice.
 
@@ -115,5 +126,4 @@ def axial_index(number: int, affine: torch.Tensor, depth: int) -> int:
         affine: of the file, ``(4, 4)``.
         depth: number of slices.
     """
-    directions = affine[2, :3] / torch.linalg.norm(affine[:3, :3], dim=0)
-    return number if directions[directions.abs().argmax()] > 0 else depth - 1 - number
+    return number if slice_axis(affine.numpy())[1] else depth - 1 - number

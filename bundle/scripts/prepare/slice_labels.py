@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
 from ..images.formats import NIFTI, VOLUMETRIC
-from ..images.geometry import load_nifti
+from ..images.geometry import load_nifti, slice_axis
 from ..images.loading import LoadVolumed
 from ..images.masks import load_values
 from ..images.volume_files import read_volume
@@ -47,10 +47,9 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
 
 
 def _counted(voxels: NDArray[np.bool_], affine: NDArray[np.float64]) -> dict[str, Any]:
-    orientation = nib.io_orientation(affine)
-    axis = int(np.flatnonzero(orientation[:, 0] == 2)[0])
+    axis, upwards = slice_axis(affine)
     counts = np.count_nonzero(voxels, axis=tuple(n for n in range(3) if n != axis))
-    return {"voxels": [int(n) for n in counts], "upwards": bool(orientation[axis, 1] > 0)}
+    return {"voxels": [int(n) for n in counts], "upwards": upwards}
 
 
 def labels_of(lesion: dict[str, Any], slices: tuple[int, int] | None, least_voxels: int, every: int = 1) -> list[int]:
