@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import InvalidImageError
+from .air import in_plane_border
 from .geometry import on_grid
 from .masks import load_mask
 
@@ -71,7 +72,7 @@ class NonZerod(Foregroundd):
         array = image.as_tensor().numpy()
         differs = np.zeros(array.shape[1:], bool)
         for n, channel in enumerate(array):
-            border = np.concatenate([channel[[0, -1]].ravel(), channel[:, [0, -1]].ravel()])
+            border = in_plane_border(channel)
             values, counts = np.unique(border, return_counts=True)
             if 2 * counts.max() <= border.size:
                 raise InvalidImageError(
