@@ -26,7 +26,7 @@ from scripts.judging.cases import SliceCase
 from scripts.judging.on_input import cases_of
 from scripts.judging.ranking import PixelCounts
 from scripts.learning.datalists import Item, read_datalist
-from scripts.learning.datasets import labelled_slices
+from scripts.learning.preparing import trained_slices
 
 SUBSET = {"validation": (10, 2), "test": (14, 2)}
 """Patients, and slices of each, for what takes up to a minute a slice; what is tuned sees those of validation."""
@@ -107,11 +107,9 @@ class Split:
         for item in tqdm(self.items, f"{name}, preprocessing", unit="volume"):
             volume = preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
             numbers, label = slice_numbers(volume["image"]), item["label"]
-            if min_area is None:
-                of_slice = [label if isinstance(label, int) else label[n] for n in numbers]
-                kept = [(z, y) for z, y in enumerate(of_slice) if y >= 0]
-            else:
-                kept = list(labelled_slices(volume["foreground"], label, min_area))
+            looked_at = enumerate(numbers) if min_area is None else trained_slices(volume["foreground"], min_area)
+            of_slices = ((z, label if isinstance(label, int) else label[n]) for z, n in looked_at)
+            kept = [(z, y) for z, y in of_slices if y >= 0]
             places = [z for z, _ in kept]
             self.volumes.append(volume)
             self.wanted.append(places)

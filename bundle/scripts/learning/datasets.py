@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from ..fingerprints import fingerprint, identified
 from ..images.mask_labels import mask_labels
 from ..ranks import of_first
 from .cache import Entry, SliceCache
-from .preparing import fill, logger, trained_slices
+from .preparing import fill, logger
 from .seeding import Draw, augmented
 
 
@@ -44,20 +44,6 @@ def _input_image(item: dict[str, Any], preprocessing: Compose) -> MetaTensor:
         volume = next(steps)(volume)
     image: MetaTensor = volume["input_image"]
     return image
-
-
-def labelled_slices(foreground: MetaTensor, label: int | Sequence[int], min_area: int) -> Iterator[tuple[int, int]]:
-    """The index and the label of every slice of a preprocessed volume that is to be trained on.
-
-    Args:
-        foreground: ``(1, H, W, D)``, with ``input_affine`` in its meta.
-        label: see `SliceDataset`.
-        min_area: see `method.slices.assessed_slices`.
-    """
-    for z, n in trained_slices(foreground, min_area):
-        of_slice = label if isinstance(label, int) else label[n]
-        if of_slice >= 0:
-            yield z, of_slice
 
 
 class SliceDataset(Dataset):
