@@ -265,6 +265,19 @@ def test_paths_in_names_of_other_endpoints(server: Server) -> None:
     assert answer.status_code == 400 and "params is not JSON" in answer.json()["detail"]
 
 
+def test_what_is_said_of_an_image_leads_to_no_other_file(server: Server) -> None:
+    secret = server.studies.parent / "secret"
+    secret.write_text("of the server's user")
+    query, image = {"image": "plain"}, (server.studies / "plain.nii.gz").read_bytes()
+    for name in (str(secret), "../secret", "Miller", 5):
+        answer = server.put("/datastore/image/info", params=query, data={"info": json.dumps({"name": name})})
+        assert answer.status_code == 400 and "name can't be changed" in answer.json()["detail"]
+        assert server.get("/datastore/image", params=query).content == image
+    said = {"info": json.dumps({"reader": "R"})}
+    assert server.put("/datastore/image/info", params=query, data=said).status_code == 200
+    assert server.get("/datastore/image/info", params=query).json()["reader"] == "R" and secret.exists()
+
+
 def temporary_files(server: Server) -> set[str]:
     return {p.name for p in (server.studies.parent / "tmp").glob("tmp*")}
 

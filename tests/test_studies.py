@@ -422,6 +422,36 @@ def test_what_is_known_survives_another_process_and_a_broken_file(
     assert again.status()["left_out"] == {}
 
 
+def test_what_the_register_goes_by_is_not_changed_from_outside(studies: FolderStudies, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch()
+    label = str(write_mask(tmp_path / "p.nii.gz"))
+    studies.save_label("a", label, "original", {"params": {"score": 0.5}})
+    before = kept(studies)
+    for key in ("name", "path", "ts", "stored", "stamp", "params", "made_with", "StudyInstanceUID", "Modality"):
+        with pytest.raises(MONAILabelException, match=f"{key} can't be changed") as refusal:
+            studies.update_image_info("a", {"PatientID": "P", key: str(secret)})
+        assert refusal.value.error == MONAILabelError.INVALID_INPUT
+        with pytest.raises(MONAILabelException, match=f"{key} can't be changed"):
+            studies.update_label_info("a", "original", {"reader": "R", key: str(secret)})
+    assert kept(studies) == before
+    with pytest.raises(ImageNotFoundException):
+        studies.update_image_info("nobody", {"name": "x"})
+    # a client may send back what it was told
+    studies.update_image_info("a", {**studies.get_image_info("a"), "PatientID": "P"})
+    told = studies.get_label_info("a", "original")
+    studies.update_label_info("a", "original", {**told, "reader": "R"})
+    assert studies.list_images() == ["a", "b"] and studies.get_image_info("a")["PatientID"] == "P"
+    assert studies.get_label_info("a", "original") == {**told, "reader": "R"}
+    # nor followed where it was changed on the disk
+    for name in (str(secret), "../secret", "x/../../secret"):
+        studies._datastore.objects["a"].image.info["name"] = name
+        for ask in (studies.get_image_uri, studies.get_image_info, studies.remove_image):
+            with pytest.raises(ImageNotFoundException):
+                ask("a")
+    assert secret.exists()
+
+
 def test_what_another_process_wrote_is_read_after_a_change_never_in_its_middle(studies: FolderStudies) -> None:
     """The watcher's thread waits for the one that changes, whose change an older content would undo."""
     register = Register(studies._datastore_path, auto_reload=True)
@@ -446,7 +476,8 @@ def test_an_uploaded_image_replaces_no_other(studies: FolderStudies, tmp_path: P
             studies.add_image(name, file, {})
     assert studies.add_image("a", studies.get_image_uri("a"), {}) == "a"
     assert kept(studies) == before
-    assert studies.add_image("", other, {"from": "x"}) == "other_brain"
+    assert studies.add_image("", other, {"from": "x", "stored": "y"}) == "other_brain"
+    assert set(studies.get_image_info("other_brain")) == {"from", "name", "ts", "path"}
     assert Path(studies.get_image_uri("other_brain")).read_bytes() == Path(other).read_bytes()
     studies.remove_image("a")
     assert studies.list_images() == ["b", "other_brain"]

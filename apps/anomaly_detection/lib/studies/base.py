@@ -28,9 +28,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OWN = frozenset(
+    ("name", "path", "ts", "stored", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "params", "made_with", STAMP)
+)
+"""Keys in what is known of an image or a label that say where it is and what was done: no client changes them."""
+
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _check_own(info: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """See to it that `info` changes none of the `OWN` keys of what is known; to say the same again is allowed."""
+    changed = sorted(key for key in OWN & info.keys() if known and info[key] != known.get(key))
+    if changed:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f"{', '.join(changed)} can't be changed: the server goes by that. Nothing was stored.",
+        )
 
 
 class Studies(Register):
@@ -51,11 +66,14 @@ class Studies(Register):
         return split_ending(file)
 
     def _file_of(self, image_id: str) -> Path:
-        """Where an image's file is."""
+        """Where an image's file is: in the folder of the images, or where a link in it leads."""
         obj = self._datastore.objects.get(image_id)
         if obj is None:
             raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
-        return Path(self._datastore.image_path()) / (obj.image.info.get("name") or f"{image_id}{obj.image.ext}")
+        name = Path(str(obj.image.info.get("name") or f"{image_id}{obj.image.ext}"))
+        if name.is_absolute() or ".." in name.parts:
+            raise ImageNotFoundException(f"There is no image {image_id!r} among the studies: its name leads elsewhere.")
+        return Path(self._datastore.image_path()) / name
 
     @exclusively
     def _reconcile_datastore(self) -> None:
@@ -67,7 +85,8 @@ class Studies(Register):
         image_id = plain(image_id or name, "image id")
         holds_itself(image_filename)
         place = Path(self._datastore.image_path()) / f"{image_id}{ext}"
-        info = {**(image_info or {}), "ts": int(time.time()), "name": place.name}
+        info = {key: value for key, value in (image_info or {}).items() if key not in OWN}
+        info |= {"ts": int(time.time()), "name": place.name}
 
         def change(parts: Mapping[Path, Path]) -> None:
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ext))
@@ -151,11 +170,13 @@ class Studies(Register):
 
     @exclusively
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        super().update_image_info(plain(image_id, "image id"), info)
+        _check_own(info, self.get_image_info(plain(image_id, "image id")))
+        super().update_image_info(image_id, info)
 
     @exclusively
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        super().update_label_info(plain(label_id, "label"), plain(label_tag, "label tag"), info)
+        _check_own(info, self.get_label_info(plain(label_id, "label"), plain(label_tag, "label tag")))
+        super().update_label_info(label_id, label_tag, info)
 
     def get_image_uri(self, image_id: str) -> str:
         uri = super().get_image_uri(plain(image_id, "image id"))

@@ -293,7 +293,11 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         for dataset in objects[len(sent) :]:
             self._server.store(dataset)
             sent.append(str(dataset.SeriesInstanceUID))
-            self.update_image_info(image_id, {"stored": {**stored, made_with: sent}})
+            self._note(image_id, {"stored": {**stored, made_with: sent}})
+
+    @exclusively
+    def _note(self, image_id: str, info: Mapping[str, Any]) -> None:
+        self._keep(image_id, {}, info)
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         return LocalDatastore.datalist(self, full_path)
