@@ -400,6 +400,21 @@ def test_a_radiograph_is_work_where_a_model_takes_it_and_a_picture_of_its_mask_g
     assert studies.list_images() == [str(slices[0].SeriesInstanceUID), uid]  # none of them is work
 
 
+def test_a_readers_masks_of_a_radiograph_that_is_replaced_again_and_again_are_all_kept(tmp_path: Path) -> None:
+    archive = Archive()
+    studies = DICOMwebStudies(client=archive, search_filter={}, modalities=["DX"], cache_path=str(tmp_path / "cache"))
+    images = [dicom.image(np.zeros((40, 50), np.uint8), SeriesInstanceUID="1.2.3") for _ in range(2)]
+    # the first one comes again, and is read again
+    for n, image in enumerate((*images, *images)):
+        archive.instances = [pydicom.dcmread(dicom.save(image, tmp_path / "chest.dcm"))]
+        mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri("1.2.3"), value=n % 3, depth=0)
+        studies.save_label("1.2.3", mask, FINAL, {"reader": n})
+    tags = ["final-of-1-images", "final-of-1-images-2", "final-of-1-images-3", FINAL]
+    labels = [np.asarray(nib.load(studies.get_label_uri("1.2.3", tag)).dataobj) for tag in tags]
+    assert [label.max() for label in labels] == [0, 1, 2, 0]
+    assert [studies.get_label_info("1.2.3", tag)["reader"] for tag in tags] == [0, 1, 2, 3]
+
+
 def test_a_series_of_several_radiographs_is_refused(tmp_path: Path) -> None:
     first, second = (dicom.image(np.zeros((40, 50), np.uint8), SeriesInstanceUID="1.2.3") for _ in range(2))
     second.StudyInstanceUID = first.StudyInstanceUID

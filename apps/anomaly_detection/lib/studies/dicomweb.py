@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     from scripts.images.sequences import Candidate
 
 logger = logging.getLogger(__name__)
+
+
+def _unused(tag: str, tags: Collection[str]) -> str:
+    """`tag`, with a number if there is one of that name: a series may be replaced again by as many images."""
+    names = chain([tag], (f"{tag}-{n}" for n in count(2)))
+    return next(name for name in names if name not in tags)
 
 
 class DICOMwebStudies(Studies, DICOMWebDatastore):
@@ -186,7 +193,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
             kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
             if FINAL in gone:
-                tag, label = f"{FINAL_OF}{len(before)}-images", gone[FINAL]
+                tag, label = _unused(f"{FINAL_OF}{len(before)}-images", kept), gone[FINAL]
                 source = self._place(image_id, FINAL, name)
                 writers[self._place(image_id, tag, name)] = lambda part: shutil.copyfile(source, part)
                 kept[tag] = label
