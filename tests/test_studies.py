@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import logging
@@ -13,7 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,76 @@ def write_blank(path: Path, like: Path) -> Path:
     image = nib.load(like)
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
     return path
+
+
+def failing(call: Callable[..., Any], below: Path, number: int, times: int) -> Callable[..., Any]:
+    """`call`, which fails so often with an errno for all that lies in a folder."""
+    left = [times]
+
+    def tried(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to(below) and left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number), os.fsdecode(path))
+        return call(path, *args, **kwargs)
+
+    return tried
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("times", [1, 1000], ids=["once", "until it is back"])
+@pytest.mark.parametrize(
+    ("call", "below"), [("scandir", "p1/flair"), ("scandir", "p1"), ("scandir", "."), ("stat", "p1/flair")]
+)
+def test_what_is_known_of_a_folder_that_can_not_be_read_stays(
+    call: str, below: str, times: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies, before = known_in_folders(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing(getattr(os, call), tmp_path / "studies" / below, number, times))
+        listed = studies.list_images()
+        assert listed == ([] if below == "." else ["p2-flair-a"])
+        left_out = studies.status()["left_out"]
+        assert times == 1 or f"that can't be read ({os.strerror(number)})" in left_out
+    assert (studies.list_images(), studies.json()["objects"]) == before
+
+
+def known_in_folders(tmp_path: Path) -> tuple[FolderStudies, tuple[list[str], dict[str, Any]]]:
+    """Studies in two folders, of the first of which more is known than its files say; the list and all that is known."""
+    for patient in ("p1", "p2"):
+        (tmp_path / "studies" / patient).mkdir(parents=True)
+        write_images(tmp_path / "studies" / patient / "flair", "a")
+    studies = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
+    studies.save_label("p1-flair-a", write_mask(tmp_path / "mask.nii.gz"), FINAL, {"reader": "R"})
+    studies.update_image_info("p1-flair-a", {"PatientID": "P", "image_label": "healthy", "anomaly_score": 0.5})
+    return studies, (["p1-flair-a", "p2-flair-a"], studies.json()["objects"])
+
+
+def test_what_is_known_of_a_link_that_leads_nowhere_for_a_while_stays(tmp_path: Path) -> None:
+    studies, before = known_in_folders(tmp_path)
+    folder, away = tmp_path / "studies" / "p1", tmp_path / "share"
+    folder.rename(away)
+    folder.symlink_to(away)
+    assert (studies.list_images(), studies.json()["objects"]) == before
+    away.rename(tmp_path / "not mounted")
+    again = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
+    assert studies.list_images() == again.list_images() == ["p2-flair-a"]
+    (tmp_path / "not mounted").rename(away)
+    assert (studies.list_images(), studies.json()["objects"]) == before
+    folder.unlink()
+    assert studies.list_images() == list(studies.json()["objects"]) == ["p2-flair-a"]
+
+
+def test_labels_that_can_not_be_listed_are_not_forgotten(
+    studies: FolderStudies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = kept(studies)
+    labels = Path(studies._datastore_path) / "labels"
+    for call in ("scandir", "listdir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing(getattr(os, call), labels, errno.EACCES, 1000))
+            with suppress(OSError):
+                studies.list_images()
+        assert kept(studies) == before
 
 
 def test_ten_times_the_studies_take_about_ten_times_as_long(tmp_path: Path) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lib.studies.names import OTHER_FORMATS
 
 
 def image_files(
-    root: Path, labels: str | Path, ours: tuple[str, ...], left_out: Mapping[str, list[str]], formats: tuple[str, ...]
+    root: Path,
+    labels: str | Path,
+    ours: tuple[str, ...],
+    left_out: Mapping[str, list[str]],
+    unread: set[str],
+    formats: tuple[str, ...],
 ) -> Iterator[str]:
     """The paths of the image files in a folder, relative to it; links are followed.
 
@@ -19,17 +25,25 @@ def image_files(
         labels: the folder of labels, passed over.
         ours: what names of files in `root` begin with that are no studies' and are not spoken of.
         left_out: what else there is, by the reason; it is added to.
+        unread: the folders and files among them that could not be read now, relative to `root`; it is added to.
         formats: endings of image files.
     """
     seen: set[tuple[int, int]] = set()
     labels = os.path.realpath(labels)
 
     def unreadable(error: OSError) -> None:
-        left_out[f"that can't be read ({error.strerror})"].append(f"{Path(error.filename).name}/")
+        name = Path(error.filename).relative_to(root).as_posix()
+        unread.add(name)
+        left_out[f"that can't be read ({error.strerror})"].append(name)
 
     for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
         below = Path(folder).relative_to(root)
-        status = os.stat(folder)
+        try:
+            status = os.stat(folder)
+        except OSError as error:
+            unreadable(error)
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen:
             left_out["in a folder that was read already"].append(below.as_posix() + "/")
             folders.clear()
@@ -50,7 +64,37 @@ def image_files(
             elif not file.lower().endswith(formats):
                 other = f"of a format that is not read (read are {', '.join(formats)})"
                 left_out[other if file.lower().endswith(OTHER_FORMATS) else "other files"].append(name)
-            elif not os.path.isfile(os.path.join(folder, file)):
-                left_out["links that lead nowhere"].append(name)
             else:
-                yield name
+                try:
+                    regular = stat.S_ISREG(os.stat(os.path.join(folder, file)).st_mode)
+                except FileNotFoundError:
+                    regular = False
+                except OSError as error:
+                    unreadable(error)
+                    continue
+                if regular:
+                    yield name
+                else:
+                    left_out["links that lead nowhere"].append(name)
+
+
+def may_come_back(root: Path, name: str, unread: set[str]) -> bool:
+    """Whether a file that is not found may be there again: it, or a folder above it, can't be read or is a link to nowhere.
+
+    Args:
+        root: the folder.
+        name: the file's path, relative to it.
+        unread: of `image_files`.
+    """
+    places = [name, *(parent.as_posix() for parent in PurePosixPath(name).parents)]
+    if unread.intersection(places):
+        return True
+    for place in places:
+        try:
+            os.stat(root / place)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.islink(root / place):
+                return True
+        except OSError:
+            return True
+    return False

@@ -17,7 +17,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.studies.base import Studies
-from lib.studies.folder_files import image_files
+from lib.studies.folder_files import image_files, may_come_back
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import exclusively, stamp_of
@@ -33,7 +33,8 @@ class FolderStudies(Studies):
     """Studies in a folder: every image file in it and in its subfolders is one, its path without the ending its id.
 
     In ids "-" stands for the slashes of the path. The folder is looked at whenever studies are listed. What is in it and is no
-    study (hidden files, labels, other sequences, masks, other formats) is said in the log and counted in the status.
+    study (hidden files, labels, other sequences, masks, other formats) is said in the log and counted in the status. While a
+    subfolder can't be read, its studies are not listed, but what is known of them stays.
 
     Args:
         folder: of the studies; labels and scores are kept in it.
@@ -58,6 +59,7 @@ class FolderStudies(Studies):
         self._live = auto_reload
         self._unfit: dict[Path, list[int]] = {}
         self._left_out: dict[str, list[str]] = {}
+        self._away: set[str] = set()
         self._said = ""
         # no watcher of files: it lists the whole folder again for every file that comes, and misses those of a network
         super().__init__(folder, extensions=[f"*{e}" for e in self._formats], auto_reload=False)
@@ -77,7 +79,8 @@ class FolderStudies(Studies):
         left_out: defaultdict[str, list[str]] = defaultdict(list)
         objects: dict[str, ImageLabelModel] = {}
         ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
-        for name in image_files(self._root, self._datastore.label_path(None), ours, left_out, self._formats):
+        unread: set[str] = set()
+        for name in image_files(self._root, self._datastore.label_path(None), ours, left_out, unread, self._formats):
             stem, ext = self._to_id(name)
             image_id = stem.replace("/", "-")
             if image_id in objects:
@@ -92,12 +95,20 @@ class FolderStudies(Studies):
             if old is None or old.image.info.get("name") != name:
                 old = ImageLabelModel(image=DataModel(ext=ext, info={"ts": int(time.time()), "name": name}))
             objects[image_id] = ImageLabelModel(image=old.image)
+        missing = {i: old for i, old in known.items() if i not in objects}
+        names = {i: str(old.image.info.get("name") or f"{i}{old.image.ext}") for i, old in missing.items()}
+        self._away = {i for i, name in names.items() if may_come_back(self._root, name, unread)}
+        objects |= {i: missing[i] for i in self._away}
         labels = Path(self._datastore.label_path(None))
-        for part in labels.glob("*/.part.*"):  # of a process that was killed
-            part.unlink(missing_ok=True)
-        for tag in sorted(p.name for p in labels.glob("[!.]*/")):
+        # no glob: it takes a folder that can't be read for an empty one
+        for tag in sorted(p.name for p in labels.iterdir() if p.is_dir() and not p.name.startswith(".")):
             for file in sorted(labels.joinpath(tag).iterdir()):
+                if file.name.startswith(".part."):  # of a process that was killed
+                    file.unlink(missing_ok=True)
+                    continue
                 image_id, ext = self._to_id(file.name)
+                if image_id in self._away:
+                    continue
                 if not ext or file.name.startswith(".") or image_id not in objects:
                     left_out["in labels that belong to no image"].append(f"{tag}/{file.name}")
                     continue
@@ -145,7 +156,7 @@ class FolderStudies(Studies):
         reasons = {reason: list(names) for reason, names in self._left_out.items() if names}
         listed = set(self._listed())
         for image_id, obj in self._datastore.objects.items():
-            if image_id not in listed:
+            if image_id not in listed | self._away:
                 reasons.setdefault(f"named as {self._named(image_id)[0]}", []).append(obj.image.info["name"])
         return reasons
 
@@ -180,7 +191,8 @@ class FolderStudies(Studies):
 
     def _listed(self) -> list[str]:
         wanted = (None, *self.sequences)
-        return [i for i in self._datastore.objects if not self.sequences or self._named(i)[0] in wanted]
+        there = [i for i in self._datastore.objects if i not in self._away]
+        return [i for i in there if not self.sequences or self._named(i)[0] in wanted]
 
     def list_images(self) -> list[str]:
         self._look()
