@@ -25,7 +25,7 @@ from highdicom.seg import segread
 from skimage.color import rgb2lab
 
 from lib.demonstration.mr_series import series_from_nifti
-from lib.studies.storing import store
+from lib.studies.storing import RefusedError, store
 from scripts.dicom.describing import AUTOMATIC_LABEL
 from scripts.dicom.parametric_map import NOT_ASSESSED, parametric_map
 from scripts.dicom.segmentation import segmentation
@@ -742,6 +742,32 @@ def test_an_answer_that_does_not_confirm_is_an_error(body: dict[str, Any] | None
 def test_a_refusal_is_an_error_that_says_what_to_check(status: int, mask: pydicom.Dataset) -> None:
     with server(status, None) as (client, _), pytest.raises(RuntimeError, match=f"{status}.*Check that the server"):
         store(client, mask)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "final"),
+    [
+        (202, 0x0122, True),
+        (202, 0xA900, True),
+        (202, 0xC000, True),
+        (202, 0xA700, False),
+        (202, 0x0110, False),
+        (202, None, False),
+        (409, 0x0122, True),
+        (409, 0xA700, False),
+        (409, 0, True),
+        (415, 0, True),
+        (401, 0x0122, False),
+        (503, 0, False),
+    ],
+)
+def test_a_refusal_for_good_is_told_from_one_that_may_pass(
+    status: int, reason: int | None, final: bool, mask: pydicom.Dataset
+) -> None:
+    body = None if reason == 0 else answer("00081198", mask.SOPInstanceUID, reason)
+    with server(status, body) as (client, _), pytest.raises(RuntimeError) as error:
+        store(client, mask)
+    assert isinstance(error.value, RefusedError) == final
 
 
 def test_a_server_that_is_not_there_is_an_error(mask: pydicom.Dataset) -> None:

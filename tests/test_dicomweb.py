@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import dicom
 from lib.demonstration.mr_series import series_from_nifti
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.tags import FINAL, SCORE
+from test_studies import files_up_to
 
 GRID = (7, 6, 8)
 AFFINE = np.diag([-2.0, -3.0, 5.0, 1.0])
@@ -44,7 +47,9 @@ class Archive:
         self.instances = list(instances)
         self.asked: Counter[str] = Counter()
         self.away = False
-        self.refuses: str | None = None
+        self.away_for: str | None = None
+        self.refuses: tuple[str, int] | None = None
+        self.slow = 0.0
 
     def _ask(self, what: str) -> None:
         self.asked[what] += 1
@@ -86,10 +91,15 @@ class Archive:
 
     def store_instances(self, datasets: list[Dataset]) -> Dataset:
         self._ask("store")
-        if datasets[0].Modality == self.refuses:
-            raise requests.ConnectionError("went away")
-        self.instances += datasets
+        time.sleep(self.slow)
         answer = Dataset()
+        if datasets[0].Modality == self.away_for:
+            raise requests.ConnectionError("went away")
+        if self.refuses and datasets[0].Modality == self.refuses[0]:
+            answer.FailedSOPSequence = [Dataset()]
+            answer.FailedSOPSequence[0].FailureReason = self.refuses[1]
+            return answer
+        self.instances += datasets
         answer.ReferencedSOPSequence = [Dataset() for _ in datasets]
         for item, dataset in zip(answer.ReferencedSOPSequence, datasets, strict=True):
             item.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
@@ -327,20 +337,93 @@ def test_results_are_stored_once_for_each_setting_and_say_it(tmp_path: Path) -> 
     assert studies.list_images() == studies.get_unlabeled_images() == [uid]
 
 
-def test_a_result_that_the_server_did_not_take_is_not_kept_and_sent_when_it_does(tmp_path: Path) -> None:
+Sending = tuple[Archive, DICOMwebStudies, str, str]
+
+
+@pytest.fixture
+def sending(tmp_path: Path) -> Sending:
+    """A server, studies on it, a series and a mask of it."""
     images = make_series(tmp_path / "series")
     archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
     studies = studies_on(archive, tmp_path / "cache")
-    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
-    for refused in ("SEG", "OT"):
-        archive.refuses = refused
-        with pytest.raises(MONAILabelException, match="went away"):
-            studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, PARAMS)
-        assert SCORE not in studies.get_image_info(uid) and not studies.get_label_uri(uid, "original")
-    archive.refuses = None
+    return archive, studies, uid, write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+
+
+def save(studies: DICOMwebStudies, uid: str, mask: str) -> None:
     studies.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, PARAMS)
+
+
+def test_a_result_that_the_server_did_not_get_is_kept_and_sent_when_it_answers(sending: Sending) -> None:
+    archive, studies, uid, mask = sending
+    for away in ("SEG", "OT"):
+        archive.away_for = away
+        with pytest.raises(MONAILabelException, match="went away.*result and its score are kept here") as error:
+            save(studies, uid, mask)
+        assert "Nothing" not in error.value.msg
+        assert studies.get_image_info(uid)[SCORE] == 0.5 and studies.get_label_uri(uid, "original")
+    archive.away_for = None
+    save(studies, uid, mask)
+    save(studies, uid, mask)
     assert [i.Modality for i in archive.instances[8:]] == ["SEG", "OT"]
-    assert studies.get_image_info(uid)[SCORE] == 0.5 and studies.get_label_uri(uid, "original")
+
+
+@pytest.mark.parametrize("refused", ["SEG", "OT"])
+def test_what_a_server_takes_at_no_time_is_a_warning(
+    refused: str, sending: Sending, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive, studies, uid, mask = sending
+    archive.refuses = (refused, 0x0122)
+    save(studies, uid, mask)
+    assert studies.get_image_info(uid)[SCORE] == 0.5 and studies.get_label_uri(uid, "anomaly_map")
+    (said,) = [r.getMessage() for r in caplog.records if "refused it" in r.getMessage()]
+    assert f"{uid}: " in said and "0x0122" in said and "It is kept here all the same" in said
+    other = {"SEG": "OT", "OT": "SEG"}[refused]
+    assert [i.Modality for i in archive.instances[8:]] == [other]
+    # until it takes it, and the other one is not sent again
+    archive.refuses = None
+    save(studies, uid, mask)
+    assert [i.Modality for i in archive.instances[8:]] == [other, refused]
+
+
+def test_a_server_without_space_is_asked_again(sending: Sending) -> None:
+    archive, studies, uid, mask = sending
+    for reason in (0xA700, 0x0110):
+        archive.refuses = ("SEG", reason)
+        with pytest.raises(MONAILabelException, match=f"0x{reason:04X}.*kept here"):
+            save(studies, uid, mask)
+    assert studies.get_image_info(uid)[SCORE] == 0.5
+
+
+def test_a_full_disk_sends_nothing(sending: Sending) -> None:
+    archive, studies, uid, mask = sending
+    with files_up_to(100):
+        for _ in range(3):
+            with pytest.raises(MONAILabelException, match="can't be written to .*Nothing was stored"):
+                save(studies, uid, mask)
+            with pytest.raises(MONAILabelException, match="can't be written to .*Nothing was stored"):
+                studies.save_label(uid, mask, FINAL, {})
+    assert not archive.asked["store"] and not studies.get_label_uri(uid, FINAL)
+
+
+def test_a_readers_label_that_the_server_did_not_get_is_kept(sending: Sending) -> None:
+    archive, studies, uid, mask = sending
+    archive.away_for = "SEG"
+    with pytest.raises(MONAILabelException, match="went away.*The label is kept on this server alone; submit it again"):
+        studies.save_label(uid, mask, FINAL, {})
+    assert studies.get_label_uri(uid, FINAL) and studies.get_labeled_images() == [uid]
+    archive.away_for = None
+    studies.save_label(uid, mask, FINAL, {})
+    (seg,) = archive.instances[8:]
+    assert studies.get_label_info(uid, FINAL)["SeriesInstanceUID"] == seg.SeriesInstanceUID
+
+
+def test_two_at_once_send_a_result_once(sending: Sending, tmp_path: Path) -> None:
+    archive, studies, uid, mask = sending
+    archive.slow = 0.2
+    with ThreadPoolExecutor(2) as pool:
+        # as the server and a batch
+        list(pool.map(lambda mine: save(mine, uid, mask), (studies, studies_on(archive, tmp_path / "cache"))))
+    assert [i.Modality for i in archive.instances[8:]] == ["SEG", "OT"]
 
 
 def test_a_readers_label_has_the_lesion_alone_and_one_that_does_not_fit_is_sent_nowhere(tmp_path: Path) -> None:

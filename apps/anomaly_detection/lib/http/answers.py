@@ -58,5 +58,5 @@ async def answer(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": without_paths(error.msg)}, 404 if known else STATUS.get(error.error, 500))
     if out_of_memory(error):
         return JSONResponse({"detail": "The server's memory was not enough. Try again when it has less to do."}, 503)
-    message = f"The server failed ({type(error).__name__}: {error}). Nothing was stored; its log says more."
+    message = f"The server failed ({type(error).__name__}: {error}). Its log says more."
     return JSONResponse({"detail": without_paths(message)}, 500)

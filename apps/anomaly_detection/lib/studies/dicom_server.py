@@ -40,7 +40,7 @@ class DicomServer:
             raise MONAILabelException(
                 MONAILabelError.SERVER_ERROR,
                 f"The DICOM server {self.url} doesn't answer as it should ({type(error).__name__}: {error}). "
-                "Is it running? Nothing was changed; try again.",
+                "Is it running? Try again.",
             ) from error
 
     def series(self, **filters: Any) -> list[Dataset]:
@@ -90,7 +90,7 @@ class DicomServer:
         )
 
     def store(self, dataset: Dataset) -> None:
-        """Store an object, see `store`."""
+        """Store an object, see `store`; the error's cause is a RefusedError where the server takes no such object."""
         with self._answering():
             store(self._client, dataset)
 

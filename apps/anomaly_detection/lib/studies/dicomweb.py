@@ -9,11 +9,12 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.datastore.utils.convert import binary_to_image
@@ -27,6 +28,7 @@ from lib.studies.names import plain
 from lib.studies.objects import predicted, predicted_map, predicted_overlay, reviewed
 from lib.studies.register import exclusively
 from lib.studies.reviews import Reviews
+from lib.studies.storing import RefusedError
 from lib.studies.tags import FINAL, FINAL_OF, MAP_TAG, SCORE
 from lib.studies.uploads import holds_itself
 
@@ -249,13 +251,14 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             if label_filename.endswith(".bin"):
                 converted = binary_to_image(image, label_filename)
             file = converted or label_filename
-            # refuses what is not fit before anything is sent
+            # refuses what is not fit before a Segmentation is made of it
             self._writer(image_id, plain(label_tag, "label tag"), file)
+            seg = None
             if label_tag == FINAL and not self._is_picture(image_id):
                 seg = reviewed(self.series(image_id), file, self.version)
-                self._server.store(seg)
                 label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
-            return Studies.save_label(self, image_id, file, label_tag, label_info)
+            # first: were it kept after it was sent, a full disk would leave another one on the server at every try
+            Studies.save_label(self, image_id, file, label_tag, label_info)
         except ValueError as error:
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
@@ -264,6 +267,13 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         finally:
             if converted:
                 os.unlink(converted)
+        if seg is not None:
+            try:
+                self._server.store(seg)
+            except MONAILabelException as error:
+                message = f"{error.msg} The label is kept on this server alone; submit it again to send it."
+                raise MONAILabelException(error.error, message) from error
+        return image_id
 
     def segmentation_of(self, image_id: str, mask: str, params: Mapping[str, Any]) -> Dataset:
         """A predicted mask of a series as a DICOM Segmentation.
@@ -276,35 +286,58 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
     def save_results(
         self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
     ) -> None:
-        """As for a folder; what is stored of them goes to the DICOM server first, once for every setting that made it.
+        """As for a folder; then what is stored of them goes to the DICOM server, once for every setting that made it.
 
-        Of several objects that are sent one may fail; then the next time only those that are missing are sent.
+        Of several objects that are sent one may fail; then the next time only those that are missing are sent. One that the
+        server refuses for good is a warning in the log.
+
+        Raises:
+            MONAILabelException: SERVER_ERROR, not all could be sent; the message says what was kept and sent.
         """
-        if self._store_results:
-            self._send(image_id, labels, results[MAP_TAG], params)
-        super().save_results(image_id, tag, labels, results, params)
-
-    def _send(self, image_id: str, mask: str, anomaly_map: Path, params: Mapping[str, Any]) -> None:
-        made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
-        known = self._datastore.objects.get(image_id)
-        stored = dict(known.image.info.get("stored", {})) if known else {}
-        sent = list(stored.get(made_with, []))
-        picture = self._is_picture(image_id)
-        if len(sent) == (1 if picture else 2):
+        if not self._store_results:
+            super().save_results(image_id, tag, labels, results, params)
             return
-        images = self.series(image_id)
-        if picture:
-            objects = [predicted_overlay(images, mask, params)]
-        else:
-            objects = [predicted(images, mask, params), predicted_map(images, anomaly_map, params)]
-        for dataset in objects[len(sent) :]:
+        # a batch, in a process of its own, may be at the same image
+        with FileLock(f"{self._datastore_config_path}.{plain(image_id, 'image id')}.lock", is_singleton=True):
+            self._init_from_datastore_file()
+            made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
+            known = self._datastore.objects.get(image_id)
+            stored = dict(known.image.info.get("stored", {})) if known else {}
+            makers: list[tuple[Callable[..., Dataset], Any]] = [(predicted, labels), (predicted_map, results[MAP_TAG])]
+            if self._is_picture(image_id):
+                makers = [(predicted_overlay, labels)]
+            sent = [*stored.get(made_with, ()), *[""] * len(makers)][: len(makers)]
+            images = [] if all(sent) else self.series(image_id)
+            missing = {n: make(images, file, params) for n, (make, file) in enumerate(makers) if not sent[n]}
+            super().save_results(image_id, tag, labels, results, params)
+            for n, dataset in missing.items():
+                if self._is_taken(image_id, dataset):
+                    sent[n] = str(dataset.SeriesInstanceUID)
+                    self._note(image_id, {"stored": {**stored, made_with: sent}})
+
+    def _is_taken(self, image_id: str, dataset: Dataset) -> bool:
+        """Send a part of a result that is kept here; whether the server takes such an object."""
+        try:
             self._server.store(dataset)
-            sent.append(str(dataset.SeriesInstanceUID))
-            self._note(image_id, {"stored": {**stored, made_with: sent}})
+        except MONAILabelException as error:
+            if isinstance(error.__cause__, RefusedError):
+                logger.warning("%s: %s It is kept here all the same.", image_id, error.msg)
+                return False
+            message = (
+                f"{error.msg} The result and its score are kept here; the next time, what is missing there is sent."
+            )
+            raise MONAILabelException(error.error, message) from error
+        return True
 
     @exclusively
-    def _note(self, image_id: str, info: Mapping[str, Any]) -> None:
-        self._keep(image_id, {}, info)
+    def _note(self, image_id: str, sent: Mapping[str, Any]) -> None:
+        try:
+            self._keep(image_id, {}, sent)
+        except MONAILabelException as error:
+            message = (
+                f"{image_id}: its result was sent, but that can't be noted on the studies' disk: it may be sent twice."
+            )
+            raise MONAILabelException(error.error, message) from error
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         return LocalDatastore.datalist(self, full_path)
