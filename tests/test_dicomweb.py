@@ -14,14 +14,16 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
 import dicom
 from lib.demonstration.mr_series import series_from_nifti
+from lib.studies.dicom_server import DicomServer
 from lib.studies.dicomweb import DICOMwebStudies
+from lib.studies.names import UID
 from lib.studies.tags import FINAL, SCORE
 from test_studies import files_up_to
 
@@ -72,6 +74,9 @@ class Archive:
 
     def search_for_instances(self, study: str, series: str, fields: list[str]) -> list[dict[str, Any]]:
         self._ask("instances")
+        for uid in (study, series):  # as the client does
+            if not UID.fullmatch(uid):
+                raise ValueError(f'UID "{uid}" is malformed')
         found = []
         for instance in self.instances:
             if (instance.StudyInstanceUID, instance.SeriesInstanceUID) == (study, series):
@@ -188,6 +193,27 @@ def test_while_the_server_is_away_what_was_fetched_is_used(half: Any, caplog: py
     archive.away = True
     assert nib.load(studies.get_image_uri(uid)).shape == (7, 6, 4)
     assert "whether more images have come can't be told" in caplog.text
+
+
+def test_a_series_of_which_nothing_is_known_any_more_is_fetched_again(half: Any, tmp_path: Path) -> None:
+    archive, studies, uid, _ = half
+    Path(studies._datastore_config_path).write_text("{half")
+    again = studies_on(archive, tmp_path / "cache")
+    # what lies there is found, but not of which study it is
+    assert set(again.get_image_info(uid)) == {"name", "ts", "path"}
+    assert (again.modality(uid), again.named(uid)) == ("MR", "FLAIR")
+    assert nib.load(again.get_image_uri(uid)).shape == (7, 6, 4)
+    assert again.get_image_info(uid)["StudyInstanceUID"] and again.modality(uid) == "MR"
+    assert again.get_label_uri(uid, FINAL) and again.get_labeled_images() == [uid]
+    before = archive.asked["retrieve"]
+    again.get_image_uri(uid)
+    assert archive.asked["retrieve"] == before
+
+
+def test_what_the_client_cannot_ask_for_is_an_error_of_the_server() -> None:
+    with pytest.raises(MONAILabelException, match="ValueError: UID .* is malformed") as error:
+        DicomServer(Archive()).instances("None", "1.2")  # type: ignore[arg-type]
+    assert error.value.error == MONAILabelError.SERVER_ERROR
 
 
 def test_a_volume_off_the_images_grid_is_refused_and_not_kept(tmp_path: Path) -> None:

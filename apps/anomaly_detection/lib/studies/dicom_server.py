@@ -36,7 +36,7 @@ class DicomServer:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (requests.exceptions.RequestException, RetryError, RuntimeError, OSError) as error:
+        except (requests.exceptions.RequestException, RetryError, RuntimeError, OSError, ValueError) as error:
             raise MONAILabelException(
                 MONAILabelError.SERVER_ERROR,
                 f"The DICOM server {self.url} doesn't answer as it should ({type(error).__name__}: {error}). "
@@ -65,7 +65,7 @@ class DicomServer:
         """The SOPInstanceUIDs of a series."""
         with self._answering():
             rows = self._client.search_for_instances(study, series, fields=["SOPInstanceUID"])
-        return {str(Dataset.from_json(row).SOPInstanceUID) for row in rows}
+            return {str(Dataset.from_json(row).SOPInstanceUID) for row in rows}
 
     def retrieve(self, study: str, series: str, folder: Path) -> int:
         """Save the instances of a series as ``SOPInstanceUID.dcm``; returns their number."""

@@ -77,9 +77,17 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         return [str(s.SeriesInstanceUID) for s in found if not self.sequences or spoken_sequence(s) in wanted]
 
     def modality(self, image_id: str) -> str | None:
-        known = self._datastore.objects.get(plain(image_id, "image id"))
-        found = known.image.info if known else self._server.one_series(image_id)
-        return str(found.get("Modality") or "") or None
+        return str(self._described(image_id).get("Modality") or "") or None
+
+    def _described(self, image_id: str) -> Mapping[str, Any] | Dataset:
+        """What is said of a series, here if it was fetched, or by the server."""
+        known = self._info_of(plain(image_id, "image id"))
+        return known if known is not None else self._server.one_series(image_id)
+
+    def _info_of(self, image_id: str) -> dict[str, Any] | None:
+        """What is known of a series that was fetched; None also where the register was lost, and the file found again."""
+        known = self._datastore.objects.get(image_id)
+        return dict(known.image.info) if known and known.image.info.get("StudyInstanceUID") else None
 
     def taken_by(self, images: Sequence[str], modalities: Sequence[str]) -> list[str]:
         searches = [{**self._search_filter, "Modality": modality} for modality in modalities]
@@ -87,8 +95,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
         return [image for image in images if image in found]
 
     def named(self, image_id: str) -> str | None:
-        known = self._datastore.objects.get(plain(image_id, "image id"))
-        return spoken_sequence(known.image.info if known else self._server.one_series(image_id))
+        return spoken_sequence(self._described(image_id))
 
     def _labeled(self) -> set[str]:
         labeled = {image_id for image_id, obj in self._datastore.objects.items() if FINAL in obj.labels}
@@ -154,13 +161,12 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
 
     def _is_fetched(self, image_id: str) -> bool:
         folder = self._folder_of(image_id)
-        return (
-            image_id in self._datastore.objects and folder.is_dir() and folder.with_name(f"{image_id}.nii.gz").is_file()
-        )
+        known = self._info_of(image_id) is not None
+        return known and folder.is_dir() and folder.with_name(f"{image_id}.nii.gz").is_file()
 
     def _is_complete(self, image_id: str) -> bool:
         """Whether a series that was fetched has the same images on the server; while that can't be told, it is used."""
-        study = str(self._datastore.objects[image_id].image.info.get("StudyInstanceUID"))
+        study = str(self._datastore.objects[image_id].image.info["StudyInstanceUID"])
         try:
             return self._server.instances(study, image_id) == instances_in(self._folder_of(image_id))
         except MONAILabelException as error:

@@ -84,7 +84,11 @@ class Register(LocalDatastore):
             kept = path.with_name(f"{path.name}.{time.time_ns()}.broken")
             os.replace(path, kept)
             logger.error(
-                "%s can't be read (%s). It is kept as %s; scores are gone until they are made again.", path, error, kept
+                "%s can't be read (%s). It is kept as %s; scores, and what was entered about images, are gone until they are "
+                "made or entered again.",
+                path,
+                error,
+                kept,
             )
             return
         datastore.base_path = self._datastore_path
