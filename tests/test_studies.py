@@ -230,6 +230,21 @@ def test_a_full_disk_leaves_the_old_label_and_nothing_of_the_new(studies: Folder
     assert studies.get_image_info("a")["anomaly_score"] == 0.9
 
 
+def test_scores_of_slices_are_kept_once(studies: FolderStudies, tmp_path: Path) -> None:
+    """The register is written whole for every study, and they are most of it."""
+    rows = [{"slice": n, "score": n / 155, "assessed": True} for n in range(155)]
+    params = {"score": 0.5, "p_diseased": 0.25, "options": {"threshold": 0.1}, "slices": rows}
+    mask = write_mask(tmp_path / "mask.nii.gz")
+    before = os.path.getsize(studies._datastore_config_path)
+    studies.save_results("a", "original", mask, results(tmp_path), params)
+    assert studies.get_label_info("a", "original")["params"] == params
+    for tag in ("anomaly_map", "counterfactual"):
+        assert studies.get_label_info("a", tag)["params"] == {k: v for k, v in params.items() if k != "slices"}
+    assert os.path.getsize(studies._datastore_config_path) - before < len(json.dumps(rows)) + 1500
+    studies.mark_done("a", "original", params, {"version": "1"})
+    assert studies.get_label_info("a", "original")["made_with"] == {"version": "1"}
+
+
 def test_a_kill_at_any_moment_leaves_the_old_label_or_the_new(studies: FolderStudies, tmp_path: Path) -> None:
     masks = [write_mask(tmp_path / f"{where}.nii.gz", where=where) for where in (10, 30)]
     wanted = [nib.load(m).get_fdata() for m in masks]

@@ -253,9 +253,11 @@ class Studies(Register):
             results: the files of the float results, by their tags.
             params: the scores and what they were made with, see `AnomalyInferTask`.
         """
-        files = {tag: labels, **results}
         scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]}
-        self._keep(image_id, {name: (str(path), {"params": dict(params)}) for name, path in files.items()}, scores)
+        # of the label map alone: they are most of the register, which is written whole for every study
+        without_slices = {key: value for key, value in params.items() if key != "slices"}
+        kept = {name: (str(path), {"params": dict(without_slices)}) for name, path in results.items()}
+        self._keep(image_id, {tag: (labels, {"params": dict(params)}), **kept}, scores)
 
     @exclusively
     def mark_done(self, image_id: str, tag: str, params: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
