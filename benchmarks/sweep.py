@@ -4,9 +4,10 @@
 
 Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. What is measured is the default's map, the
 mean of the counterfactual's and the student's two, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns
-need no mask: the threshold of ``dice_labels`` is Otsu's of the slices labelled diseased; ``contrast`` is the AUROC with which
-the mean of the counterfactual's map, without the classifier's gate, tells them from the others; ``separability`` is Otsu's
-own criterion, how much of the variance of that map, without the gate too, in their foreground lies between its two classes.
+need no mask: the threshold of ``dice_labels`` is Otsu's of the slices labelled diseased, in three classes as the map is a mean
+of two; ``contrast`` is the AUROC with which the mean of the counterfactual's map, without the classifier's gate, tells them
+from the others; ``separability`` is Otsu's own criterion, how much of the variance of that map, without the gate too, in their
+foreground lies between its two classes.
 Test patients are never read.
 """
 
@@ -42,6 +43,21 @@ def separability(cases: list[SliceCase], method: str) -> float:
     values = np.concatenate([c.maps[method][c.foreground] for c in cases if c.diseased == DISEASED])
     above = values > label_threshold(cases, method)
     return float(above.mean() * (1 - above.mean()) * (values[above].mean() - values[~above].mean()) ** 2 / values.var())
+
+
+def measures(cases: list[SliceCase]) -> dict[str, float]:
+    """The columns of a row, of cases with the maps "map", the default's, "alone" and "plain"; see the module."""
+    result = metrics(cases, "map", label_threshold(cases, "map", classes=3), "foreground")
+    return {
+        "slices": len(cases),
+        "pixel_ap": result["pixel_ap"],
+        "dice_oracle": result["dice_oracle"],
+        "dice_labels": result["dice_threshold"],
+        "image_auroc": result["image_auroc"],
+        "dice_oracle_alone": metrics(cases, "alone", None, "foreground")["dice_oracle"],
+        "contrast": metrics(cases, "plain", None, "foreground")["image_auroc"],
+        "separability": separability(cases, "plain"),
+    }
 
 
 def sweep(
@@ -96,19 +112,7 @@ def sweep(
                 {name: all_slices(s) for name, s in of_image.items()} | {"number": torch.arange(len(every))},
             )
             cases = [c for c in cases if int(c.scores["number"]) in chosen]
-            result = metrics(cases, "map", label_threshold(cases, "map"), "foreground")
-            row = {
-                "noise_level": level,
-                "scale": scale,
-                "slices": len(cases),
-                "pixel_ap": result["pixel_ap"],
-                "dice_oracle": result["dice_oracle"],
-                "dice_labels": result["dice_threshold"],
-                "image_auroc": result["image_auroc"],
-                "dice_oracle_alone": metrics(cases, "alone", None, "foreground")["dice_oracle"],
-                "contrast": metrics(cases, "plain", None, "foreground")["image_auroc"],
-                "separability": separability(cases, "plain"),
-            }
+            row = {"noise_level": level, "scale": scale, **measures(cases)}
             rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
             tqdm.write(str(rows[-1]))
     text = io.StringIO()

@@ -470,6 +470,16 @@ def test_separability_is_the_share_of_the_variance_between_two_classes() -> None
         assert sweep.separability([case], "map") == pytest.approx(expected)
 
 
+def test_a_sweep_divides_a_mean_of_maps_into_three_classes() -> None:
+    """0, 4 and 10, where one of the maps, or both, mark the lesion: two classes would leave out the 4."""
+    a, brain = np.repeat(np.float32([0, 4, 10]), [100, 20, 20]).reshape(10, 14), np.ones((10, 14), bool)
+    cases = [SliceCase("A", n, a, brain, n * a > 0, n) for n in (HEALTHY, DISEASED)]
+    for case in cases:
+        for name in ("map", "alone", "plain"):
+            case.maps[name], case.scores[name] = case.diseased * a, case.diseased
+    assert sweep.measures(cases)["dice_labels"] == 1
+
+
 @pytest.mark.slow
 def test_a_sweep_writes_a_row_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the bundle's networks, on four slices of each of two heads."""
