@@ -2,11 +2,11 @@
 
     python benchmarks/starting.py [--rounds 3] [--output FILE]
 
-Both commands run the preview on the sample volume, each in a process of its own, in turns after one that doesn't count, so the
-files are in the system's cache. They differ in what they import. A first turn is taken with the brain extraction, the others
-with the brain mask that it kept. Given are the seconds until the process has ended, and those that its processors worked, which
-other work on the machine changes less. The warm preview is that of `Predictor`, its networks loaded and one volume seen.
-Writes starting.json.
+Both commands run the preview on the sample volume, each in a process of its own. They differ in what they import. They take
+turns: with the brain extraction, each time into an empty cache, with a brain mask that was kept, and for the imports alone. A
+first turn of each doesn't count, so the files are in the system's cache, and the order alternates. Given are the medians of the
+seconds until the process has ended, and of those that its processors worked, which other work on the machine changes less. The
+warm preview is that of `Predictor`, its networks loaded and one volume seen. Writes starting.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -33,6 +34,10 @@ from scripts.files import write
 SAMPLE = ROOT / "bundle" / "sample" / "TCGA_FG_6692_flair.nii.gz"
 CONFIGS = [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in ("inference", "preview")]
 MODULES = ("monai.bundle", "scripts.running")
+IMPORTS = {
+    "monai.bundle": "import monai.bundle",
+    "scripts.running": "from scripts.running.__main__ import import_monai as f; f()",
+}
 
 
 def timed(*command: str) -> dict[str, float]:
@@ -77,27 +82,24 @@ def warm(cache: Path, rounds: int) -> list[float]:
     return seconds[1:]
 
 
+def in_turns(rounds: int, measure: Callable[[str, int], dict[str, float]]) -> list[dict[str, dict[str, float]]]:
+    """What `measure` gives of each module in each turn, whose number it takes too; a turn before them doesn't count."""
+    return [{m: measure(m, n) for m in MODULES[:: (-1) ** n]} for n in range(rounds + 1)][1:]
+
+
 def benchmark(rounds: int = 3, output: str = str(ROOT / "benchmarks" / "starting.json")) -> None:
     """Measure and write `output`; see the module."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        extracted = {module: preview(module, folder / "out", folder / module) for module in MODULES}
-        turns = [
-            {module: preview(module, folder / "out", folder / MODULES[0]) for module in MODULES} for _ in range(rounds)
-        ]
-        imports = [
-            {
-                "monai.bundle": timed("-c", "import monai.bundle"),
-                "scripts.running": timed("-c", "from scripts.running.__main__ import import_monai as f; f()"),
-            }
-            for _ in range(rounds)
-        ]
-        seconds = warm(folder / MODULES[0], rounds)
+        extracted = in_turns(rounds, lambda m, n: preview(m, folder / "out", folder / f"{m} {n}"))
+        kept = in_turns(rounds, lambda m, n: preview(m, folder / "out", folder / "kept"))
+        imports = in_turns(rounds, lambda m, n: timed("-c", IMPORTS[m]))
+        seconds = warm(folder / "kept", rounds)
     record: dict[str, Any] = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "versions": {name: version(name) for name in ("torch", "monai")} | {"python": platform.python_version()},
-        "with_brain_extraction": {module: rounded(of) for module, of in extracted.items()},
-        "with_a_kept_brain_mask": paired(turns),
+        "with_brain_extraction": paired(extracted),
+        "with_a_kept_brain_mask": paired(kept),
         "imports_alone": paired(imports),
         "warm_seconds": [round(s, 2) for s in seconds],
     }

@@ -39,6 +39,7 @@ import rivals
 import seeds
 import speed
 import stability
+import starting
 import sweep
 import tables
 import taught
@@ -691,3 +692,34 @@ def test_the_marked_volume_of_each_variant(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(mask[..., :1], affine), item["mask"])
     with pytest.raises(ValueError, match="lies on another grid than the image"):
         stability.measured(Bright(), item, 0)
+
+
+def test_starting_is_measured_in_turns_after_one_that_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first turn of each kind takes 100 s, the others 3 and 2: with an empty cache each, with one for all, imports."""
+    runs: list[tuple[str, str]] = []
+    caches: list[str] = []
+
+    def timed(*command: str) -> dict[str, float]:
+        module = next(m for m in starting.MODULES if m in " ".join(command))
+        kind = "imports"
+        if command[0] == "-m":
+            cache = command[command.index("--brain_cache") + 1]
+            kind = "kept" if cache.endswith("kept") else "extracted"
+            caches.append(cache)
+        runs.append((kind, module))
+        seconds = 100 if runs.count((kind, module)) == 1 else {"monai.bundle": 3, "scripts.running": 2}[module]
+        return {"seconds": seconds, "processor_seconds": 2 * seconds}
+
+    monkeypatch.setattr(starting, "timed", timed)
+    monkeypatch.setattr(starting, "warm", lambda cache, rounds: [0.5] * rounds)
+    starting.benchmark(rounds=2, output=str(tmp_path / "starting.json"))
+    record = json.loads((tmp_path / "starting.json").read_text())
+    first, second = starting.MODULES
+    in_order = [first, second, second, first, first, second]
+    assert runs == [(kind, m) for kind in ("extracted", "kept", "imports") for m in in_order]
+    assert len(set(caches)) == 6 + 1
+    for kind in ("with_brain_extraction", "with_a_kept_brain_mask", "imports_alone"):
+        assert record[kind][first] == {"seconds": 3, "processor_seconds": 6}
+        assert record[kind]["ratio"] == {"seconds": 0.67, "processor_seconds": 0.67}
