@@ -1,7 +1,7 @@
 """Healthy counterparts of radiographs, judged by another classifier; algorithms side by side; and a figure.
 
     python benchmarks/chest.py --datalist FILE [--training FILE] [--judge FILE] [--slow 8] [--minutes 3] [--images N] [--seed 0]
-        [--output benchmarks/chest]
+        [--output benchmarks/chest_effusion]
 
 `datalist` holds the validation and test images; `training`, by default the same file, what the judge and the VAE learn from.
 
@@ -15,7 +15,8 @@ no region that a reader drew chooses anything. `slow` diseased and as many healt
 half as many for the threshold, are what algorithms of up to a minute an image see; the others' rows on these are given too.
 With 0 those algorithms are left out.
 
-Writes OUTPUT.json, tables (.csv and .md), and OUTPUT.png, ten diseased test images (those with regions first).
+Writes into the folder `output`: maps.csv and counterparts.csv, chest.json with the seed and the thresholds, and
+counterparts.png, ten diseased test images (those with regions first).
 """
 
 from __future__ import annotations
@@ -265,11 +266,12 @@ def main(
     minutes: float = 3,
     images: int | None = None,
     seed: int = 0,
-    output: str = str(ROOT / "benchmarks" / "chest"),
+    output: str = str(ROOT / "benchmarks" / "chest_effusion"),
     cache_dir: str = str(ROOT / "bundle" / "cache"),
 ) -> None:
     """See the module."""
     training = training or datalist
+    Path(output).mkdir(parents=True, exist_ok=True)
     config = parsed(MODEL, "evaluate", datalist=training, cache_dir=cache_dir)
     algorithms = Algorithms(MODEL, device="cpu")
     budget = our_images(MODEL) if images is None else images
@@ -343,7 +345,7 @@ def main(
                         images.x, given, images.roi, images.labels, before, after
                     )
                 if where == "all":
-                    draw(images, shown, maps[f"{row}, hyperintense"], Path(f"{output}.png"))
+                    draw(images, shown, maps[f"{row}, hyperintense"], Path(output) / "counterparts.png")
             maps[VAE], scores[VAE] = vae[f"{where} {split}"]
             for name, found in of_baselines(images, baselines).items():
                 maps[name], scores[name] = found
@@ -356,19 +358,18 @@ def main(
             reached = measured(cases["test"], method, threshold, "foreground")
             name = f"{method} ({len(cases['test'])} images)"
             quality[name], record["thresholds"][name] = (reached.values, reached.intervals), threshold
-    path = Path(output)
     record |= {"counterparts": counterparts, "maps": {name: values for name, (values, _) in quality.items()}}
-    write(path.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
-    table(quality, path, "map", {name: heading for name, (heading, _) in METRICS.items()})
-    table(
-        {n: (v, {}) for n, v in counterparts.items()}, path.with_name(path.name + "_counterparts"), "algorithm", HEALING
-    )
-    print(
-        json.dumps(record["image AUROC"]),
-        json.dumps(counterparts, indent=2),
-        path.with_suffix(".md").read_text(),
-        sep="\n",
-    )
+    write(Path(output) / "chest.json", (json.dumps(record, indent=2) + "\n").encode())
+    print(json.dumps(record["image AUROC"]))
+    of_counterparts: dict[str, Result] = {name: (values, {}) for name, values in counterparts.items()}
+    headings = {name: heading for name, (heading, _) in METRICS.items()}
+    for results, name, heading, columns in (
+        (of_counterparts, "counterparts", "algorithm", HEALING),
+        (quality, "maps", "map", headings),
+    ):
+        _, shown = table(results, Path(output) / name, heading, columns)
+        print(shown.read_text())
+        shown.unlink()
 
 
 if __name__ == "__main__":

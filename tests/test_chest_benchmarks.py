@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 from skimage.draw import ellipse
 
 from scripts.bundle import declared
@@ -17,7 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import chest
 import lungs
+import tables
 from algorithms import Algorithms
+
+ROOT = tables.ROOT
 
 
 def phantom(small: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -96,3 +103,33 @@ def test_maps_are_gated_by_the_p_that_the_model_gives() -> None:
     found = Algorithms("chest", device="cpu").probability(x, [1, 1])
     torch.testing.assert_close(found, given.detach())
     assert inferer.classified_at == [0, 250]
+
+
+def test_the_chests_records_are_written_under_the_names_that_they_are_read_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a judge and a VAE that never learned, and counterparts that are a tenth darker."""
+    splits: dict[str, list[dict[str, object]]] = {}
+    for n in range(12):
+        x, marked = phantom(1 - 0.02 * n)
+        for name, array in (("image", 127.5 * (x.clip(-1, 1) + 1)), ("mask", 255 * marked)):
+            Image.fromarray(array.T.astype(np.uint8)).save(tmp_path / f"{name}_{n}.png")
+        item = {"image": f"image_{n}.png", "label": n % 2, "subject": str(n)}
+        splits.setdefault(("training", "validation", "test")[n // 4], []).append(item)
+        if n % 2:
+            item["mask"] = f"mask_{n}.png"
+    (tmp_path / "datalist.json").write_text(json.dumps(splits))
+    monkeypatch.setattr(chest, "judge_of", lambda *args: chest.judge_def().eval())
+    monkeypatch.setattr(chest, "maker", lambda *args: lambda x, inside: 0.9 * x)
+    monkeypatch.setattr(Algorithms, "run", lambda self, row, x, *args: {"healthy": 0.9 * x})
+    out = tmp_path / "out"
+    chest.main(str(tmp_path / "datalist.json"), slow=0, images=4, output=str(out), cache_dir=str(tmp_path / "cache"))
+    documents = "".join((ROOT / name).read_text("utf-8") for name in tables.DOCUMENTS)
+    read = set(re.findall(r"<!-- table: chest_effusion/((?:maps|counterparts)\.csv)", documents))
+    assert read == {"maps.csv", "counterparts.csv"}
+    assert {path.name for path in out.iterdir()} == read | {"chest.json", "counterparts.png"}
+    record = json.loads((out / "chest.json").read_text())
+    assert record["seed"] == 0 and record["images"] == 4
+    for name, known in (("maps", "thresholds"), ("counterparts", "counterparts")):
+        with (out / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            assert [next(iter(row.values())) for row in csv.DictReader(file)] == list(record[known])
