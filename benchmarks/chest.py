@@ -53,22 +53,22 @@ from scripts.bundle import parsed
 from scripts.device import autocast, fastest_precision
 from scripts.files import write
 from scripts.fingerprints import fingerprint
-from scripts.judging.baselines import Baseline
 from scripts.judging.bootstrap import measured
 from scripts.judging.cases import SliceCase
 from scripts.judging.metrics import METRICS
 from scripts.judging.on_input import cases_of
+from scripts.judging.readings import COUNTERFACTUAL, PAPER, baseline_readings, readings
 from scripts.judging.tables import Result, table
 from scripts.judging.thresholds import label_threshold
 from scripts.learning.datalists import Item, read_datalist
-from scripts.method.maps import anomaly_map, gate, gated_counterfactual, slice_score
+from scripts.method.maps import gated_counterfactual, slice_score
+from scripts.method.slices import Findings
 from scripts.weights import weights_digest
 
 MODEL = "chest"
 VAE = "VAE of healthy slices"
 DDPM = FAMILIES["DDPM, guided"].name("DDPM, guided", FAMILIES["DDPM, guided"].published)
 SLOW = (REFERENCE, DDPM)
-PUBLISHED = "sum |x - x_healthy| (the paper's map)"
 HEALING = {
     "found": "diseased that the judge calls diseased",
     "healed": "of these, called healthy afterwards",
@@ -206,22 +206,12 @@ def read(
     images: Images, healthy: torch.Tensor, p: torch.Tensor, median_size: int
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Maps and scores of counterparts, read by both polarities, gated, and as the paper does."""
+    given: Findings = {"counterfactual": healthy, "probability": p}
     found = {}
     for polarity in ("hyperintense", "both"):
-        a = anomaly_map(images.x, healthy, images.roi, polarity, median_size) * gate(p)
-        found[polarity] = a, slice_score(a, images.roi, p)
-    a = anomaly_map(images.x, healthy, images.roi, "both", 1)
-    found[PUBLISHED] = a, slice_score(a, images.roi, torch.ones(len(a)))
-    return found
-
-
-def of_baselines(images: Images, baselines: Sequence[Baseline]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Maps and scores of what needs no counterpart, by name."""
-    found = {}
-    for baseline in baselines:
-        inside = images.roi[:, 0].movedim(0, -1).numpy()
-        a = torch.from_numpy(baseline(images.x.movedim(0, -1).numpy(), inside)).movedim(-1, 0)[:, None]
-        found[baseline.name] = a, slice_score(a, images.roi, torch.ones(len(a)))
+        maps, scores = readings(images.x, given, images.roi, polarity, median_size)
+        found[polarity] = maps[COUNTERFACTUAL], scores[COUNTERFACTUAL]
+    found[PAPER.removeprefix("counterfactual, ")] = maps[PAPER], scores[PAPER]
     return found
 
 
@@ -293,7 +283,7 @@ def main(
 
     second = judge_of(judge, training, cache_dir, minutes, seed)
     median_size = config.get_parsed_content("median_size")
-    baselines = [b for b in config.get_parsed_content("baselines") if b.on_networks_grid]
+    baselines = config.get_parsed_content("baselines")
 
     def of_vae() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         data = parsed(MODEL, "train", datalist=training, cache_dir=cache_dir).get_parsed_content("train#dataset")
@@ -347,8 +337,8 @@ def main(
                 if where == "all":
                     draw(images, shown, maps[f"{row}, hyperintense"], Path(output) / "counterparts.png")
             maps[VAE], scores[VAE] = vae[f"{where} {split}"]
-            for name, found in of_baselines(images, baselines).items():
-                maps[name], scores[name] = found
+            of_baselines = baseline_readings(images.x, images.roi, baselines)
+            maps, scores = maps | of_baselines[0], scores | of_baselines[1]
             cases[split] = images.cases(maps, scores)
             if (where, split) == ("all", "test"):
                 both = (("ours", p), ("the judge", before))

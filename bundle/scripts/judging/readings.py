@@ -8,6 +8,7 @@ import torch
 
 from ..method.maps import anomaly_map, combined_map, gate, slice_score
 from ..method.slices import Findings, with_neighbours
+from .baselines import Baseline
 from .cases import SliceCase
 
 OURS = "counterfactual and student, gated by p(diseased)"
@@ -63,6 +64,17 @@ def readings(
         maps[STUDENT] = combined_map(x, alone, foreground, polarity, median_size)
     weights = {name: torch.ones_like(probability) if name == PAPER else probability for name in maps}
     return maps, {name: slice_score(a, foreground, weights[name]) for name, a in maps.items()}
+
+
+def baseline_readings(x: torch.Tensor, foreground: torch.Tensor, baselines: Sequence[Baseline]) -> tuple[Maps, Maps]:
+    """Maps and scores, as of `readings`, of the baselines that take slices as the networks see them."""
+    volume, inside = x.movedim(0, -1).numpy(), foreground[:, 0].movedim(0, -1).numpy()
+    maps = {
+        baseline.name: torch.from_numpy(baseline(volume, inside)).movedim(-1, 0)[:, None]
+        for baseline in baselines
+        if baseline.on_networks_grid
+    }
+    return maps, {name: slice_score(a, foreground, torch.ones(len(a))) for name, a in maps.items()}
 
 
 def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -20,7 +20,6 @@ from ..digests import code_digest
 from ..errors import ExhaustedError, cause_of, out_of_resources
 from ..fingerprints import fingerprint, settings_of
 from ..images.geometry import axial, slice_numbers
-from ..method.maps import slice_score
 from ..method.slices import CPU_BATCH, SliceInferer, each
 from ..ranks import each_once, join
 from ..weights import weights_digest
@@ -28,7 +27,7 @@ from .baselines import Baseline
 from .cases import SliceCase
 from .kept import KeptCases, keep
 from .on_input import cases_of
-from .readings import readings
+from .readings import baseline_readings, readings
 from .truth import Truth, slice_labels
 
 logger = logging.getLogger(__name__)
@@ -150,12 +149,8 @@ class LabelledVolumes:
         read_in = volume[self.mask_key].as_tensor().movedim(-1, 0) >= 0.5
         x = image.as_tensor().movedim(-1, 0)
         maps, scores = readings(x, slices, read_in, self.polarity, self.median_size)
-        for baseline in self.baselines:
-            if baseline.on_networks_grid:
-                a = torch.from_numpy(baseline(image.numpy(), read_in[:, 0].movedim(0, -1).numpy())).movedim(-1, 0)[
-                    :, None
-                ]
-                maps[baseline.name], scores[baseline.name] = a, slice_score(a, read_in, torch.ones(len(a)))
+        of_baselines = baseline_readings(x, read_in, self.baselines)
+        maps, scores = maps | of_baselines[0], scores | of_baselines[1]
         on_input = [baseline for baseline in self.baselines if not baseline.on_networks_grid]
         healthy = found.get("counterfactual", found.get("counterpart"))
         cases = cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key)
