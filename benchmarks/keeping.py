@@ -16,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
+from scripts.bundle import parsed
 from scripts.learning.seeding import seed_of
 
 
@@ -80,3 +81,20 @@ def fit(
         if done >= images or time.monotonic() - saved > seconds:
             save(path, {"done": done, "parts": [part.state_dict() for part in parts]})
             saved = time.monotonic()
+
+
+def run_training(folder: Path, images: int | None, *overlays: str, **values: Any) -> None:
+    """A training of the bundle, or the rest of one that was stopped before.
+
+    Args:
+        folder: of its results.
+        images: how many it sees, by default as many as its config says.
+        overlays: the configs, in order.
+        values: of other ids, see `scripts.bundle.parsed`.
+    """
+    budget = {} if images is None else {"max_images": images, "epoch_images": min(images, 1280)}
+    parser = parsed(*overlays, run_dir=str(folder), **budget, **values)
+    parser.get_parsed_content("initialize")
+    parser.get_parsed_content("checkpoint").open()
+    parser.get_parsed_content("train#trainer").run()
+    parser.get_parsed_content("checkpoint").close()  # ends this program if it was stopped

@@ -16,11 +16,10 @@ import fire
 import numpy as np
 import torch
 from algorithms import STUDENT, Algorithms
-from keeping import ROOT
+from keeping import ROOT, run_training
 from packs import Split
-from training import config
 
-from scripts.bundle import declared
+from scripts.bundle import declared, parsed
 from scripts.device import default_device
 from scripts.files import write
 from scripts.judging.bootstrap import measured
@@ -36,13 +35,14 @@ def trained(
     """A student of this seed, from its folder if it is there."""
     weights = folder / "model.pt"
     if not weights.is_file():
-        budget = {} if images is None else {"max_images": images, "epoch_images": min(images, 1280)}
-        values = {"seed": seed, "device": device, "brain_cache": cache_dir, **budget}
-        parser = config(datalist, cache_dir, str(folder), (*overlays, "train_student"), **values)
-        parser.get_parsed_content("initialize")
-        parser.get_parsed_content("checkpoint").open()
-        parser.get_parsed_content("train#trainer").run()
-        parser.get_parsed_content("checkpoint").close()  # ends this program if it was stopped
+        values = {
+            "datalist": datalist,
+            "cache_dir": cache_dir,
+            "brain_cache": cache_dir,
+            "seed": seed,
+            "device": device,
+        }
+        run_training(folder, images, *overlays, "train", "train_student", **values)
     return declared("student", *overlays, device=device, **{"student#path": str(weights)})
 
 
@@ -93,7 +93,7 @@ def seeds(
     record = {
         "data": name,
         "model": model or "brain_flair",
-        "images": images or config("", "", "", (*overlays, "train_student"))["max_images"],
+        "images": images or parsed(*overlays, "train", "train_student")["max_images"],
         "seeds": found,
         "spread": {m: spread([of_seed[m] for of_seed in found.values()]) for m in there},
     }

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from keeping import run_training
 from packs import Slices, read_pack
 from torch.utils.data import Dataset
-from training import config
 
 from scripts.bundle import declared
 from scripts.learning.seeding import Draw, augmented
@@ -57,22 +57,19 @@ def supervised(
     Args:
         images: by default as many as the student's training takes.
     """
-    budget = {} if images is None else {"max_images": images, "epoch_images": min(images, 1280)}
     # the bundle's datalist is not read, the pack's slices take its place
-    values = {"device": str(device), "seed": seed, "num_workers": 0, **budget}
-    parser = config("", str(folder), str(folder), (*overlays, "train_student"), **values)
-    for split, section in (("training", "train"), ("validation", "validate")):
-        augmentation = {"augmentation": "@train#augmentation", "seed": "@seed"} if section == "train" else {}
-        parser[f"{section}#dataset"] = {
-            "_target_": "taught.masks_of",
-            "pack": str(pack),
-            "split": split,
-            **augmentation,
-        }
-    parser["checkpoint#settings#teacher"] = parser["checkpoint#settings#data"] = None
-    parser["checkpoint#record"] = None
-    parser.get_parsed_content("initialize")
-    parser.get_parsed_content("checkpoint").open()
-    parser.get_parsed_content("train#trainer").run()
-    parser.get_parsed_content("checkpoint").close()  # ends this program if it was stopped
+    masks = {"_target_": "taught.masks_of", "pack": str(pack)}
+    values = {
+        "datalist": "",
+        "cache_dir": str(folder),
+        "device": str(device),
+        "seed": seed,
+        "num_workers": 0,
+        "train#dataset": masks | {"split": "training", "augmentation": "@train#augmentation", "seed": "@seed"},
+        "validate#dataset": masks | {"split": "validation"},
+        "checkpoint#settings#teacher": None,
+        "checkpoint#settings#data": None,
+        "checkpoint#record": None,
+    }
+    run_training(folder, images, *overlays, "train", "train_student", **values)
     return declared("student", *overlays, **{"device": str(device), "student#path": f"{folder}/model.pt"})

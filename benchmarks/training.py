@@ -16,7 +16,6 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,8 @@ from monai.inferers import DiffusionInferer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
+from scripts.bundle import parsed
 from scripts.files import write
-
-
-def config(datalist: str, cache_dir: str, folder: str, names: Sequence[str] = (), **values: Any) -> ConfigParser:
-    """The overlays `names` on ``train.json``, with results in `folder`, and other `values`."""
-    parser = ConfigParser()
-    parser.read_config([str(ROOT / "bundle" / "configs" / f"{n}.json") for n in ("inference", "train", *names)])
-    parser.update(
-        {
-            "datalist": datalist,
-            "cache_dir": cache_dir,
-            "run_dir": folder,
-            **values,
-        }
-    )
-    return parser
 
 
 def ours(parser: ConfigParser, minutes: float) -> dict[str, float]:
@@ -95,15 +80,16 @@ def plain(parser: ConfigParser, minutes: float) -> dict[str, float]:
 
 def training(datalist: str, minutes: float = 1, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None:
     """Run both twice in turns and write training.json; see the module."""
+    data = {"datalist": datalist, "cache_dir": cache_dir}
     turns: list[dict[str, Any]] = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            turns.append({"plain": plain(config(datalist, cache_dir, folder), minutes)})
-            turns[-1]["ours"] = ours(config(datalist, cache_dir, folder, compile=False), minutes)
+            turns.append({"plain": plain(parsed("train", **data, run_dir=folder), minutes)})
+            turns[-1]["ours"] = ours(parsed("train", **data, run_dir=folder, compile=False), minutes)
         with tempfile.TemporaryDirectory() as folder:
             torch.compiler.reset()
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # so that nothing is taken from an earlier run
-            turns[-1]["compiled"] = ours(config(datalist, cache_dir, folder, compile=True), minutes)
+            turns[-1]["compiled"] = ours(parsed("train", **data, run_dir=folder, compile=True), minutes)
     ratios = [
         {n: t[n]["images_per_second"] / t["plain"]["images_per_second"] for n in ("ours", "compiled")} for t in turns
     ]

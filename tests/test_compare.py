@@ -69,7 +69,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str,
     bundle = write_small_bundle(tmp_path)
     monkeypatch.syspath_prepend(str(bundle))  # for its `bright`
     monkeypatch.setattr("scripts.bundle.bundle_root", lambda: str(bundle))
-    monkeypatch.setattr("training.ROOT", bundle.parent)
     monkeypatch.setattr(compare, "REFERENCE", "reference, L = 3, s = 10")
     monkeypatch.setattr(compare, "PUBLISHED", "reference, L = 3, s = 10, the paper's map")
     names = {f.name(n, s): (n, s) for n, f in FAMILIES.items() for s in f.settings}
@@ -193,6 +192,6 @@ def test_seeds_of_the_student(toy: tuple[str, dict[str, Any]], tmp_path: Path, m
     assert record["spread"]["pixel_ap"]["mean"] == pytest.approx(sum(values) / 2)
     assert record["spread"]["pixel_ap"]["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert "| seed 1 |" in tables.rendered("<!-- table: seeds/toy.json seeds -->\n<!-- end -->", tmp_path)
-    monkeypatch.setattr(seeds, "config", None)  # no training any more
+    monkeypatch.setattr(seeds, "run_training", None)  # no training any more
     seeds.seeds("toy", datalist, **options)
     assert (tmp_path / "seeds" / "toy.json").read_text() == written
