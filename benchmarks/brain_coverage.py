@@ -10,17 +10,14 @@ that find the brain. Writes brain_coverage.json.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import fire
 import numpy as np
 import torch
+from keeping import ROOT
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import declared
 from scripts.files import write

@@ -11,12 +11,8 @@ Writes brain_extractor.json.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from brain_training import WEIGHTS, head_of, heads, masked_head, preprocessing
+from keeping import ROOT, machine, rounded, versions
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import cache_dir as bundles_cache
 from scripts.bundle import declared
@@ -117,13 +111,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return told
 
 
-def rounded(node: Any) -> Any:
-    """To four digits behind the point."""
-    if isinstance(node, dict):
-        return {k: rounded(v) for k, v in node.items()}
-    return round(node, 4) if isinstance(node, float) else node
-
-
 def evaluate(
     datalist: str,
     others: str,
@@ -139,8 +126,8 @@ def evaluate(
     precision = fastest_precision("cpu")
     masked, unmasked = preprocessing(cache)
     record: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("torch", "monai")} | {"python": platform.python_version()},
+        "machine": machine(),
+        "versions": versions(),
         "precision": precision,
         "parameters": sum(p.numel() for p in network.parameters()),
         "elderly learned from": [
@@ -174,9 +161,9 @@ def evaluate(
         record[split]["median processor seconds of the network"] = float(np.median(seconds))
         for name, some in rows.items():
             for row in some:
-                print(split, name, {k: rounded(v) for k, v in row.items()})
-    write(Path(output), (json.dumps(rounded(record), indent=2) + "\n").encode())
-    print(json.dumps(rounded(record), indent=2))
+                print(split, name, rounded(row, 4))
+    write(Path(output), (json.dumps(rounded(record, 4), indent=2) + "\n").encode())
+    print(json.dumps(rounded(record, 4), indent=2))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,10 +24,8 @@ from typing import Any
 import fire
 import numpy as np
 import torch
+from keeping import ROOT, machine
 from monai.data import MetaTensor
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.files import write
 from scripts.learning.cache import SliceCache
@@ -126,7 +121,7 @@ def measured(step: Callable[[Path, int, int], None], *arguments: Any) -> dict[st
 def main(folder: str | None = None, slices: int = 100_000) -> None:
     """Measure both layouts and write cache.json; see the module."""
     record: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "slices": slices,
         "reads": READS,
     }

@@ -25,7 +25,6 @@ import hashlib
 import io
 import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ import fire
 import numpy as np
 import torch
 from algorithms import DEFAULT, FAMILIES, REFERENCE, Algorithms
-from keeping import kept
+from keeping import ROOT, kept
 from matplotlib.figure import Figure
 from monai.networks.nets import DenseNet
 from packs import Slices
@@ -44,9 +43,6 @@ from rivals import read as read_change
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 from tuning import our_images
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import parsed

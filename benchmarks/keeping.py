@@ -1,9 +1,10 @@
-"""What takes long is kept on disk as it is made, so that a run that was stopped goes on."""
+"""What takes long is kept on disk as it is made, so that a run that was stopped goes on; and what all records say."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +20,26 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import parsed
 from scripts.learning.seeding import seed_of
+
+
+def machine(device: torch.device | str = "cpu") -> str:
+    """What seconds are of: the GPU, or the processor and the threads that compute."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Those of PyTorch, MONAI and Python."""
+    return {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()}
+
+
+def rounded(node: Any, digits: int) -> Any:
+    """A record whose fractions have so many digits behind the point."""
+    if isinstance(node, dict):
+        return {name: rounded(value, digits) for name, value in node.items()}
+    return round(node, digits) if isinstance(node, float) else node
 
 
 def place(folder: Path, name: str, *state: Any) -> Path:

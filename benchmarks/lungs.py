@@ -11,13 +11,13 @@ to measure against: what is printed is the Dice to the masks of the validation i
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import fire
 import numpy as np
 import torch
+from keeping import ROOT
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
 from monai.metrics import DiceMetric
@@ -29,9 +29,6 @@ from skimage.measure import label, regionprops
 from skimage.morphology import convex_hull_image, disk, opening
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts import HEALTHY
 from scripts.bundle import parsed

@@ -12,8 +12,6 @@ paper_network.json.
 from __future__ import annotations
 
 import json
-import platform
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,12 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import fire
-import monai
 import torch
+from keeping import ROOT, machine, versions
 from torch.utils.flop_counter import FlopCounterMode
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import declared
 from scripts.device import default_device, fastest_precision
@@ -106,10 +101,9 @@ def benchmark(slices: int = VOLUME, output: str = str(ROOT / "benchmarks" / "pap
     volume = x.movedim(0, -1)[None]
     every = torch.ones(1, slices, dtype=torch.bool, device=device)
     a_slice = seconds(lambda: inferer(volume, network, assessed=every), device) / slices
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     record = {
-        "machine": f"{chip or platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "machine": machine(device),
+        "versions": versions(),
         "seed": 0,
         "precision": precision,
         "settings": inferer.settings,

@@ -15,8 +15,6 @@ Results of volumes are kept in `cache_dir`, where those of `evaluate.json` are f
 from __future__ import annotations
 
 import json
-import platform
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,13 +22,10 @@ from statistics import median
 from typing import Any
 
 import fire
-import monai
 import numpy as np
 import torch
+from keeping import ROOT, machine, versions
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import parsed
 from scripts.files import write
@@ -145,12 +140,10 @@ def benchmark(
     found = {name: quality(of, seed) for name, of in cases.items()}
     default = next(iter(found[DEFAULT].values()))
     turns = timed_turns(volumes, items[:timed], rounds)
-    device = volumes[DEFAULT].device
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     ratios = {n: [t[n] / t[DEFAULT] for t in turns] for n in volumes}
     record = {
-        "machine": f"{chip}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "machine": machine(volumes[DEFAULT].device),
+        "versions": versions(),
         "seed": seed,
         "model": model or "brain_flair",
         "split": {"name": split, "volumes": len(items), "slices": sum(1 for _ in cases[DEFAULT])},

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -22,18 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import fire
-import monai
 import nibabel as nib
 import numpy as np
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "bundle" / "configs"
-sys.path.insert(0, str(ROOT / "bundle"))
+from keeping import ROOT, machine, versions
 
 from scripts.bundle import declared
 from scripts.files import write
 from scripts.running.results import Results
+
+CONFIGS = ROOT / "bundle" / "configs"
 
 
 def write_head(folder: Path, name: str, seed: int) -> dict[str, str]:
@@ -146,11 +143,11 @@ def benchmark(
         for what, speed in speeds.items()
     }
     record = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors, a thread for each rank, gloo",
+        "machine": f"{machine()}, of which each rank has one, gloo",
         "load_before": load,
         "load_after": os.getloadavg()[0],
         "note": "With a load above 0 before, other programs shared the processors, and two ranks get more of them than one.",
-        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "seed": seed,
         "exchanged_megabytes_a_step": 4e-6 * sum(p.numel() for p in declared("network_def").parameters()),
         "a_study_beside_its_computation": costs,

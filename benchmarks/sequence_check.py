@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +23,13 @@ from typing import Any
 
 import fire
 import numpy as np
+from keeping import ROOT
 from monai.transforms import Orientationd
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.images.brain import ExtractBraind
 from scripts.images.intensities import RepairIntensitiesd

@@ -10,7 +10,6 @@ taken from an earlier one; the memory is the server's resident set after each.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import statistics
 import sys
@@ -19,14 +18,12 @@ import time
 from pathlib import Path
 
 import fire
-import monai
 import psutil
-import torch
+from keeping import ROOT, machine, versions
 from monailabel.client import MONAILabelClient
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "apps" / "anomaly_detection"), str(ROOT / "bundle")]
+sys.path.insert(0, str(ROOT / "apps" / "anomaly_detection"))
 
 from lib.demonstration.label_server import label_server
 from serve import SAMPLE
@@ -68,8 +65,8 @@ def benchmark(requests: int = 50, port: int = 8765, output: str = str(ROOT / "be
             many = [ask(300 + n, steps=1) for n in tqdm(range(requests), "requests")]
     memory = [row["resident_mib"] for row in many]
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "machine": machine(),
+        "versions": versions(),
         "seconds_to_start": round(start, 1),
         "cold": cold,
         "warm": warm,

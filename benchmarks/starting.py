@@ -13,21 +13,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import fire
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
+from keeping import ROOT, machine, rounded, versions
 
 from scripts.files import write
 
@@ -96,8 +92,8 @@ def benchmark(rounds: int = 3, output: str = str(ROOT / "benchmarks" / "starting
         imports = in_turns(rounds, lambda m, n: timed("-c", IMPORTS[m]))
         seconds = warm(folder / "kept", rounds)
     record: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "monai")} | {"python": platform.python_version()},
+        "machine": f"{machine()}, load {os.getloadavg()[0]:.1f}",
+        "versions": versions(),
         "with_brain_extraction": paired(extracted),
         "with_a_kept_brain_mask": paired(kept),
         "imports_alone": paired(imports),
@@ -111,13 +107,8 @@ def paired(turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     """The medians of each module, and of the ratio within a turn."""
     before, after = MODULES
     kinds = ("seconds", "processor_seconds")
-    medians = {m: rounded({k: median(t[m][k] for t in turns) for k in kinds}) for m in MODULES}
-    return {**medians, "ratio": rounded({k: median(t[after][k] / t[before][k] for t in turns) for k in kinds})}
-
-
-def rounded(values: dict[str, float]) -> dict[str, float]:
-    """To hundredths."""
-    return {name: round(value, 2) for name, value in values.items()}
+    medians = {m: {k: median(t[m][k] for t in turns) for k in kinds} for m in MODULES}
+    return rounded({**medians, "ratio": {k: median(t[after][k] / t[before][k] for t in turns) for k in kinds}}, 2)
 
 
 if __name__ == "__main__":

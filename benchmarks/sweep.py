@@ -21,7 +21,7 @@ import fire
 import numpy as np
 import torch
 from algorithms import BATCH, Algorithms
-from keeping import ROOT
+from keeping import ROOT, rounded
 from matplotlib.figure import Figure
 from packs import Split
 from tqdm import tqdm
@@ -113,7 +113,7 @@ def sweep(
             )
             cases = [c for c in cases if int(c.scores["number"]) in chosen]
             row = {"noise_level": level, "scale": scale, **measures(cases)}
-            rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+            rows.append(rounded(row, 3))
             tqdm.write(str(rows[-1]))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

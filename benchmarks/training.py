@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import fire
-import monai
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Timer
+from keeping import ROOT, machine, versions
 from monai.bundle import ConfigParser
 from monai.inferers import DiffusionInferer
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import parsed
 from scripts.files import write
@@ -94,8 +88,8 @@ def training(datalist: str, minutes: float = 1, cache_dir: str = str(ROOT / "bun
         {n: t[n]["images_per_second"] / t["plain"]["images_per_second"] for n in ("ours", "compiled")} for t in turns
     ]
     record = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "machine": machine(),
+        "versions": versions(),
         "turns": turns,
         "ratios": ratios,
     }

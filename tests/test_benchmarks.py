@@ -247,6 +247,11 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Pat
     torch.testing.assert_close(run(tmp_path / "part.pt"), whole, rtol=0, atol=0)
 
 
+def test_fractions_in_a_record_are_rounded() -> None:
+    record = {"a": 0.12345, "b": {"c": 2.0049, "d": 3, "e": True}, "f": "0.12345"}
+    assert keeping.rounded(record, 2) == {"a": 0.12, "b": {"c": 2.0, "d": 3, "e": True}, "f": "0.12345"}
+
+
 def test_slices_move_within_their_field() -> None:
     slices = slices_of(8)
     torch.manual_seed(0)
