@@ -30,6 +30,7 @@ from scripts.device import fastest_precision
 from scripts.files import write
 from scripts.images.brain_network import Found, by_network
 from scripts.images.masks import load_mask
+from scripts.judging.sums import dice
 from scripts.weights import load_weights
 
 SPOILED = 4
@@ -37,11 +38,6 @@ SPOILED = 4
 
 Case = tuple[str, torch.Tensor, torch.Tensor | None, list[float]]
 """A name, a volume ``(1, X, Y, Z)``, the brain in it if it is known, and the voxel size."""
-
-
-def dice_of(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of two masks."""
-    return 2 * float((a & b).sum()) / max(1.0, float(a.sum() + b.sum()))
 
 
 def spoiled(image: torch.Tensor, brain: torch.Tensor, pixdim: list[float], seed: int) -> Iterator[Case]:
@@ -80,7 +76,12 @@ def spoiled(image: torch.Tensor, brain: torch.Tensor, pixdim: list[float], seed:
 
 def known(mask: torch.Tensor, found: Found, lesion: torch.Tensor | None) -> dict[str, Any]:
     """A volume's figures: HD-BET's brain against the light network's."""
-    own: dict[str, Any] = {"dice": dice_of(mask, found.mask), "agreement": found.agreement, "whole": found.whole}
+    none = not bool((mask | found.mask).any())
+    own: dict[str, Any] = {
+        "dice": 0.0 if none else dice(mask.numpy(), found.mask.numpy()),
+        "agreement": found.agreement,
+        "whole": found.whole,
+    }
     own |= {"sized": found.sized, "asks_hd_bet": found.doubt is not None}
     own["volume"] = float(found.mask.sum()) / max(1.0, float(mask.sum()))
     if lesion is not None and bool(lesion.any()):

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from scripts.bundle import bundle_root
 from tiny_run import TINY
+from training_data import fill_zeros
 
 BRIGHT = '''"""All that is bright is foreground."""
 
@@ -64,11 +65,7 @@ def write_small_bundle(folder: Path, channels: tuple[str, ...] = ("FLAIR",)) -> 
     torch.manual_seed(0)
     (bundle / "models").mkdir()
     for name, definition in (("model", "network_def"), ("classifier", "classifier_def"), ("student", "student_def")):
-        network = ConfigParser(config).get_parsed_content(definition)
-        # MONAI's diffusion networks begin with a last layer of zeros
-        for parameter in network.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
+        network = fill_zeros(ConfigParser(config).get_parsed_content(definition))
         if name == "student":  # sees and heals next to nothing, so that the counterfactual shows
             torch.nn.init.constant_(network.final_conv.bias[:1], -5.0)
             torch.nn.init.constant_(network.final_conv.bias[1:], 0.0)

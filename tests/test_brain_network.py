@@ -16,6 +16,7 @@ from monai.transforms import Compose
 from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
 from scripts.images.brain_network import BRIGHTEST, LEAST, LEVEL, LONGEST, BrainNetwork, as_input, by_network
+from scripts.judging.sums import dice
 from whole_head import BRAIN, HEAD
 
 PIXDIM = [2.0, 2.0, 5.0]
@@ -48,10 +49,6 @@ def left_alone(x: torch.Tensor) -> torch.Tensor:
 
 def head(array: np.ndarray = 1000.0 * BRAIN + 1.0) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32))[None]
-
-
-def dice(a: torch.Tensor, b: torch.Tensor) -> float:
-    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
 def test_the_input_is_scaled_by_the_head_and_padded_with_air() -> None:

@@ -18,6 +18,7 @@ import dicom
 from scripts.bundle import bundle_root
 from scripts.errors import cause_of
 from tiny_run import summary, visible
+from training_data import fill_zeros
 
 ROOT = Path(bundle_root())
 SAMPLE = ROOT / "sample" / "NIH_61_effusion.dcm"
@@ -38,10 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     torch.manual_seed(0)
     options: dict[str, Any] = {**OPTIONS, "report#manifest": None}
     for name in ("network", "classifier"):
-        network = parser().get_parsed_content(f"{name}_def")
-        for parameter in network.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
+        network = fill_zeros(parser().get_parsed_content(f"{name}_def"))
         options[f"{name}#path"] = str(folder / f"{name}.pt")
         torch.save(network.state_dict(), options[f"{name}#path"])
     return options

@@ -16,6 +16,7 @@ from PIL import Image
 from skimage.draw import ellipse
 
 from scripts.bundle import declared
+from scripts.judging.sums import dice
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -38,14 +39,10 @@ def phantom(small: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     return x + 0.03 * np.random.default_rng(0).standard_normal(x.shape).astype(np.float32), marked
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
-
-
 def test_dark_regions_on_both_sides_are_lungs() -> None:
     x, marked = phantom()
     found = lungs.lungs_of(x)
-    assert found is not None and overlap(found, marked) > 0.9
+    assert found is not None and dice(found, marked) > 0.9
     for one_sided in (phantom(0.4)[0], np.where(np.arange(96)[:, None] < 48, 0.7, x)):
         assert lungs.lungs_of(one_sided) is None
 

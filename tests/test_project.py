@@ -15,18 +15,18 @@ import pytest
 import yaml
 from packaging.version import Version
 
+from release.requirements import CORE
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {path.stem: json.loads(path.read_text("utf-8")) for path in (ROOT / "bundle" / "configs").glob("*.json")}
 METADATA = CONFIGS["metadata"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
-CORE_PACKAGES = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
-
 
 def test_metadata_has_the_packages_of_pyproject() -> None:
     """The same; of each the version of pyproject.toml, or an older one that has wheels for Python 3.10 too."""
     newest = {name: Version(pin) for name, pin in (text.split("==") for text in PROJECT["dependencies"])}
-    core = {package: METADATA[key] for package, key in CORE_PACKAGES.items()}
+    core = {package: METADATA[key] for package, key in CORE.items()}
     oldest = {name: Version(text) for name, text in (core | METADATA["required_packages_version"]).items()}
     assert newest.keys() == oldest.keys()
     assert {name for name in newest if newest[name] < oldest[name]} == set()

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import set_determinism
 
-from training_data import command, parsed, write_datalist
+from training_data import command, parsed, write_datalist, write_teacher
 
 STEPS = 10
 
@@ -30,13 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a datalist and the weights of a teacher."""
     folder = tmp_path_factory.mktemp("resuming")
     write_datalist(folder)
-    torch.manual_seed(0)
-    for name in ("network", "classifier"):
-        network = parsed("train", folder).get_parsed_content(f"{name}_def")
-        for parameter in network.parameters():
-            if not parameter.any():  # MONAI's diffusion networks begin with a last layer of zeros
-                torch.nn.init.normal_(parameter, std=0.05)
-        torch.save(network.state_dict(), folder / f"{name}.pt")
+    write_teacher(folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from monai.utils import set_determinism
 from scripts.bundle import bundle_root, declared
 from scripts.device import compilation_pays
 from tiny_run import TINY
-from training_data import OVERLAYS, command, files, options, parsed, write_datalist
+from training_data import OVERLAYS, command, files, options, parsed, write_datalist, write_teacher
 
 
 def shipped() -> dict[str, bytes]:
@@ -44,24 +44,10 @@ def run(config: str, folder: Path, images: int = 32, **overrides: Any) -> str:
     return output
 
 
-def tiny_weights(folder: Path) -> dict[str, str]:
-    """The options that name weights of a teacher's networks."""
-    torch.manual_seed(0)
-    paths = {}
-    for name in ("network", "classifier"):
-        network = parsed("train", folder).get_parsed_content(f"{name}_def")
-        for parameter in network.parameters():
-            if not parameter.any():  # MONAI's diffusion networks begin with a last layer of zeros
-                torch.nn.init.normal_(parameter, std=0.05)
-        paths[f"{name}#path"] = str(folder / f"{name}.pt")
-        torch.save(network.state_dict(), paths[f"{name}#path"])
-    return paths
-
-
 @pytest.mark.parametrize("config", list(OVERLAYS))
 def test_a_workflows_properties_are_those_of_its_training(config: str, tmp_path: Path) -> None:
     write_datalist(tmp_path)
-    settings = options(tmp_path, **tiny_weights(tmp_path))
+    settings = options(tmp_path, **write_teacher(tmp_path))
     workflow = ConfigWorkflow(files(config), workflow_type="train", logging_file=False, **settings)
     try:
         workflow.initialize()
@@ -229,7 +215,7 @@ def test_classifier_is_validated_at_several_noise_levels(tmp_path: Path) -> None
 
 def test_a_student_learns_from_the_diffusion_model(tmp_path: Path) -> None:
     """The student's weights are written, fit inference.json's student, and say which networks taught it."""
-    output = run("train_student", tmp_path, **tiny_weights(tmp_path))
+    output = run("train_student", tmp_path, **write_teacher(tmp_path))
     assert re.search(r"lesion is what is above \d\.\d+ in the maps", output)
     assert re.search(r"val_loss: \d", output)
     student = declared("student_def", **TINY)

@@ -76,6 +76,25 @@ def parsed(config: str, folder: Path, **overrides: Any) -> ConfigParser:
     return parser
 
 
+def fill_zeros(network: torch.nn.Module) -> torch.nn.Module:
+    """The network, with random weights where MONAI's diffusion networks begin with zeros: in their last layer."""
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+def write_teacher(folder: Path) -> dict[str, str]:
+    """Random weights of a teacher's networks in `folder`, as the options that name them."""
+    torch.manual_seed(0)
+    paths = {}
+    for name in ("network", "classifier"):
+        network = fill_zeros(parsed("train", folder).get_parsed_content(f"{name}_def"))
+        paths[f"{name}#path"] = str(folder / f"{name}.pt")
+        torch.save(network.state_dict(), paths[f"{name}#path"])
+    return paths
+
+
 def command(config: str, folder: Path, *more: str, **overrides: Any) -> list[str]:
     """MONAI's command, as a user types it from any directory, with small networks and data, and configs `more` on top."""
     run = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", repr(files(config, None, *more))]
