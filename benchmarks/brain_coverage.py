@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from scripts.bundle import declared
 from scripts.files import write
-from scripts.images.geometry import slice_numbers, to_grid
+from scripts.images.geometry import slice_numbers
 from scripts.images.masks import load_mask, reordered
+from scripts.images.restoring import looked_at
 from scripts.learning.datalists import read_datalist
 from scripts.method.slices import assessed_slices
 
@@ -70,9 +71,7 @@ def coverage(
         affine, size = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64), original.shape[1:]
         whole, inside = volume["input_foreground"], volume["foreground"].as_tensor()
         brain = reordered(whole.as_tensor(), whole.affine, affine, size)[0].numpy() > 0
-        assessed = assessed_slices(inside, min_area).float()
-        # as `images.restoring` finds what was looked at
-        seen = to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest")[0].numpy() > 0
+        seen = looked_at(image, assessed_slices(inside, min_area), size)[0].numpy()
         lesion = load_mask(item["mask"], original).as_tensor()[0].numpy() > 0
         evaluated = np.zeros(len(item["label"]), bool)  # a slice without a networks' pixel of brain is left out
         evaluated[slice_numbers(volume["foreground"])] = (inside[0] >= 0.5).flatten(0, 1).any(dim=0).numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,23 @@ LESION, NOT_ASSESSED = 1, 2
 """Labels of the mask; 0 is everything that was assessed and holds no lesion, and all that is not foreground."""
 COLOURS = {LESION: (255, 64, 64), NOT_ASSESSED: (91, 155, 255)}
 """Of the labels in a picture; what is not marked is transparent."""
+
+
+def looked_at(image: MetaTensor, assessed: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Which voxels of the input the networks saw in an assessed slice.
+
+    A voxel was seen if the network's pixel that its middle lies in was, up to the edges of the outermost.
+
+    Args:
+        image: the preprocessed image, with ``input_affine`` in its meta.
+        assessed: bool ``(D,)``, of its slices.
+        size: of the input, ``(X, Y, Z)``.
+
+    Returns:
+        bool ``(1, X, Y, Z)``.
+    """
+    affine = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64)
+    return to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest") > 0
 
 
 class RestoreGridd(MapTransform):
@@ -84,10 +101,8 @@ class RestoreGridd(MapTransform):
         size = original.shape[1:]
         restored = to_grid(torch.cat([d["anomaly_map"].as_tensor().cpu(), changed]), image.affine, affine, size)
         a, difference = restored.split([1, len(changed)])
-        # a voxel was looked at if the network's pixel that its middle lies in was, up to the edges of the outermost
-        looked_at = to_grid(assessed.expand(1, *image.shape[1:]), image.affine, affine, size, mode="nearest")
 
-        unseen = (whole > 0) & (looked_at == 0)
+        unseen = (whole > 0) & ~looked_at(image, assessed, size)
         mask = (a > self.threshold).to(torch.uint8) * LESION
         mask[unseen] = NOT_ASSESSED
         a[unseen] = torch.nan
