@@ -24,18 +24,15 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fire
-import monai
 import numpy as np
 import torch
 from algorithms import DEFAULT, FAMILIES, PAPERS_SETTING, REFERENCE, STUDENT
-from costs import machine
-from keeping import ROOT
+from keeping import ROOT, machine, versions
 from matplotlib.figure import Figure
 from packs import Split, write_pack
 from rivals import RIVALS, SHARE
@@ -298,7 +295,7 @@ def compare(
         "images_of_training_of_each_rival": maps.images,
         "machine": machine(maps.device),
         "precision": fastest_precision(maps.device),
-        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "settings": maps.algorithms.default,
         "default_by_number_of_slices": {n: rounded(maps.cost(DEFAULT, n)) for n in NUMBERS},
         "patients": {split: len({c.subject for c in of_split}) for split, of_split in found.cases.items()},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,6 @@ from scripts.bundle import declared
 
 SIZE = 16
 """Slices in a file of a sample; more are repeats."""
-
-
-def machine(device: torch.device) -> str:
-    """What the seconds are of."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def memory(device: torch.device) -> float:

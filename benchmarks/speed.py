@@ -12,7 +12,6 @@ that leave as much quality as the reference has. A run that was stopped goes on.
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from typing import Any
 import fire
 import torch
 from algorithms import BATCH, NAMES, Algorithms, Sampler
-from costs import machine
-from keeping import ROOT, kept, place
+from keeping import ROOT, kept, machine, place, versions
 from tuning import Maps
 
 from scripts.device import default_device, fastest_precision
@@ -172,7 +170,7 @@ def speed(
     }
     record = {
         "machine": machine(maps.device),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "weights": maps.weights,
         "reference": reference,
         "slices": slices,

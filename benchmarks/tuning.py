@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from algorithms import DEFAULT, FAMILIES, PAPERS_SETTING, STUDENT, Algorithms
-from costs import SIZE, cost_of, machine
-from keeping import kept, place, save
+from costs import SIZE, cost_of
+from keeping import kept, machine, place, save
 from packs import Slices, drawn, read_pack
 from rivals import RIVALS, made, seconds_of, tuned
 from taught import SUPERVISED, supervised
