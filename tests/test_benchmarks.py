@@ -165,8 +165,9 @@ def test_rivals_read_slices(name: str, tmp_path: Path) -> None:
     """Nothing outside the brain; what reconstructs healthy slices marks the square after thirty steps."""
     slices = slices_of(16)
     learned = "healthy slices" in name
-    work = rivals.Work(480 if learned else 32, 0, tmp_path / "weights.pt", torch.device("cpu"))
-    read = rivals.maker(name, slices, tiny_classifier(), work, rivals.RIVALS[name].settings[0])
+    images, on = 480 if learned else 32, torch.device("cpu")
+    read = rivals.made(name, slices, tiny_classifier(), images, 0, tmp_path, on, rivals.RIVALS[name].settings[0])
+    assert 0 < rivals.seconds_of(read, slices) < 60
     change = read(slices.x[:4], slices.foreground[:4])
     a = rivals.read(change, slices.foreground[:4], "hyperintense", 3)
     assert a.shape == (4, 1, 72, 88) and bool((a >= 0).all()) and bool(a.isfinite().all())

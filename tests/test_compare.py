@@ -123,6 +123,12 @@ def test_the_comparison_from_a_datalist_to_its_tables(
         assert two["pixel_ap"][0] == pytest.approx(one["pixel_ap"][0], abs=1e-6)
     assert "ours, default - reference, tuned, the paper's map" in both["differences"]
     assert names[0] in tables.rendered("<!-- table: both.json together -->\n<!-- end -->", tmp_path)
+    timed = {r["method"]: r.get("seconds") for r in record["rows"]}
+    assert timed["ours, default"] == 0.5 and all(timed[name] > 0 for name in compare.RIVALS)
+    [sample] = (tmp_path / "r").glob("sample-*.pt")
+    for row in ("ours, default", "ours, student", "reference, L = 3, s = 10"):
+        cost = costs.cost(row, str(sample), 0, "cpu", [])
+        assert 0 < cost["seconds"] < 60 and 100 < cost["memory"] < 1e5
     monkeypatch.setattr(algorithms.Algorithms, "timed", None)  # nothing may be sampled again
     compare.compare("toy", datalist, output=str(tmp_path / "compare" / "toy"), **given)
     assert (tmp_path / "compare" / "toy.json").read_text() == written
@@ -135,12 +141,6 @@ def test_the_comparison_from_a_datalist_to_its_tables(
         text = tables.rendered(f"<!-- table: compare/toy.json {kind} -->\n<!-- end -->", tmp_path)
         assert text.count("\n|") > 2, kind
     tuned = tables.rendered("<!-- table: compare/toy.json tuning -->\n<!-- end -->", tmp_path)
-    timed = {r["method"]: r.get("seconds") for r in record["rows"]}
-    assert timed["ours, default"] == 0.5 and all(timed[name] > 0 for name in compare.RIVALS)
-    [sample] = (tmp_path / "r").glob("sample-*.pt")
-    for row in ("ours, default", "ours, student", "reference, L = 3, s = 10"):
-        cost = costs.cost(row, str(sample), 0, "cpu", [])
-        assert 0 < cost["seconds"] < 60 and 100 < cost["memory"] < 1e5
     name, rival = next((n, found) for n, found in record["tuned"].items() if len(found.get("tried", ())) > 1)
     tried = ", ".join(
         f"{key} {v:g}: {one['pixel_ap']:.3f}" for one in rival["tried"] for key, v in one["setting"].items()
