@@ -21,6 +21,7 @@ from pydicom.uid import JPEG2000Lossless
 
 import dicom
 from lib.demonstration.mr_series import series_from_nifti
+from lib.grids import reordered
 from lib.studies.dicom_server import DicomServer
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.names import UID
@@ -226,14 +227,14 @@ def test_a_volume_off_the_images_grid_is_refused_and_not_kept(tmp_path: Path) ->
     assert not list((tmp_path / "cache").rglob("*.dcm")) and not list((tmp_path / "cache").rglob("*.nii.gz"))
 
 
-def jpeg2000(dataset: Dataset, stream: bytes | None = None) -> Dataset:
+def jpeg2000(dataset: Dataset, stream: bytes | None = None, syntax: str = JPEG2000Lossless) -> Dataset:
     from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(dataset.pixel_array).save(buffer, "JPEG2000", irreversible=False, no_jp2=True)
     dataset.PixelData = encapsulate([stream or buffer.getvalue()])
     dataset["PixelData"].is_undefined_length, dataset["PixelData"].VR = True, "OB"
-    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     return dataset
 
 
@@ -245,11 +246,64 @@ def test_jpeg_2000_is_decoded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), expected)
 
 
-def test_what_cannot_be_decoded_is_refused_by_its_transfer_syntax(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"stream": b"no image at all"}, "its pixels can't be read .* is the file complete"),
+        ({"syntax": "1.2.840.10008.1.2.4.100"}, "its pixels can't be decoded .MPEG2 Main Profile"),
+    ],
+    ids=["broken", "no decoder"],
+)
+def test_what_cannot_be_decoded_is_refused(broken: dict[str, Any], message: str, tmp_path: Path) -> None:
     images = make_series(tmp_path / "series")
-    archive = Archive(*[jpeg2000(i, b"no image at all") for i in images])
-    with pytest.raises(MONAILabelException, match="transfer syntax JPEG 2000 .*Lossless Only.* can't be decoded"):
+    archive = Archive(*[jpeg2000(i, **broken) for i in images])
+    with pytest.raises(MONAILabelException, match=message):
         studies_on(archive, tmp_path / "cache").get_image_uri(str(images[0].SeriesInstanceUID))
+
+
+ROTATION = np.linalg.qr([[0.9, -0.3, 0.2], [0.3, 0.9, -0.1], [-0.2, 0.1, 0.95]])[0]
+GRIDS = {
+    "anisotropic": (GRID, np.diag([-0.43, -0.9, 6.5, 1.0])),
+    "oblique": (GRID, nib.affines.from_matvec(ROTATION @ np.diag([1.1, 0.9, 4.7]), [-31.5, 22.25, 10.125])),
+    "flipped": (GRID, nib.affines.from_matvec(np.diag([2.0, -3.0, -5.0]), [4.0, 5.0, 6.0])),
+    "one slice": ((7, 6, 1), AFFINE),
+}
+
+
+def fetched(images: list[Dataset], folder: Path) -> nib.Nifti1Image:
+    """The volume that the app makes of images."""
+    files = [pydicom.dcmread(dicom.save(image, folder / f"{n}.dcm")) for n, image in enumerate(images)]
+    return nib.load(studies_on(Archive(*files), folder / "cache").get_image_uri(str(images[0].SeriesInstanceUID)))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_voxel_lies_where_the_images_say(grid: str, tmp_path: Path) -> None:
+    shape, affine = GRIDS[grid]
+    array = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    volume = fetched(dicom.series(array, affine), tmp_path)
+    found = reordered(np.asarray(volume.dataobj), volume.affine, affine, shape)
+    assert found is not None
+    np.testing.assert_array_equal(found, array)
+
+
+RESCALED: dict[str, tuple[list[float], list[float]]] = {
+    "negative after the first": ([1, 1, 1], [0, -500, 0]),
+    "beyond 16 bits after the first": ([1, 65, 1], [0, 40000, 0]),
+    "fractions after the first": ([1, 0.5, 0.25], [0, 0, 0.125]),
+    "fractions": ([0.5, 0.5, 0.5], [-3.5, -3.5, -3.5]),
+}
+
+
+@pytest.mark.parametrize("case", RESCALED)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_each_slice_has_its_own_rescale(case: str, photometric: str, tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 4096, (7, 6, 3), dtype=np.uint16)
+    images = dicom.series(stored, AFFINE, PhotometricInterpretation=photometric)
+    slopes, intercepts = RESCALED[case]
+    for image, slope, intercept in zip(images, slopes, intercepts, strict=True):
+        image.RescaleSlope, image.RescaleIntercept = slope, intercept
+    volume = np.asarray(fetched(images, tmp_path).dataobj)
+    np.testing.assert_array_equal(volume, stored * np.array(slopes) + np.array(intercepts))
 
 
 # -- what is listed

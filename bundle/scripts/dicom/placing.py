@@ -17,20 +17,6 @@ from .series import is_radiograph
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def check_on_series(series: Sequence[pydicom.Dataset], shape: Sequence[int], affine: NDArray[np.floating]) -> None:
-    """See to it that what is found in a volume can be written for a series.
-
-    Args:
-        series: as `read_series` gives it.
-        shape: of the volume, ``(X, Y, Z)``.
-        affine: ``(4, 4)`` from its indices to mm, RAS as in NIfTI.
-
-    Raises:
-        ValueError: the volume doesn't lie on the series' grid, within `TOLERANCE` of a voxel.
-    """
-    on_series(series, np.empty(tuple(shape), dtype=bool), affine)
-
-
 def on_images(
     images: Sequence[pydicom.Dataset], array: NDArray[np.generic], affine: NDArray[np.floating]
 ) -> NDArray[np.generic]:

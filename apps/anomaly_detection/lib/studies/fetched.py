@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
-from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from pydicom.dataset import Dataset
-
-from lib.grids import grid_of
 
 
 def instances_in(folder: Path) -> set[str]:
@@ -43,34 +38,26 @@ def volume_of(image_id: str, folder: Path, picture: bool = False) -> str:
     Raises:
         MONAILabelException: INVALID_INPUT, they are no volume; the message says why.
     """
-    from scripts.dicom.placing import check_on_series
     from scripts.dicom.series import read_series
+    from scripts.images.dicom_series import read_dicom_series
     from scripts.images.radiographs import read_radiograph
 
-    series: list[Dataset] = []
-    nifti = None
     try:
         if picture:
-            return _written(read_radiograph(str(picture_of(folder)), ()))
-        series = read_series(folder)
-        nifti = dicom_to_nifti(str(folder))
-        check_on_series(series, *grid_of(nifti))
+            image = read_radiograph(str(picture_of(folder)), ())
+        else:
+            read_series(folder)  # refuses what no object could refer to
+            image = read_dicom_series(str(folder), (), allow_any_image=True)
     except Exception as error:
-        if nifti:
-            os.unlink(nifti)
         message = str(error).replace(f"{folder}{os.sep}", "").removeprefix(f"{folder}: ")
-        compressed = {d.file_meta.TransferSyntaxUID for d in series} if series and not nifti else set()
-        names = sorted(str(uid.name) for uid in compressed if uid.is_compressed)
-        if names:
-            message = f"its transfer syntax {', '.join(names)} can't be decoded; let the server send another one."
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, f"Series {image_id} can't be read as a volume: {message}"
         ) from error
-    return str(nifti)
-
-
-def _written(image: Any) -> str:
     handle, path = tempfile.mkstemp(suffix=".nii.gz")
     os.close(handle)
-    nib.save(nib.Nifti1Image(image.voxels.numpy(), image.affine.numpy()), path)
+    try:
+        nib.save(nib.Nifti1Image(image.voxels.numpy(), image.affine.numpy()), path)
+    except BaseException:
+        os.unlink(path)
+        raise
     return path
