@@ -480,7 +480,9 @@ class Archive:
         ("1.6.1", "1.6", "FLAIR", "MR", 9),
     ]
 
-    def search_for_series(self, search_filters: dict[str, str], fields: list[str]) -> list[dict[str, Any]]:
+    def search_for_series(
+        self, search_filters: dict[str, str], fields: list[str], offset: int | None = None
+    ) -> list[dict[str, Any]]:
         found = []
         for uid, study, description, modality, instances in self.rows:
             series = Dataset()

@@ -53,13 +53,21 @@ class Archive:
         self.away_for: str | None = None
         self.refuses: tuple[str, int] | None = None
         self.slow = 0.0
+        self.most: int | None = None
+        self.knows_offset = True
 
     def _ask(self, what: str) -> None:
         self.asked[what] += 1
         if self.away:
             raise requests.ConnectionError("nobody listens")
 
-    def search_for_series(self, search_filters: dict[str, str], fields: list[str]) -> list[dict[str, Any]]:
+    def _page(self, rows: list[dict[str, Any]], offset: int | None) -> list[dict[str, Any]]:
+        begin = (offset or 0) if self.knows_offset else 0
+        return rows[begin : begin + (self.most or len(rows))]
+
+    def search_for_series(
+        self, search_filters: dict[str, str], fields: list[str], offset: int | None = None
+    ) -> list[dict[str, Any]]:
         self._ask("series")
         rows = {}
         for instance in self.instances:
@@ -71,9 +79,11 @@ class Archive:
             )
             if all(str(row[key].value) == value for key, value in search_filters.items()):
                 rows[row.SeriesInstanceUID] = row.to_json_dict()
-        return list(rows.values())
+        return self._page(list(rows.values()), offset)
 
-    def search_for_instances(self, study: str, series: str, fields: list[str]) -> list[dict[str, Any]]:
+    def search_for_instances(
+        self, study: str, series: str, fields: list[str], offset: int | None = None
+    ) -> list[dict[str, Any]]:
         self._ask("instances")
         for uid in (study, series):  # as the client does
             if not UID.fullmatch(uid):
@@ -84,7 +94,7 @@ class Archive:
                 row = Dataset()
                 row.SOPInstanceUID = instance.SOPInstanceUID
                 found.append(row.to_json_dict())
-        return found
+        return self._page(found, offset)
 
     def retrieve_series(self, study: str, series: str, media_types: Any) -> list[Dataset]:
         self._ask("retrieve")
@@ -350,7 +360,7 @@ def test_each_segmentation_is_asked_for_once_also_after_a_restart(tmp_path: Path
     studies = studies_on(archive, tmp_path / "cache")
     for _ in range(3):
         assert studies.get_unlabeled_images() == [uid]
-    assert archive.asked == {"series": 6, "metadata": 50}
+    assert archive.asked == {"series": 12, "metadata": 50}
     again = studies_on(archive, tmp_path / "cache")
     assert again.get_unlabeled_images() == [uid] and archive.asked["metadata"] == 50
     archive.instances.append(segmentation_series(images[0], "MANUAL", uid="1.2.9.99"))
@@ -361,6 +371,31 @@ def test_each_segmentation_is_asked_for_once_also_after_a_restart(tmp_path: Path
     (kept,) = (tmp_path / "cache").rglob("segmentations.json")
     kept.write_text('{"half')
     assert again.get_labeled_images() == [uid] and archive.asked["metadata"] == 52 + 51
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8])
+def test_what_a_server_returns_in_parts_is_asked_for_to_its_end(most: int, tmp_path: Path) -> None:
+    series = [make_series(tmp_path / f"{n}", f"AX FLAIR {n}") for n in range(3)]
+    uids = [str(images[0].SeriesInstanceUID) for images in series]
+    readings = [segmentation_series(images[0], "MANUAL", uid=f"1.2.9.{n}") for n, images in enumerate(series[:2])]
+    archive = Archive(*(image for images in series for image in images), *readings)
+    archive.most = most
+    studies = studies_on(archive, tmp_path / "cache")
+    assert studies.list_images() == uids
+    assert (studies.get_labeled_images(), studies.get_unlabeled_images()) == (uids[:2], uids[2:])
+    for _ in range(2):
+        assert nib.load(studies.get_image_uri(uids[2])).shape == GRID
+    assert archive.asked["retrieve"] == 1
+
+
+def test_a_server_that_knows_no_offset_is_not_asked_for_ever(tmp_path: Path) -> None:
+    series = [make_series(tmp_path / f"{n}", f"AX FLAIR {n}")[0] for n in range(3)]
+    archive = Archive(*series)
+    archive.knows_offset = False
+    for most, expected in ((None, 3), (2, 2)):
+        archive.most = most
+        assert len(studies_on(archive, tmp_path / "cache").list_images()) == expected
+    assert archive.asked["series"] == 4
 
 
 def test_only_series_that_are_named_as_the_models_sequence_or_as_nothing_are_work(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ class DicomServer:
 
     def series(self, **filters: Any) -> list[Dataset]:
         """The series that these attributes match."""
-        with self._answering():
-            return [Dataset.from_json(d) for d in self._client.search_for_series(search_filters=filters, fields=FIELDS)]
+        return list(self._series(**filters))
 
     def one_series(self, uid: str) -> Dataset:
         """The series with a SeriesInstanceUID.
@@ -56,16 +56,15 @@ class DicomServer:
         """
         if not UID.fullmatch(uid):
             raise ImageNotFoundException(f"{uid!r} is no SeriesInstanceUID.")
-        for series in self.series(SeriesInstanceUID=uid):
+        for series in self._series(SeriesInstanceUID=uid):
             if str(series.SeriesInstanceUID) == uid:
                 return series
         raise ImageNotFoundException(f"There is no series {uid} on {self.url}.")
 
     def instances(self, study: str, series: str) -> set[str]:
         """The SOPInstanceUIDs of a series."""
-        with self._answering():
-            rows = self._client.search_for_instances(study, series, fields=["SOPInstanceUID"])
-            return {str(Dataset.from_json(row).SOPInstanceUID) for row in rows}
+        search = partial(self._client.search_for_instances, study, series, fields=["SOPInstanceUID"])
+        return {str(row.SOPInstanceUID) for row in self._found(search, "SOPInstanceUID")}
 
     def retrieve(self, study: str, series: str, folder: Path) -> int:
         """Save the instances of a series as ``SOPInstanceUID.dcm``; returns their number."""
@@ -93,6 +92,27 @@ class DicomServer:
         """Store an object, see `store`; the error's cause is a RefusedError where the server takes no such object."""
         with self._answering():
             store(self._client, dataset)
+
+    def _series(self, **filters: Any) -> Iterator[Dataset]:
+        search = partial(self._client.search_for_series, search_filters=filters, fields=FIELDS)
+        return self._found(search, "SeriesInstanceUID")
+
+    def _found(self, search: Callable[..., list[dict[str, Any]]], uid: str) -> Iterator[Dataset]:
+        """What a search finds, told apart by a UID; asked again behind what came until nothing new does.
+
+        A server may return any part of it at a time, and needn't know an offset (PS3.18 8.3.4).
+        """
+        known: set[str] = set()
+        received = 0
+        while True:
+            with self._answering():
+                rows = [Dataset.from_json(row) for row in search(offset=received or None)]
+            new = {key: row for row in rows if (key := str(row[uid].value)) not in known}
+            if not new:
+                return
+            yield from new.values()
+            known |= new.keys()
+            received += len(rows)
 
 
 def spoken_sequence(series: Mapping[str, Any] | Dataset) -> str | None:
