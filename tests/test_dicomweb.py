@@ -49,16 +49,17 @@ class Archive:
     def __init__(self, *instances: Dataset) -> None:
         self.instances = list(instances)
         self.asked: Counter[str] = Counter()
-        self.away = False
+        self.away: bool | str = False
         self.away_for: str | None = None
         self.refuses: tuple[str, int] | None = None
         self.slow = 0.0
+        self.lost: dict[str, int] = {}
         self.most: int | None = None
         self.knows_offset = True
 
     def _ask(self, what: str) -> None:
         self.asked[what] += 1
-        if self.away:
+        if self.away in (True, what):
             raise requests.ConnectionError("nobody listens")
 
     def _page(self, rows: list[dict[str, Any]], offset: int | None) -> list[dict[str, Any]]:
@@ -103,6 +104,10 @@ class Archive:
 
     def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         self._ask("metadata")
+        if series in self.lost:
+            response = requests.Response()
+            response.status_code = self.lost[series]
+            response.raise_for_status()
         return [i.to_json_dict() for i in self.instances if i.SeriesInstanceUID == series]
 
     def store_instances(self, datasets: list[Dataset]) -> Dataset:
@@ -371,6 +376,36 @@ def test_each_segmentation_is_asked_for_once_also_after_a_restart(tmp_path: Path
     (kept,) = (tmp_path / "cache").rglob("segmentations.json")
     kept.write_text('{"half')
     assert again.get_labeled_images() == [uid] and archive.asked["metadata"] == 52 + 51
+
+
+def test_one_bad_segmentation_does_not_stop_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = make_series(tmp_path / "series")
+    uid = str(images[0].SeriesInstanceUID)
+    without, alone, lost, broken = (segmentation_series(images[0], "MANUAL", uid=f"1.2.9.{n}") for n in range(4))
+    del without.ReferencedSeriesSequence[0].SeriesInstanceUID
+    del alone.ReferencedSeriesSequence
+    archive = Archive(*images, without, alone, lost, broken)
+    archive.lost = {"1.2.9.2": 404, "1.2.9.3": 500}
+    studies = studies_on(archive, tmp_path / "cache")
+    assert studies.get_unlabeled_images() == [uid]
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert ["1.2.9.0" in logged[0], "1.2.9.2" in logged[1], "1.2.9.3" in logged[2]] == [True] * len(logged)
+    # what the server didn't give is asked for again, the others are not
+    archive.lost = {}
+    asked = archive.asked["metadata"]
+    assert studies.get_labeled_images() == [uid] and archive.asked["metadata"] == asked + 2
+
+
+@pytest.mark.parametrize("status", [None, 401, 503])
+def test_a_server_that_does_not_answer_on_segmentations_is_said(status: int | None, tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    archive = Archive(*images, segmentation_series(images[0], "MANUAL", uid="1.2.9"))
+    if status:
+        archive.lost = {"1.2.9": status}
+    else:
+        archive.away = "metadata"
+    with pytest.raises(MONAILabelException, match="doesn't answer as it should"):
+        studies_on(archive, tmp_path / "cache").get_unlabeled_images()
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8])

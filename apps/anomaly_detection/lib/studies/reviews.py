@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
+import requests
+from monailabel.interfaces.exception import MONAILabelException
+from pydicom.dataset import Dataset
+
 from lib.studies.dicom_server import DicomServer
+
+logger = logging.getLogger(__name__)
+
+AWAY = (401, 403, 408, 429, 502, 503, 504)
+"""HTTP statuses that say nothing of what was asked for, but that the server gives nothing now."""
 
 
 class Reviews:
@@ -20,7 +30,13 @@ class Reviews:
         self._server, self._path = server, path
 
     def reviewed(self) -> set[str]:
-        """Series with a segmentation that a reader drew or corrected; those of an algorithm don't count."""
+        """Series with a segmentation that a reader drew or corrected; those of an algorithm don't count.
+
+        A segmentation that can't be looked into is named in the log and doesn't count.
+
+        Raises:
+            MONAILabelException: SERVER_ERROR, the server doesn't answer.
+        """
         from scripts.files import write
 
         try:
@@ -30,10 +46,34 @@ class Reviews:
         now: dict[str, list[str]] = {}
         try:
             for seg in self._server.series(Modality="SEG"):
-                uid = str(seg.SeriesInstanceUID)
-                key = f"{uid} {seg.get('NumberOfSeriesRelatedInstances') or ''}"
-                now[key] = known[key] if key in known else self._server.read_by(str(seg.StudyInstanceUID), uid)
+                key = f"{seg.SeriesInstanceUID} {seg.get('NumberOfSeriesRelatedInstances') or ''}"
+                found = known[key] if key in known else self._read_by(seg)
+                if found is not None:
+                    now[key] = found
         finally:
             if now.keys() - known.keys():
                 write(self._path, json.dumps({**known, **now}).encode())
         return {series for uids in now.values() for series in uids}
+
+    def _read_by(self, seg: Dataset) -> list[str] | None:
+        """The series that a series of segmentations shows to be read; None where the server fails on this one."""
+        try:
+            return self._server.read_by(str(seg.StudyInstanceUID), str(seg.SeriesInstanceUID))
+        except MONAILabelException as error:
+            if _is_away(error.__cause__):
+                raise
+            logger.warning(
+                "Segmentation %s can't be fetched, and is no reading: %s", seg.SeriesInstanceUID, error.__cause__
+            )
+            return None
+        except Exception as error:  # other software's can be wrong in every way
+            logger.warning("Segmentation %s can't be read, and is no reading: %s", seg.SeriesInstanceUID, error)
+            return []
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether a server answers nothing at all, by what one request came to."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in AWAY
+    return not isinstance(error, requests.exceptions.InvalidJSONError)
