@@ -433,6 +433,21 @@ def test_networks_load_once_and_again_when_their_files_change(tmp_path: Path) ->
     assert bundle.networks[FULL]["network"] is not network and not bundle._inputs and not bundle._studies
 
 
+def test_numbers_that_were_chosen_for_other_networks_are_said_of_each_result(tmp_path: Path) -> None:
+    path = write_small_bundle(tmp_path)
+    values = {"threshold": 0.05, "preview_threshold": 0.436}
+    (path / "models" / "weights.json").write_text(json.dumps({"calibration": {"values": values, "network": "0"}}))
+    bundle = find_models(path, "cpu")[0]
+    image = write_head(tmp_path)["image"]
+    chosen = "The threshold was chosen for other networks than those in use."
+    for mode in (FULL, PREVIEW):
+        task = AnomalyInferTask(bundle, "mask", mode)
+        for request, said in (({}, True), ({}, True), ({"threshold": 0.06}, False)):
+            file, params = task({"image": image, **request})
+            Path(file).unlink()
+            assert [params["warnings"].count(chosen), params["result"]["warnings"].count(chosen)] == [said, said]
+
+
 def test_both_modes_share_one_student(tmp_path: Path) -> None:
     bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
     bundle.load()

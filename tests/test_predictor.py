@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.bundle import bundle_root
 from scripts.images.loading import InvalidImageError
 from scripts.running.predictor import Predictor
+from scripts.weights import MANIFEST
 from synthetic import GRIDS, write_head
 
 NON_ZERO = {"foreground": {"_target_": "scripts.images.foregrounds.NonZerod", "keys": "image"}}
@@ -43,6 +46,21 @@ def test_the_full_model_gives_a_counterpart(tmp_path: Path) -> None:
     options = {"displayable_configs#num_inference_steps": 2, "device": "cpu", **NON_ZERO}
     result = Predictor(**options)(write_head(tmp_path)["image"])
     assert result.counterfactual is not None and result.counterfactual.shape == (1, *result.mask.shape)
+
+
+def test_numbers_that_were_chosen_for_other_networks_are_said_of_each_image(tmp_path: Path) -> None:
+    content = json.loads((Path(bundle_root()) / "models" / MANIFEST).read_text())
+    content["calibration"]["classifier"] = "0"
+    manifest = tmp_path / MANIFEST
+    manifest.write_text(json.dumps(content))
+    options = {"manifest": str(manifest), "device": "cpu", **NON_ZERO}
+    chosen = "The threshold was chosen for other networks than those in use."
+    warm = "The temperature was chosen for another classifier than the one in use."
+    image = write_head(tmp_path)["image"]
+    predict = Predictor("preview", **options)
+    assert [predict(image).warnings[:2] for _ in range(2)] == [[chosen, warm]] * 2
+    # who gives a threshold isn't told that another would not fit
+    assert chosen not in Predictor("preview", **{**options, "displayable_configs#threshold": 0.4})(image).warnings
 
 
 def test_what_cannot_be_used_is_refused(predict: Predictor, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ..command import check_option
 from ..errors import InvalidImageError, cause_of
 from ..images.restoring import LESION, NOT_ASSESSED
 from ..method.slices import each
+from ..weights import not_together, weights_digest
 from .array_input import save_array
 
 
@@ -88,8 +89,12 @@ class Predictor:
             self.device, self.network, self.preprocessing, self.inferer, self.postprocessing = (
                 config.get_parsed_content(name) for name in names
             )
+            networks = {name: config.get_parsed_content(name) for name in ("network", "classifier", "student")}
+            manifest, options = (config.get_parsed_content(name) for name in ("manifest", "displayable_configs"))
         except RuntimeError as error:  # MONAI's, around what a component raises
             raise cause_of(error) from error
+        digests = {name: weights_digest(network) for name, network in networks.items() if network is not None}
+        self._warnings = not_together(manifest, digests, options["threshold"]) if manifest else []
 
     def __call__(
         self, image: str | Path | Sequence[str | Path] | NDArray[Any], affine: NDArray[Any] | None = None
@@ -142,6 +147,6 @@ class Predictor:
             anomaly_map=array("anomaly_map")[0],
             counterfactual=array("counterfactual") if "counterfactual" in result else None,
             slices=result["slices"],
-            warnings=list(data["warnings"]),
+            warnings=[*self._warnings, *data["warnings"]],
             **{key: found.get(key) for key in ("score", "p_diseased", "lesion_ml", "not_assessed_ml")},
         )

@@ -113,6 +113,7 @@ class Model:
                 raise self._refusal(error, paths) from error
             seconds["postprocessing"] = perf_counter() - start
             result["seconds"], result["transforms"] = seconds, transforms
+            result["warnings"] = [*self.networks.not_together(mode, options["threshold"]), *result.get("warnings", [])]
             return result
 
     def _preprocessed(

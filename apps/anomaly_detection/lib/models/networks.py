@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +22,7 @@ class Networks:
     def __init__(self, declared: Declaration) -> None:
         self._declared = declared
         self._loaded: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, dict[str, str]] = {}
         self._changed: tuple[int, ...] = ()
 
     def __getitem__(self, mode: str) -> dict[str, Any]:
@@ -37,6 +36,8 @@ class Networks:
 
     def load(self) -> bool:
         """Load the networks, unless they are loaded and their files have not changed; whether that was done."""
+        from scripts.weights import weights_digest
+
         declared = self._declared
         # and the manifest, which holds the temperature
         files = [*declared.weights_files, declared.models_dir / "weights.json"]
@@ -53,7 +54,10 @@ class Networks:
         loaded = {mode: dict(shared) for mode in declared.modes}
         for mode, parts in loaded.items():
             parts["network"] = declared.parsed("network", mode=mode, loaded=parts)
-            self._warn(parts, declared.options(mode).get("threshold", math.nan))
+            networks = {name: parts.get(name) for name in ("network", "classifier", "student")}
+            self._digests[mode] = {name: weights_digest(net) for name, net in networks.items() if net is not None}
+            for warning in self.not_together(mode, declared.options(mode)["threshold"]):
+                logger.warning("%s: %s", declared.models_dir, warning)
             # a batch of slices is what can't be interrupted
             parts["network"].register_forward_pre_hook(lambda *_: proceed())
         self._loaded, self._changed = loaded, changed
@@ -63,11 +67,8 @@ class Networks:
         """What the config declares under `name`, with these options and the networks that are loaded."""
         return self._declared.parsed(name, options, mode, self._loaded[mode])
 
-    def _warn(self, loaded: Mapping[str, Any], threshold: float) -> None:
-        """Log which weights don't belong together, where the bundle says that."""
-        scripts = importlib.import_module("scripts.weights")
-        networks = {name: loaded.get(name) for name in ("network", "classifier", "student")}
-        digests = {name: scripts.weights_digest(network) for name, network in networks.items() if network is not None}
-        folder = self._declared.models_dir
-        for warning in scripts.not_together(folder / scripts.MANIFEST, digests, threshold):
-            logger.warning("%s: %s", folder, warning)
+    def not_together(self, mode: str, threshold: float) -> list[str]:
+        """Warnings where weights, threshold or temperature don't belong together; see the bundle's `not_together`."""
+        from scripts.weights import MANIFEST, not_together
+
+        return not_together(self._declared.models_dir / MANIFEST, self._digests[mode], threshold)
