@@ -41,6 +41,7 @@ from urllib3.filepost import encode_multipart_formdata
 
 import serve
 from lib.demonstration.label_server import label_server
+from lib.http.answers import STATUS
 from lib.http.guard import Guard
 from lib.models.declaration import FULL, PREVIEW
 from lib.models.fetching import fetch_bundle
@@ -446,6 +447,26 @@ def test_numbers_that_were_chosen_for_other_networks_are_said_of_each_result(tmp
             file, params = task({"image": image, **request})
             Path(file).unlink()
             assert [params["warnings"].count(chosen), params["result"]["warnings"].count(chosen)] == [said, said]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError])
+def test_a_fault_of_the_program_is_none_of_the_clients(
+    error: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
+    bundle.load()
+    image = write_head(tmp_path)["image"]
+
+    def fails(*_: Any) -> None:
+        raise error(f"shapes of {image} differ")
+
+    bundle.networks[FULL]["network"].register_forward_pre_hook(fails)
+    with pytest.raises(MONAILabelException) as failure:
+        bundle([image], bundle.declared.options())
+    assert STATUS.get(failure.value.error, 500) == 500
+    name = error.__name__
+    assert failure.value.msg == f"The server failed ({name}: shapes of flair.nii.gz differ). Its log says more."
+    assert "Traceback" in caplog.text and "in fails" in caplog.text
 
 
 def test_both_modes_share_one_student(tmp_path: Path) -> None:

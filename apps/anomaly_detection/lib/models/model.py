@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-from lib.models.abandoning import proceed
+from lib.models.abandoning import Abandoned, proceed
 from lib.models.declaration import FULL, Declaration
 from lib.models.networks import Networks
 
@@ -75,9 +75,12 @@ class Model:
 
         Raises:
             MONAILabelException: INVALID_INPUT, an option is out of range, or a volume can't be used; the message names it and
-                says why. SERVER_ERROR, the memory was not enough.
+                says why. SERVER_ERROR, the memory was not enough. APP_INFERENCE_FAILED, a fault of the program's, whose
+                traceback is in the log.
             Abandoned: see `proceed`.
         """
+        from scripts.errors import InvalidImageError
+
         with self._lock, torch.no_grad():
             proceed()
             self.load()
@@ -85,7 +88,7 @@ class Model:
                 inferer = self.networks.parsed("inferer", options, mode)
                 postprocessing = self.networks.parsed("postprocessing", options, mode)
             except (RuntimeError, ValueError) as error:
-                raise MONAILabelException(MONAILabelError.INVALID_INPUT, _said(error, ())) from error
+                raise self._refusal(error, (), ValueError) from error
             files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
             inputs_key = (allow_any_image, files)
             key = (mode, *inputs_key, *((k, v) for k, v in options.items() if k != "threshold"))
@@ -109,8 +112,10 @@ class Model:
                     self._studies.keep(key, data)
                 self._studies.move_to_end(key)
                 result = dict(postprocessing(dict(self._studies[key])))
-            except (RuntimeError, ValueError, MemoryError) as error:
-                raise self._refusal(error, paths) from error
+            except Abandoned:
+                raise
+            except Exception as error:
+                raise self._refusal(error, paths, InvalidImageError) from error
             seconds["postprocessing"] = perf_counter() - start
             result["seconds"], result["transforms"] = seconds, transforms
             result["warnings"] = [*self.networks.not_together(mode, options["threshold"]), *result.get("warnings", [])]
@@ -129,11 +134,19 @@ class Model:
             transforms[type(transform).__name__] = round(perf_counter() - begin, 4)
         return data
 
-    def _refusal(self, error: Exception, paths: Sequence[str]) -> MONAILabelException:
-        from scripts.errors import out_of_memory
+    def _refusal(self, error: Exception, paths: Sequence[str], refused: type[Exception]) -> MONAILabelException:
+        """What to say of an error; only what came from one of the kind `refused` is the client's to mend."""
+        from scripts.errors import cause_of, out_of_memory
 
+        cause = cause_of(error)
+        if isinstance(cause, refused):
+            return MONAILabelException(MONAILabelError.INVALID_INPUT, _said(cause, paths))
         if not out_of_memory(error):
-            return MONAILabelException(MONAILabelError.INVALID_INPUT, _said(error, paths))
+            logger.exception("a fault of the program's")
+            return MONAILabelException(
+                MONAILabelError.APP_INFERENCE_FAILED,
+                f"The server failed ({type(cause).__name__}: {_said(cause, paths)}). Its log says more.",
+            )
         self._inputs.clear()
         self._studies.clear()
         logger.exception("out of memory")
@@ -146,11 +159,8 @@ class Model:
         )
 
 
-def _said(error: Exception, paths: Sequence[str]) -> str:
+def _said(cause: BaseException, paths: Sequence[str]) -> str:
     """What a transform or a config component said; the client knows names, not where this server keeps files."""
-    from scripts.errors import cause_of
-
-    cause = cause_of(error)
     message = str(cause) or type(cause).__name__
     for path in paths:
         message = message.replace(str(path), Path(path).name)
