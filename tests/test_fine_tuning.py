@@ -19,11 +19,14 @@ import SimpleITK
 import torch
 from ignite.engine import Engine
 from monailabel.datastore.local import LocalDatastore
+from PIL import Image
 
 from lib.fine_tuning.fine_tune import FineTune
+from lib.fine_tuning.labelled_studies import labelled_studies
 from lib.fine_tuning.patients import split_patients
 from lib.fine_tuning.slice_classes import axial_volume, tag_labels
 from lib.fine_tuning.training_log import TrainingLog
+from lib.studies.folder_studies import FolderStudies
 from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
 from scripts.images.mask_labels import mask_labels
@@ -203,8 +206,18 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
+class AnyLabels(LocalDatastore):
+    """Studies of a model's own images alone, with labels that no check has seen."""
+
+    def taken_by(self, images: Sequence[str], modalities: Sequence[str]) -> list[str]:
+        return list(images)
+
+    def named(self, image_id: str) -> str | None:
+        return None
+
+
 @pytest.fixture
-def studies(tmp_path: Path) -> Iterator[LocalDatastore]:
+def studies(tmp_path: Path) -> Iterator[AnyLabels]:
     """Four patients in five images with labels; more that can't be used."""
     folder = tmp_path / "studies"
     (folder / "labels" / "final").mkdir(parents=True)
@@ -217,7 +230,7 @@ def studies(tmp_path: Path) -> Iterator[LocalDatastore]:
     write_mask(final / "shifted.nii.gz", marks("plain", LABELS), 2 * affine)
     write_mask(final / "unseen.nii.gz", marks("plain", [-1] * 6), affine)
     (folder / "unreadable.nii.gz").write_bytes(b"no image")
-    store = LocalDatastore(str(folder), auto_reload=False)
+    store = AnyLabels(str(folder), auto_reload=False)
     store.save_label("c", str(write_mask(tmp_path / "c.seg.nrrd", marks("plain", LABELS), affine)), "final", {})
     # "$" would be run if it came into the config as text; where there is a mask, "healthy" counts for nothing
     for name, info in {
@@ -232,6 +245,26 @@ def studies(tmp_path: Path) -> Iterator[LocalDatastore]:
     yield store
 
 
+def test_only_images_of_the_model_are_taken(tmp_path: Path) -> None:
+    """Of all that another model's readers labelled too: radiographs, and series of other sequences."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for name in ("1_flair", "1_t1", "2"):
+        Path(write_head(tmp_path, "plain", name)["image"]).rename(folder / f"{name}.nii.gz")
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / "chest.png")
+    store = FolderStudies(str(folder), [["FLAIR"], ["T1"]], pictures=True, auto_reload=False)
+    assert set(store.list_images()) == {"1_flair", "1_t1", "2", "chest"}
+    for image in store.list_images():
+        store.update_image_info(image, {"image_label": "healthy"})
+
+    def taken(modalities: list[str], sequences: list[str]) -> list[str]:
+        return [Path(study.image).name for study in labelled_studies(store, modalities, sequences)[0]]
+
+    assert taken(["MR"], ["FLAIR"]) == ["1_flair.nii.gz", "2.nii.gz"]
+    assert taken(["MR"], ["T1"]) == ["1_t1.nii.gz", "2.nii.gz"]
+    assert taken(["MR"], []) == ["1_flair.nii.gz", "1_t1.nii.gz", "2.nii.gz"]
+
+
 def fine_tune(bundle: Path, config: str = "train_classifier", **overrides: Any) -> FineTune:
     return FineTune(bundle, configs(config), "fine-tune", **{**TINY, "ema#momentum": 0.5, **overrides})
 
@@ -244,7 +277,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
-def test_options_are_few_and_checked(bundle: Path, studies: LocalDatastore) -> None:
+def test_options_are_few_and_checked(bundle: Path, studies: AnyLabels) -> None:
     task = FineTune(bundle, configs("train_classifier"), "fine-tune the classifier")
     assert task.info()["description"] == "fine-tune the classifier"
     numbers = {"max_images": 8000, "max_minutes": 10, "val_split": 0.2, "learning_rate": 3e-5, "batch_size": 16}
@@ -266,7 +299,7 @@ def test_options_are_few_and_checked(bundle: Path, studies: LocalDatastore) -> N
 
 
 def test_better_weights_are_published_and_the_old_ones_kept(
-    bundle: Path, studies: LocalDatastore, caplog: pytest.LogCaptureFixture
+    bundle: Path, studies: AnyLabels, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     before = contents(bundle / "models")
@@ -305,7 +338,7 @@ def test_better_weights_are_published_and_the_old_ones_kept(
     assert any(line.endswith(f"published; the old weights are {report['kept']}") for line in log)
 
 
-def test_two_runs_are_the_same(bundle: Path, studies: LocalDatastore) -> None:
+def test_two_runs_are_the_same(bundle: Path, studies: AnyLabels) -> None:
     weights = (bundle / "models" / "classifier.pt").read_bytes()
     reports = []
     for _ in range(2):
@@ -314,7 +347,7 @@ def test_two_runs_are_the_same(bundle: Path, studies: LocalDatastore) -> None:
     assert reports[0]["after"] == reports[1]["after"] != reports[0]["before"]
 
 
-def test_worse_weights_are_not_published(bundle: Path, studies: LocalDatastore) -> None:
+def test_worse_weights_are_not_published(bundle: Path, studies: AnyLabels) -> None:
     before = contents(bundle / "models")
     # away from the labels instead of to them
     uphill: dict[str, Any] = {"optimizer#maximize": True}
@@ -327,7 +360,7 @@ def test_worse_weights_are_not_published(bundle: Path, studies: LocalDatastore) 
     assert task.stats() == report
 
 
-def test_a_loss_that_is_no_number_publishes_nothing(bundle: Path, studies: LocalDatastore) -> None:
+def test_a_loss_that_is_no_number_publishes_nothing(bundle: Path, studies: AnyLabels) -> None:
     before = contents(bundle / "models")
     listening = [*logging.getLogger().handlers], signal.getsignal(signal.SIGINT)
     with pytest.raises(
@@ -345,7 +378,7 @@ def test_a_loss_that_is_no_number_publishes_nothing(bundle: Path, studies: Local
     assert contents(bundle / "models").items() >= before.items()
 
 
-def test_a_crash_leaves_nothing_behind(bundle: Path, studies: LocalDatastore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_leaves_nothing_behind(bundle: Path, studies: AnyLabels, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(bundle / "models")
     # and what a killed run left is removed
     (bundle / "models" / "classifier.finetune" / "cache").mkdir(parents=True)
@@ -367,7 +400,7 @@ def test_a_crash_leaves_nothing_behind(bundle: Path, studies: LocalDatastore, mo
         assert contents(bundle / "models") == before
 
 
-def test_too_few_labels_stop_before_anything_is_done(bundle: Path, studies: LocalDatastore) -> None:
+def test_too_few_labels_stop_before_anything_is_done(bundle: Path, studies: AnyLabels) -> None:
     before = contents(bundle / "models")
     for name in ("b1", "c", "d"):
         studies.update_image_info(name, {"PatientID": "$1/0"})
@@ -379,7 +412,7 @@ def test_too_few_labels_stop_before_anything_is_done(bundle: Path, studies: Loca
 
 
 def test_slices_out_of_the_trained_range_do_not_count(
-    bundle: Path, studies: LocalDatastore, caplog: pytest.LogCaptureFixture
+    bundle: Path, studies: AnyLabels, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("b1", "c", "d"):
         studies.remove_label(name, "final") if name != "d" else None
@@ -390,7 +423,7 @@ def test_slices_out_of_the_trained_range_do_not_count(
     assert any("b2.nii.gz: the preprocessing leaves no labelled slice" in r.getMessage() for r in caplog.records)
 
 
-def test_the_diffusion_network_is_tuned_alike(bundle: Path, studies: LocalDatastore) -> None:
+def test_the_diffusion_network_is_tuned_alike(bundle: Path, studies: AnyLabels) -> None:
     before = contents(bundle / "models")
     report = fine_tune(bundle, "train")({"learning_rate": 3e-3, "batch_size": 4, "max_images": 20}, studies)
     assert report["published"] and report["before"].keys() == {"val_loss"} and report["kept"].startswith("model-2")

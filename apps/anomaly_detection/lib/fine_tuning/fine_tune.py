@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
@@ -21,6 +20,7 @@ from lib.fine_tuning.options import checked_options
 from lib.fine_tuning.patients import classes_of, require_both_classes, split_patients
 from lib.fine_tuning.slice_classes import CLASSES
 from lib.fine_tuning.training_log import TrainingLog
+from lib.studies.base import Studies
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class FineTune(TrainTask):
             return {}
         return report
 
-    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: Mapping[str, Any], datastore: Studies) -> dict[str, Any]:
         """Fine-tune, validate, and publish what is not worse.
 
         Args:
@@ -88,7 +88,8 @@ class FineTune(TrainTask):
             ValueError: an option is out of range, or there are too few labels; the message says which and how many.
         """
         options = checked_options(request, self._options)
-        studies, skipped = labelled_studies(datastore)
+        parser = self._parser()
+        studies, skipped = labelled_studies(datastore, parser["modalities"], parser["sequences"])
         # too few labels are said before the volumes are preprocessed, which takes long
         require_both_classes(classes_of((s.patient, s.labels) for s in studies))
         # on the weights' disk, so that they can be moved in one step; what a killed run left is found by the next

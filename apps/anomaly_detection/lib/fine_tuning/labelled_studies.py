@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import DefaultLabelTag
 
 from lib.fine_tuning.slice_classes import UNKNOWN, axial_volume, tag_labels
+from lib.studies.base import Studies
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +23,28 @@ class Study:
     labels: Sequence[int]
 
 
-def labelled_studies(datastore: Datastore) -> tuple[list[Study], int]:
-    """The studies with labels that can be used, and how many others were skipped."""
+def labelled_studies(
+    datastore: Studies, modalities: Sequence[str], sequences: Sequence[str]
+) -> tuple[list[Study], int]:
+    """The studies with labels that can be used, and how many others were skipped.
+
+    Args:
+        datastore: of the studies, those of other models too, which are neither.
+        modalities: that the model takes, in DICOM's words.
+        sequences: likewise; an image may also be named as none.
+    """
     from scripts.images.mask_labels import mask_labels
 
     studies, skipped, unlabelled = [], 0, 0
-    for image_id in sorted(datastore.list_images()):
+    for image_id in sorted(datastore.taken_by(datastore.list_images(), modalities)):
         try:
             info = datastore.get_image_info(image_id)
             label_id = datastore.get_label_by_image_id(image_id, DefaultLabelTag.FINAL)
             tag = info.get("image_label")
             if not label_id and tag is None:
                 unlabelled += 1
+                continue
+            if sequences and datastore.named(image_id) not in (None, *sequences):
                 continue
             image = datastore.get_image_uri(image_id)
             if label_id:
