@@ -714,6 +714,17 @@ def test_an_archive_that_hangs_while_storing_does_not_hold_the_networks(server: 
     assert server.keeps_no_more_than(before)
 
 
+def test_a_segmentation_is_of_the_image_that_was_run_on(server: Server) -> None:
+    series, path = server.archive.series, "/infer/lesion_mask?output=dicom_seg"
+    answer = server.call("POST", f"{path}&image=9.9", data=params_of({"image": series}))
+    assert answer.status_code == 200 and f'filename="{series}.dcm"' in answer.headers["Content-Disposition"]
+    found = pydicom.dcmread(io.BytesIO(answer.content))
+    assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == series
+    for asked in (f"&image={series}", ""):
+        refused = server.call("POST", path + asked, files=volume(server, 6))
+        assert refused.status_code == 400 and "dicom_seg needs the id of a series" in refused.json()["detail"]
+
+
 def test_what_fails_leaves_no_mask_behind(server: Server) -> None:
     before = server.temporary()
     series = server.archive.series

@@ -64,6 +64,10 @@ async def infer(
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, "There is nothing to run on: give image (an id), session_id or a file."
         )
+    if output == ResultType.dicom_seg and (file or session_id):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, "dicom_seg needs the id of a series as image; an upload is none."
+        )
 
     def run() -> Any:
         # MONAI Label's `run_inference` also asks the DICOM server for all studies, whatever it runs on
@@ -83,9 +87,9 @@ async def infer(
             return send_response(instance.datastore(), instance.infer(asked), output, background_tasks)
         result = instance.infer({**asked, "result_extension": ".nii.gz"})
         background_tasks.add_task(remove_file, result["file"])
-        path = instance.dicom_segmentation(image, result)
+        path = instance.dicom_segmentation(asked["image"], result)
         background_tasks.add_task(remove_file, path)
-        return FileResponse(path, media_type="application/dicom", filename=f"{image}.dcm")
+        return FileResponse(path, media_type="application/dicom", filename=f"{asked['image']}.dcm")
 
     gone = threading.Event()
 
