@@ -410,6 +410,32 @@ def test_an_automatic_segmentation_says_what_it_is(tmp_path: Path) -> None:
     assert str(read.PatientName) == "Müller^Jürgen"
 
 
+@pytest.mark.parametrize(
+    ("part", "region"),
+    [
+        (None, "Brain"),
+        ("BRAIN", "Brain"),
+        ("HEAD", "Brain"),
+        ("SKULL", "Brain"),
+        ("HEADNECK", "Brain"),
+        ("Kopf", "Brain"),
+        ("KNEE", "Knee"),
+        ("Prostate", "Prostate"),
+        ("CHEST", "Chest"),
+        ("CERVICAL SPINE", "Cervical spine"),
+    ],
+)
+def test_a_series_that_names_another_part_of_the_body_is_not_called_a_brain(
+    part: str | None, region: str, tmp_path: Path
+) -> None:
+    series = read_series(write_series(tmp_path)[0].parent)
+    for image in series:
+        image.BodyPartExamined = part
+    [found] = make_seg(series).SegmentSequence[0].AnatomicRegionSequence
+    [mapped] = make_map(series).SharedFunctionalGroupsSequence[0].FrameAnatomySequence[0].AnatomicRegionSequence
+    assert code(found) == code(mapped) and found.CodeMeaning == region
+
+
 def test_a_readers_segmentation_names_no_algorithm(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
     dataset = segmentation(series, blob(SHAPE), OBLIQUE, label="Anomaly", version="1", algorithm=False)

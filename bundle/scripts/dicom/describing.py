@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pydicom
+from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
@@ -27,11 +28,15 @@ NUMBERS = {"map": 901, AUTOMATIC_LABEL: 902, REVIEWED_LABEL: 903, "overlay": 904
 
 
 def regions_of(images: Sequence[pydicom.Dataset]) -> list[Code]:
-    """What of the body is seen: of a radiograph as far as its file says it; of a series of slices the brain."""
-    if not is_radiograph(images):
+    """What of the body is seen, as far as the files say it; of a series of slices that names nothing known, the brain."""
+    part = str(images[0].get("BodyPartExamined") or "").title()
+    if any(word in part for word in ("Chest", "Thorax")):
+        return [CHEST]
+    if is_radiograph(images):
+        return []
+    if any(word in part for word in ("Head", "Skull")):
         return [BRAIN]
-    words = str(images[0].get("BodyPartExamined") or "").upper()
-    return [CHEST] if any(word in words for word in ("CHEST", "THORAX")) else []
+    return [getattr(codes.cid4, part.replace(" ", ""), BRAIN)]  # PS3.16, as pydicom names its codes
 
 
 def source_of(series: Sequence[pydicom.Dataset]) -> str:

@@ -11,7 +11,7 @@ from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom.sr.coding import Code
 
-from .describing import AUTOMATIC_LABEL, BRAIN, LONG_STRING, NUMBERS, dated, described, new_series
+from .describing import AUTOMATIC_LABEL, LONG_STRING, NUMBERS, dated, described, new_series, regions_of
 from .placing import on_series
 
 NOT_ASSESSED = -1.0
@@ -88,7 +88,7 @@ def parametric_map(
     # highdicom leaves out the mandatory Frame Anatomy, and its LINEAR makes a threshold of a window of width 1
     anatomy = pydicom.Dataset()
     anatomy.FrameLaterality = "U"
-    anatomy.AnatomicRegionSequence = [CodedConcept.from_code(BRAIN)]
+    anatomy.AnatomicRegionSequence = [CodedConcept.from_code(regions_of(series)[0])]
     shared.FrameAnatomySequence = [anatomy]
     shared.FrameVOILUTSequence[0].VOILUTFunction = "LINEAR_EXACT"
     dataset.FloatPixelPaddingValue = dataset.FloatPixelPaddingRangeLimit = NOT_ASSESSED
