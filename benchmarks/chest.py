@@ -38,8 +38,8 @@ from keeping import ROOT, kept
 from matplotlib.figure import Figure
 from monai.networks.nets import DenseNet
 from packs import Slices
-from rivals import Work, maker
 from rivals import read as read_change
+from rivals import reader_of
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 from tuning import our_images
@@ -286,8 +286,8 @@ def main(
         x = torch.stack([data[i]["image"] for i in range(len(data))])
         whole = torch.ones_like(x[:, :1], dtype=torch.bool)
         slices = Slices(x, whole, torch.tensor(data.labels), [], [str(n) for n in range(len(x))], None)
-        work = Work(budget, seed, cache("VAE weights", budget), algorithms.device)
-        reader = maker(VAE, slices, algorithms.classifier, work, {})
+        kept_in = (Path(cache_dir), algorithms.device, {}, str(cache("VAE weights")))
+        reader = reader_of(VAE, slices, algorithms.classifier, budget, seed, *kept_in)
 
         def mapped(images: Images) -> tuple[torch.Tensor, torch.Tensor]:
             a = read_change(reader(images.x, images.roi), images.roi, "hyperintense", 3)

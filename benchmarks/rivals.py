@@ -235,7 +235,7 @@ RIVALS = {
 """Each rival by its name in the table."""
 
 
-def made(
+def reader_of(
     name: str,
     slices: Slices,
     classifier: torch.nn.Module,
@@ -322,7 +322,7 @@ def tuned(
 
     def given(setting: dict[str, Any], images: int, names: tuple[str, ...]) -> dict[str, Any]:
         def make() -> dict[str, Any]:
-            reader = made(name, splits["training"], classifier, images, seed, folder, device, setting, *state)
+            reader = reader_of(name, splits["training"], classifier, images, seed, folder, device, setting, *state)
             return {n: reader(splits[n].x, splits[n].foreground) for n in names}
 
         return kept(place(folder, name, setting, images, seed, names, *state), make)

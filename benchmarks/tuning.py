@@ -11,7 +11,7 @@ from algorithms import DEFAULT, FAMILIES, PAPERS_SETTING, STUDENT, Algorithms
 from costs import SIZE, cost_of
 from keeping import kept, machine, place, save
 from packs import Slices, drawn, read_pack
-from rivals import RIVALS, made, seconds_of, tuned
+from rivals import RIVALS, reader_of, seconds_of, tuned
 from taught import SUPERVISED, supervised
 
 from scripts.bundle import declared, parsed
@@ -110,7 +110,7 @@ class Maps:
         path = place(self.folder, f"cost of {name}", setting, images, self.seed, *state, machine(self.device))
 
         def make() -> dict[str, float]:
-            reader = made(name, self.splits["training"], self.algorithms.classifier, *where, setting, *state)
+            reader = reader_of(name, self.splits["training"], self.algorithms.classifier, *where, setting, *state)
             return {"seconds": seconds_of(reader, self.splits["test"])}
 
         return kept(path, make)

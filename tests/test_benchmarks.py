@@ -166,7 +166,7 @@ def test_rivals_read_slices(name: str, tmp_path: Path) -> None:
     slices = slices_of(16)
     learned = "healthy slices" in name
     images, on = 480 if learned else 32, torch.device("cpu")
-    read = rivals.made(name, slices, tiny_classifier(), images, 0, tmp_path, on, rivals.RIVALS[name].settings[0])
+    read = rivals.reader_of(name, slices, tiny_classifier(), images, 0, tmp_path, on, rivals.RIVALS[name].settings[0])
     assert 0 < rivals.seconds_of(read, slices) < 60
     change = read(slices.x[:4], slices.foreground[:4])
     a = rivals.read(change, slices.foreground[:4], "hyperintense", 3)

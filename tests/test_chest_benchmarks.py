@@ -117,7 +117,7 @@ def test_the_chests_records_are_written_under_the_names_that_they_are_read_by(
             item["mask"] = f"mask_{n}.png"
     (tmp_path / "datalist.json").write_text(json.dumps(splits))
     monkeypatch.setattr(chest, "judge_of", lambda *args: chest.judge_def().eval())
-    monkeypatch.setattr(chest, "maker", lambda *args: lambda x, inside: 0.9 * x)
+    monkeypatch.setattr(chest, "reader_of", lambda *args: lambda x, inside: 0.9 * x)
     monkeypatch.setattr(Algorithms, "run", lambda self, row, x, *args: {"healthy": 0.9 * x})
     out = tmp_path / "out"
     chest.main(str(tmp_path / "datalist.json"), slow=0, images=4, output=str(out), cache_dir=str(tmp_path / "cache"))
