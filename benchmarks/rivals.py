@@ -163,7 +163,7 @@ def healthy_translation_gan(slices: Slices, classifier: torch.nn.Module, work: W
     """A generator that takes a slice to either class, with the losses of Fixed-Point GAN (Siddiquee et al., ICCV 2019).
 
     Adversarial, domain class, cycle and identity, the last two weighted; least squares for the first. One patch discriminator
-    gives both whether a patch is real and its class. In float32.
+    gives both whether a patch is real and its class.
     """
     channels, device = slices.x.shape[1], work.device
     generator = BasicUNet(2, channels + 1, channels, features=FEATURES).to(device).train()
@@ -173,10 +173,13 @@ def healthy_translation_gan(slices: Slices, classifier: torch.nn.Module, work: W
 
     def to(x: torch.Tensor, inside: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         domain = label.view(-1, 1, 1, 1).to(x).expand(-1, 1, *x.shape[2:])
-        return torch.where(inside, x + generator(torch.cat([x, domain], 1)), x)
+        with autocast(device, fastest_precision(device)):
+            change = generator(torch.cat([x, domain], 1))
+        return torch.where(inside, x + change.float(), x)
 
     def judged(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        patches = critic(x)[-1]
+        with autocast(device, fastest_precision(device)):
+            patches = critic(x)[-1].float()
         return patches[:, :1], patches[:, 1:].mean(dim=(2, 3))
 
     def step(i: torch.Tensor) -> None:
