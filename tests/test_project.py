@@ -55,11 +55,10 @@ def test_metadata_describes_the_declared_network() -> None:
 
 
 def evaluated(table: str, row: str) -> dict[str, str]:
-    """A row of an evaluation's table in benchmarks, without its intervals; the row whose name begins or ends so."""
+    """A row of an evaluation's table in benchmarks, without its intervals; the row of that name, or whose name ends so."""
     with (ROOT / "benchmarks" / f"{table}.csv").open(newline="", encoding="utf-8") as file:
-        [found] = [
-            r for r in csv.DictReader(file) if next(iter(r.values())) == row or next(iter(r.values())).endswith(row)
-        ]
+        rows = {next(iter(r.values())): r for r in csv.DictReader(file)}
+    found = rows[row] if row in rows else next(r for name, r in rows.items() if name.endswith(row))
     return {name: value.split(" ")[0] for name, value in found.items()}
 
 
@@ -79,6 +78,28 @@ def test_metadata_has_the_results_of_the_evaluation(metadata: str, part: str) ->
         "pooled_dice": float(pixels["Dice pooled"]),
         "image_auroc": float(scores["image AUROC"]),
     }
+
+
+def test_the_chests_card_and_metadata_have_the_results_of_the_evaluation() -> None:
+    folder = ROOT / "release" / "models" / "chest_effusion"
+    found = evaluated("chest_effusion/nih_scores", "p(diseased)")
+    metrics = json.loads((folder / "metadata.json").read_text("utf-8"))["eval_metrics"]
+    assert metrics == {
+        "image_auroc": float(found["image AUROC"]),
+        "image_average_precision": float(found["image AP"]),
+    }
+    card = json.loads((folder / "card.json").read_text("utf-8"))
+    others = evaluated("chest_effusion/patients_scores", "p(diseased)")["image AUROC"].removeprefix("0")
+    pointing = evaluated("chest_effusion/patients_foreground", "at the bundle's threshold")["pointing game"]
+    [performance], [limits] = card["performance"], card["limits"]
+    assert f"the AUROC is {others}." in performance
+    assert f"the pointing game is won in {float(pointing):.2f}.".replace(" 0.", " .") in performance
+    for view, images in (("AP", "75 images"), ("PA", "their 156 PA images")):
+        with (ROOT / "benchmarks" / "chest_effusion" / "patients_groups.csv").open(encoding="utf-8") as file:
+            [row] = [r for r in csv.DictReader(file) if next(iter(r.values())) == f"view: {view}"]
+        numbers = map(float, re.findall(r"[\d.]+", row["image AUROC of p(diseased)"]))
+        value, low, high = (f"{number:.2f}".removeprefix("0") for number in numbers)
+        assert f"{value} ({low}-{high}) on {images}" in limits
 
 
 @pytest.mark.parametrize(
