@@ -396,6 +396,35 @@ def test_one_bad_segmentation_does_not_stop_the_others(tmp_path: Path, caplog: p
     assert studies.get_labeled_images() == [uid] and archive.asked["metadata"] == asked + 2
 
 
+def test_a_segmentation_with_values_that_are_none_does_not_stop_the_others(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    uid = str(images[0].SeriesInstanceUID)
+    read, broken = (segmentation_series(images[0], "MANUAL", uid=f"1.2.9.{n}") for n in range(2))
+    archive = Archive(*images, read, broken)
+    given = archive.retrieve_series_metadata
+
+    def metadata(study: str, series: str) -> list[dict[str, Any]]:
+        number = {"vr": "IS", "Value": ["1.5.3"]}
+        return [{**row, "00200013": number} if series == "1.2.9.1" else row for row in given(study, series)]
+
+    archive.retrieve_series_metadata = metadata  # type: ignore[method-assign]
+    assert studies_on(archive, tmp_path / "cache").get_labeled_images() == [uid]
+
+
+@pytest.mark.parametrize("name", ["datastore_v2.json.part", "datastore_v2.json", "segmentations.json", "1.2.3", ""])
+def test_no_client_puts_a_file_beside_what_was_fetched(half: Any, name: str, tmp_path: Path) -> None:
+    """One of that name would take the place of a series, or of what is known."""
+    _, studies, uid, _ = half
+    (cache,) = {path.parent for path in tmp_path.rglob("datastore_v2.json")}
+    before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    file = tmp_path / "upload.nii.gz"
+    file.write_bytes(b"mine")
+    for image_id in (name, uid):
+        with pytest.raises(MONAILabelException, match="store the image on that server. Nothing was stored here"):
+            studies.add_image(image_id, str(file), {})
+    assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("status", [None, 401, 503])
 def test_a_server_that_does_not_answer_on_segmentations_is_said(status: int | None, tmp_path: Path) -> None:
     images = make_series(tmp_path / "series")

@@ -616,9 +616,10 @@ def test_an_upload_reads_no_other_file(server: Server, name: str) -> None:
     for answer in (
         server.call("POST", "/infer/lesion_mask", files={"file": (name, content)}),
         server.call("PUT", f"/datastore/label?image={series}&tag=x", files={"label": (name, content)}),
-        server.call("PUT", "/datastore/image?image=x", files={"file": (name, content)}),
     ):
         assert answer.status_code == 400 and "its header names another file" in answer.text
+    answer = server.call("PUT", "/datastore/image?image=x", files={"file": (name, content)})
+    assert answer.status_code == 400 and "store the image on that server" in answer.text
     session = server.call("PUT", "/session/", files={"files": (name, content)}).json()["session_id"]
     answer = server.call("POST", f"/infer/lesion_mask?session_id={session}")
     assert answer.status_code == 400 and "its header names another file" in answer.text

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -305,6 +306,8 @@ def test_a_model_never_writes_what_a_reader_does() -> None:
     assert result_tag(None, "lesion_mask", True) == result_tag("original", "lesion_mask", True) == "original"
     assert result_tag(None, "lesion_preview", False) == "lesion_preview"
     assert result_tag("mine", "lesion_mask", True) == "mine"
+    with pytest.raises(MONAILabelException, match="is the label of a reader"):
+        result_tag("Final-of-3-images", "lesion_mask", True)
     for tag in ("final", "Final", "anomaly_map", "counterfactual"):
         with pytest.raises(MONAILabelException) as refusal:
             result_tag(tag, "lesion_mask", True)
@@ -731,3 +734,45 @@ def test_a_result_that_another_replaced_is_not_marked_done(studies: FolderStudie
     assert "made_with" not in studies.get_label_info("a", "original")
     studies.mark_done("a", "original", second, {"version": "1"})
     assert studies.get_label_info("a", "original")["made_with"] == {"version": "1"}
+
+
+@pytest.mark.parametrize("place", ["images_dir", "labels_dir", "ext", "tag", "label ext"])
+def test_a_register_that_leads_elsewhere_is_set_aside(place: str, tmp_path: Path) -> None:
+    """Whoever wrote it: no file beside the studies is read or removed."""
+    folder = tmp_path / "studies"
+    write_images(folder, "a")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("mine")
+    label = {"ext": "/../../secret.txt" if place == "label ext" else ".nii.gz", "info": {"name": "a.nii.gz"}}
+    tag = "../.." if place == "tag" else "final"
+    image = {"ext": "/../../secret.txt" if place == "ext" else ".nii.gz", "info": {"name": "a.nii.gz"}}
+    dirs = {"images_dir": ".", "labels_dir": "labels"}
+    if place in dirs:
+        dirs[place] = "../.." if place == "images_dir" else str(tmp_path)
+    known = {"name": "n", "description": "d", **dirs, "objects": {"a": {"image": image, "labels": {tag: label}}}}
+    (folder / "datastore_v2.json").write_text(json.dumps(known))
+    studies = FolderStudies(str(folder), [["FLAIR"]])
+    assert studies.list_images() == ["a"] and studies.get_labeled_images() == []
+    assert len(list(folder.glob("datastore_v2.json.*.broken"))) == 1
+    studies.remove_label("a", "final")
+    assert secret.read_text() == "mine"
+
+
+def test_studies_are_listed_without_a_folder_of_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "studies"
+    write_images(folder, "a")
+    studies = FolderStudies(str(folder), [["FLAIR"]])
+    (folder / "labels").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "labels")
+    assert studies.list_images() == ["a"]
+
+
+def test_a_client_cannot_say_what_a_label_was_made_with(tmp_path: Path) -> None:
+    """Its label would count as the model's result, and the study as done."""
+    folder = tmp_path / "studies"
+    write_images(folder, "a")
+    studies = FolderStudies(str(folder), [["FLAIR"]])
+    mask = write_mask(tmp_path / "mask.nii.gz")
+    studies.save_label("a", str(mask), "original", {"made_with": {"version": "1"}, "stored": {"x": "y"}, "note": "n"})
+    info = studies.get_label_info("a", "original")
+    assert info["note"] == "n" and not {"made_with", "stored"} & info.keys()

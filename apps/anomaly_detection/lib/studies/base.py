@@ -107,7 +107,9 @@ class Studies(Register):
             MONAILabelException: INVALID_INPUT, the label is not fit, see `checked_label`; SERVER_ERROR, the disk is full.
         """
         holds_itself(label_filename)
-        self._keep(plain(image_id, "image id"), {plain(label_tag, "label tag"): (label_filename, label_info)}, {})
+        # what was done with a label is the server's to say, see `mark_done`
+        info = {key: value for key, value in (label_info or {}).items() if key not in ("made_with", "stored")}
+        self._keep(plain(image_id, "image id"), {plain(label_tag, "label tag"): (label_filename, info)}, {})
         return image_id
 
     def _keep(

@@ -78,7 +78,8 @@ class DicomServer:
     def read_by(self, study: str, series: str) -> list[str]:
         """The series that a series of segmentations shows to be read, by its Segment Algorithm Types (PS3.3 C.8.20.4)."""
         with self._answering():
-            instances = [Dataset.from_json(d) for d in self._client.retrieve_series_metadata(study, series)]
+            metadata = self._client.retrieve_series_metadata(study, series)
+        instances = [Dataset.from_json(d) for d in metadata]  # which the server is not to blame for
         return sorted(
             {
                 str(reference.SeriesInstanceUID)

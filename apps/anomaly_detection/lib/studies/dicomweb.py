@@ -277,9 +277,21 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             try:
                 self._server.store(seg)
             except MONAILabelException as error:
-                message = f"{error.msg} The label is kept on this server alone; submit it again to send it."
+                again = "" if isinstance(error.__cause__, RefusedError) else "; submit it again to send it"
+                message = f"{error.msg} The label is kept on this server alone{again}."
                 raise MONAILabelException(error.error, message) from error
         return image_id
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Refused: what lies here is fetched. A file of a client's name could take the place of a series or of what is known.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT.
+        """
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f"Studies are those of {self._server.url}: store the image on that server. Nothing was stored here.",
+        )
 
     def segmentation_of(self, image_id: str, mask: str, params: Mapping[str, Any]) -> Dataset:
         """A predicted mask of a series as a DICOM Segmentation.
@@ -305,7 +317,7 @@ class DICOMwebStudies(Studies, DICOMWebDatastore):
             return
         # a batch, in a process of its own, may be at the same image
         with FileLock(f"{self._datastore_config_path}.{plain(image_id, 'image id')}.lock", is_singleton=True):
-            self._init_from_datastore_file()
+            self._read_again()
             made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
             known = self._datastore.objects.get(image_id)
             stored = dict(known.image.info.get("stored", {})) if known else {}

@@ -71,7 +71,7 @@ class FolderStudies(Studies):
         if self._live:
             self._reconcile_datastore()
         else:
-            self._init_from_datastore_file()
+            self._read_again()
 
     @exclusively
     def _reconcile_datastore(self) -> None:
@@ -101,7 +101,8 @@ class FolderStudies(Studies):
         objects |= {i: missing[i] for i in self._away}
         labels = Path(self._datastore.label_path(None))
         # no glob: it takes a folder that can't be read for an empty one
-        for tag in sorted(p.name for p in labels.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        there = labels.iterdir() if labels.is_dir() else ()
+        for tag in sorted(p.name for p in there if p.is_dir() and not p.name.startswith(".")):
             for file in sorted(labels.joinpath(tag).iterdir()):
                 if file.name.startswith(".part."):  # of a process that was killed
                     file.unlink(missing_ok=True)
@@ -227,12 +228,12 @@ class FolderStudies(Studies):
         return os.path.abspath(path)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        self._init_from_datastore_file()
+        self._read_again()
         info = super().get_image_info(image_id)
         return {**info, "path": os.path.abspath(self._file_of(image_id))} if info else info
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        self._init_from_datastore_file()
+        self._read_again()
         return super().get_label_uri(label_id, label_tag, image_id)
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:

@@ -30,6 +30,19 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _check_places(datastore: LocalDatastoreModel) -> None:
+    """See to it that what is known leads to no file beside the studies.
+
+    Raises:
+        ValueError: it does.
+    """
+    names = [datastore.images_dir, datastore.labels_dir]
+    for image_id, obj in datastore.objects.items():
+        names += [image_id, obj.image.ext, *obj.labels, *(label.ext for label in obj.labels.values())]
+    if elsewhere := [name for name in names if "/" in name or name == ".."]:
+        raise ValueError(f"{elsewhere[0]!r} leads elsewhere")
+
+
 def exclusively(method: Callable[..., Any]) -> Callable[..., Any]:
     """Batch inference runs in a process of its own: read what it wrote before changing anything, one process at a time.
 
@@ -78,6 +91,7 @@ class Register(LocalDatastore):
                 if version == self._version_read:
                     return
                 datastore = LocalDatastoreModel.model_validate_json(file.read())
+                _check_places(datastore)
         except FileNotFoundError:
             return
         except ValueError as error:

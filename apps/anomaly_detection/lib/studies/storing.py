@@ -13,19 +13,21 @@ class RefusedError(RuntimeError):
 
 
 def _is_final(answer: pydicom.Dataset) -> bool:
-    """Whether all reasons of a refusal are the object's: its SOP class (0122, A9xx), or what it holds (Cxxx)."""
+    """Whether there are reasons, all the object's: its SOP class (0122, A9xx), or what it holds (Cxxx)."""
     reasons = [int(item.get("FailureReason") or 0) for item in answer.get("FailedSOPSequence") or []]
-    return all(reason == 0x0122 or 0xA900 <= reason <= 0xA9FF or 0xC000 <= reason <= 0xCFFF for reason in reasons)
+    return bool(reasons) and all(
+        reason == 0x0122 or 0xA900 <= reason <= 0xA9FF or 0xC000 <= reason <= 0xCFFF for reason in reasons
+    )
 
 
 def _refuses(response: requests.Response | None) -> bool:
-    """Whether an answer's status refuses the object for good: unsupported (415), or 409 for no reason that may pass."""
-    if response is None or response.status_code not in (409, 415):
-        return False
+    """Whether an answer refuses the object for good: unsupported (415), or 409 with reasons that don't pass."""
+    if response is None or response.status_code != 409:
+        return response is not None and response.status_code == 415
     try:
         return _is_final(pydicom.Dataset.from_json(response.json()))
-    except Exception:  # it may say anything, or nothing
-        return True
+    except Exception:  # it may be XML, or a page that says that the disk is full
+        return False
 
 
 def store(client: DICOMwebClient, dataset: pydicom.Dataset) -> None:
@@ -49,6 +51,10 @@ def store(client: DICOMwebClient, dataset: pydicom.Dataset) -> None:
         raise kind(
             f"{what}: {error}. Check that the server runs, that its address and the credentials are right, and that it "
             f"accepts {dataset.SOPClassUID.name}; then store again."
+        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RuntimeError(
+            f"{what} as far as its answer says, which can't be read ({type(error).__name__}). Look into the server's log."
         ) from error
     failed = response.get("FailedSOPSequence") or []
     if failed:

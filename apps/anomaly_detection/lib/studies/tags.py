@@ -32,7 +32,7 @@ def result_tag(tag: Any, model: str, is_original: bool) -> str:
         MONAILabelException: INVALID_INPUT, the tag holds a path, or what is kept under it is no model's mask.
     """
     tag = plain(tag or ORIGINAL, "label tag")
-    if tag.casefold() in (FINAL, MAP_TAG, COUNTERFACTUAL_TAG):
+    if tag.casefold() in (FINAL, MAP_TAG, COUNTERFACTUAL_TAG) or tag.casefold().startswith(FINAL_OF):
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT,
             f"label_tag {tag!r} is not allowed for what a model gives: {FINAL!r} is the label of a reader, {MAP_TAG!r} and "
