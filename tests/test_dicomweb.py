@@ -462,6 +462,27 @@ def test_a_server_that_knows_no_offset_is_not_asked_for_ever(tmp_path: Path) -> 
     assert archive.asked["series"] == 4
 
 
+@pytest.mark.parametrize(("status", "ends"), [(400, True), (404, True), (401, False), (503, False)])
+def test_a_server_that_refuses_an_offset_behind_the_end_has_said_all(status: int, ends: bool, tmp_path: Path) -> None:
+    archive = Archive(*[make_series(tmp_path / f"{n}", f"AX FLAIR {n}")[0] for n in range(3)])
+    given = archive.search_for_series
+
+    def search(search_filters: dict[str, str], fields: list[str], offset: int | None = None) -> list[dict[str, Any]]:
+        if offset:
+            response = requests.Response()
+            response.status_code = status
+            raise requests.HTTPError("no", response=response)
+        return given(search_filters, fields, offset)
+
+    archive.search_for_series = search  # type: ignore[method-assign]
+    studies = studies_on(archive, tmp_path / "cache")
+    if ends:
+        assert len(studies.list_images()) == 3
+    else:
+        with pytest.raises(MONAILabelException, match="doesn't answer as it should"):
+            studies.list_images()
+
+
 def test_only_series_that_are_named_as_the_models_sequence_or_as_nothing_are_work(tmp_path: Path) -> None:
     names = {
         "t2_tirm_tra_dark-fluid": "FLAIR",

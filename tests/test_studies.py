@@ -776,3 +776,16 @@ def test_a_client_cannot_say_what_a_label_was_made_with(tmp_path: Path) -> None:
     studies.save_label("a", str(mask), "original", {"made_with": {"version": "1"}, "stored": {"x": "y"}, "note": "n"})
     info = studies.get_label_info("a", "original")
     assert info["note"] == "n" and not {"made_with", "stored"} & info.keys()
+
+
+def test_an_image_that_is_added_reads_no_other_file(tmp_path: Path) -> None:
+    folder = tmp_path / "studies"
+    write_images(folder, "a")
+    studies = FolderStudies(str(folder), [["FLAIR"]])
+    (tmp_path / "secret").write_bytes(b"\1" * 3200)
+    upload = tmp_path / "x.mha"
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 40 40 2\nElementType = MET_UCHAR\nElementDataFile = "
+    upload.write_text(f"{header}{tmp_path / 'secret'}\n")
+    with pytest.raises(MONAILabelException, match="its header names another file"):
+        studies.add_image("x", str(upload), {})
+    assert studies.list_images() == ["a"]

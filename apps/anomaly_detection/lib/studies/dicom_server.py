@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,8 @@ from retrying import RetryError
 
 from lib.studies.names import UID, plain
 from lib.studies.storing import store
+
+logger = logging.getLogger(__name__)
 
 READERS = ("MANUAL", "SEMIAUTOMATIC")
 """Segment Algorithm Types of what a reader drew or corrected."""
@@ -106,14 +109,26 @@ class DicomServer:
         known: set[str] = set()
         received = 0
         while True:
-            with self._answering():
-                rows = [Dataset.from_json(row) for row in search(offset=received or None)]
+            try:
+                with self._answering():
+                    rows = [Dataset.from_json(row) for row in search(offset=received or None)]
+            except MONAILabelException as error:
+                if received and _says_no(error.__cause__):
+                    logger.info("%s knows nothing behind the first %d: %s", self.url, received, error.__cause__)
+                    return
+                raise
             new = {key: row for row in rows if (key := str(row[uid].value)) not in known}
             if not new:
                 return
             yield from new.values()
             known |= new.keys()
             received += len(rows)
+
+
+def _says_no(error: BaseException | None) -> bool:
+    """Whether a server refuses what it was asked for, such as an offset behind the end, and not who asks or how often."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return 400 <= status < 500 and status not in (401, 403, 408, 429)
 
 
 def spoken_sequence(series: Mapping[str, Any] | Dataset) -> str | None:
