@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 READERS = ("MANUAL", "SEMIAUTOMATIC")
 """Segment Algorithm Types of what a reader drew or corrected."""
+AWAY = (401, 403, 408, 429, 502, 503, 504)
+"""HTTP statuses that say nothing of what was asked for, but that the server gives nothing now."""
 FIELDS = ["SeriesDescription", "ProtocolName", "NumberOfSeriesRelatedInstances", "SeriesNumber"]
 """What searches for series return beside what every server returns."""
 
@@ -128,7 +130,7 @@ class DicomServer:
 def _says_no(error: BaseException | None) -> bool:
     """Whether a server refuses what it was asked for, such as an offset behind the end, and not who asks or how often."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
-    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+    return 400 <= status < 500 and status not in AWAY
 
 
 def spoken_sequence(series: Mapping[str, Any] | Dataset) -> str | None:

@@ -10,12 +10,9 @@ import requests
 from monailabel.interfaces.exception import MONAILabelException
 from pydicom.dataset import Dataset
 
-from lib.studies.dicom_server import DicomServer
+from lib.studies.dicom_server import AWAY, DicomServer
 
 logger = logging.getLogger(__name__)
-
-AWAY = (401, 403, 408, 429, 502, 503, 504)
-"""HTTP statuses that say nothing of what was asked for, but that the server gives nothing now."""
 
 
 class Reviews:
