@@ -63,7 +63,7 @@ def _flair(part: str) -> list[Row]:
         Row("ours, student", part, STUDENT),
         Row("ours, counterfactual alone", part, COUNTERFACTUAL),
         Row(BRIGHTNESS, part, BRIGHTNESS),
-        Row("ours, the paper's map", part, PAPER),
+        Row("our networks, read as in the paper", part, PAPER),
     ]
 
 

@@ -654,7 +654,7 @@ def test_a_map_says_what_it_is_and_stays_out_of_the_list_of_mr_series(tmp_path: 
     assert code(mapping.MeasurementUnitsCodeSequence[0]) == ("1", "UCUM", "no units")
     (quantity,) = mapping.QuantityDefinitionSequence
     assert code(quantity.ConceptNameCodeSequence[0]) == ("246205007", "SCT", "Quantity")
-    assert code(quantity.ConceptCodeSequence[0]) == ("113059", "DCM", "Signal change")
+    assert code(quantity.ConceptCodeSequence[0]) == ("246262008", "SCT", "Score")
     window = shared.FrameVOILUTSequence[0]
     assert (window.WindowCenter, window.WindowWidth, window.VOILUTFunction) == (0.5, 1, "LINEAR_EXACT")
     assert code(shared.FrameAnatomySequence[0].AnatomicRegionSequence[0]) == ("12738006", "SCT", "Brain")

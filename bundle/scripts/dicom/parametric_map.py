@@ -17,7 +17,8 @@ from .placing import on_series
 NOT_ASSESSED = -1.0
 """The value in a parametric map of what was not assessed. A map is 0 or more, so it can't be mistaken for one."""
 _NO_UNITS = Code("1", "UCUM", "no units")
-_SIGNAL_CHANGE = Code("113059", "DCM", "Signal change")
+_SCORE = Code("246262008", "SCT", "Score")
+"""What the map is whatever the model: of several maps, one of them a probability, no physical quantity is left."""
 
 
 def parametric_map(
@@ -39,8 +40,8 @@ def parametric_map(
 
     Args:
         series: as `read_series` gives it.
-        array: ``(X, Y, Z)``, 0 or more, 1 is the brain's median intensity; NaN where not assessed. On the series' grid,
-            its axes in any order and direction.
+        array: ``(X, Y, Z)``, 0 or more, no unit; NaN where not assessed. On the series' grid, its axes in any order and
+            direction.
         affine: ``(4, 4)`` from the map's indices to mm, RAS as in NIfTI.
         version: of the software.
         score: of the volume, 0 or more, for the descriptions; None where nothing was assessed.
@@ -62,12 +63,12 @@ def parametric_map(
     values = np.where(np.isnan(values), np.float32(NOT_ASSESSED), values)
     mapping = RealWorldValueMapping(
         lut_label="ANOMALY",
-        lut_explanation="Signal above the computed healthy one, in medians of the brain",
+        lut_explanation="How anomalous a voxel is, 0 or more, no unit",
         unit=_NO_UNITS,
         value_range=(0.0, max(1.0, float(values.max()))),
         slope=1.0,
         intercept=0.0,
-        quantity_definition=_SIGNAL_CHANGE,
+        quantity_definition=_SCORE,
     )
     dataset = ParametricMap(
         source_images=series,

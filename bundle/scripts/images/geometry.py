@@ -1,4 +1,4 @@
-"""Where voxels lie: grids, slices of a file, and masks that come with an affine of their own."""
+"""Where voxels lie: grids, and the slices of a file."""
 
 from __future__ import annotations
 

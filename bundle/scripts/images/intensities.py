@@ -1,4 +1,4 @@
-"""Intensities as a scanner would have given them: no holes in the air, a zero where no signal is, no strong shading."""
+"""Intensities as a scanner would have given them: no holes in the air, a zero where no signal is."""
 
 from __future__ import annotations
 

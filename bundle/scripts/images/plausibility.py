@@ -1,4 +1,4 @@
-"""Whether an image can be what the networks were trained on: the size of the brain, its signal, its sequence."""
+"""Whether an image can be what the networks were trained on: the size of the brain, and its signal."""
 
 from __future__ import annotations
 

@@ -42,12 +42,13 @@ def looked_at(image: MetaTensor, assessed: torch.Tensor, size: Sequence[int]) ->
 class RestoreGridd(MapTransform):
     """Bring the results back to the grid, affine and orientation of the input file.
 
-    Replaces ``anomaly_map`` by float32 ``(1, X, Y, Z)``, NaN in foreground that was not assessed and, within a pixel of the
-    networks, fading to 0 outside; adds
-    ``counterfactual`` where the inferer gave one, or a student its counterpart, float32 ``(C, X, Y, Z)`` in the input's
-    intensities: the input minus what changed by `method.maps.gated_counterfactual`, so that what did not change keeps the
-    input's full resolution; and replaces the inferer's dictionary by the mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map
-    is above `threshold`, `NOT_ASSESSED` in foreground that was not assessed.
+    - ``anomaly_map`` becomes float32 ``(1, X, Y, Z)``: NaN in foreground that was not assessed; outside of the foreground it
+      fades to 0 within a pixel of the networks.
+    - ``counterfactual`` is added where the inferer gave one, or a student its counterpart: float32 ``(C, X, Y, Z)`` in the
+      input's intensities. It is the input minus what changed by `method.maps.gated_counterfactual`, so that what did not
+      change keeps the input's full resolution.
+    - The inferer's dictionary becomes the mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`,
+      `NOT_ASSESSED` in foreground that was not assessed.
 
     Foreground that was not assessed is every voxel of it that lies in no assessed slice, or beyond the field that the
     networks see of one.

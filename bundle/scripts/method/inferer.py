@@ -131,7 +131,7 @@ class CounterfactualInferer(SliceInferer):
 
 
 class StudentInferer(SliceInferer):
-    """The student alone: one call a slice.
+    """The student alone: one call of it a slice, and one of the classifier for the gate.
 
     Args:
         classifier: see `SliceInferer`.

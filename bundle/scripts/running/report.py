@@ -185,7 +185,7 @@ class Report:
             "warnings": result["warnings"],
             "slices": result["slices"],
             "seconds": {k: round(v, 2) for k, v in seconds.items()},
-            "outputs": sorted(path.name for path in folder.iterdir() if path.stem != "overview"),
+            "outputs": sorted(path.name for path in folder.iterdir()),
             **self.about,
         }
 
@@ -228,7 +228,7 @@ class Report:
                 )
             for warning in v["warnings"]:
                 print(f"  WARNING: {warning}")
-            print(f"  {self.results.output_dir / v['name']}: {', '.join(v['outputs'])}, overview.png")
+            print(f"  {self.results.output_dir / v['name']}: {', '.join(v['outputs'])}")
             print("  " + ", ".join(f"{part} {s:.1f} s" for part, s in v["seconds"].items()))
         skipped = self._of_all(self.skipped)
         if idist.get_rank() > 0:

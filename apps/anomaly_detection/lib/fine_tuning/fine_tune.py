@@ -172,7 +172,7 @@ class FineTune(TrainTask):
 
 
 def _labels_left(parser: ConfigParser, studies: Sequence[Study]) -> dict[str, set[int]]:
-    """The classes that the preprocessing leaves of each image: it drops slices outside of the trained range."""
+    """The classes that the preprocessing leaves of each image: slices with too little foreground are dropped."""
     parser["train#dataset#data"] = _datalist(studies)
     dataset = parser.get_parsed_content("train#dataset")
     left = classes_of((image, [label]) for image, label in zip(dataset.subjects, dataset.labels, strict=True))

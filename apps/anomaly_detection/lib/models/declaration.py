@@ -17,7 +17,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 logger = logging.getLogger(__name__)
 
 FULL, PREVIEW = "inference", "preview"
-"""How a study is run, by the config that says it: in full, or by the student alone, one call a slice."""
+"""How a study is run, by the config that says it: in full, or by the student alone."""
 
 
 class Declaration:

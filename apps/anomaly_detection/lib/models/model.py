@@ -69,7 +69,7 @@ class Model:
 
         Returns:
             What the bundle's postprocessing gives, all on the grid of ``input_image``: ``pred``, ``anomaly_map``,
-            ``counterfactual`` (from a preview where its student learned it) and ``slices``; ``warnings``, sentences that say
+            ``counterfactual`` and ``slices``; ``warnings``, sentences that say
             why it may be wrong; and ``seconds``, the time for "preprocessing", "networks"
             and "postprocessing", and ``transforms``, that for each of the preprocessing's.
 

@@ -55,7 +55,7 @@ class AnomalyInferTask(InferTask):
             f"9 is above {LEVELS / LEVELS_BELOW_THRESHOLD * threshold:.3g}; level 10 was not assessed",
         }[view]
         if mode == PREVIEW:
-            what += "; in a second, by one network that learned it from counterfactuals"
+            what += "; in a second, by the student, a network that learned it from counterfactuals"
         super().__init__(
             InferType.SEGMENTATION,
             dict(labels),
