@@ -256,7 +256,8 @@ def test_labels_alone(patients: Path) -> None:
     assert set(test["foreground"][OURS]) == {
         *("threshold_by", "threshold", "healthy_area", "false_lesions", "image_auroc", "image_ap")
     }
-    assert {"image_auroc", "image_ap", "calibration_error"} == set(test["scores"][P_DISEASED])
+    of_p = {"image_auroc", "image_ap", "sensitivity", "specificity", "calibration_error"}
+    assert of_p == set(test["scores"][P_DISEASED])
     assert (
         (patients / "out" / "test_foreground.csv")
         .read_text()

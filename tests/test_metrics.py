@@ -14,7 +14,7 @@ from skimage.filters import threshold_multiotsu, threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from scripts.judging.baselines import Baseline, BrighterThanMedian, Brightness
-from scripts.judging.bootstrap import interval, measured, measured_scores
+from scripts.judging.bootstrap import interval, measured, measured_decisions, measured_scores
 from scripts.judging.cases import Domain, SliceCase
 from scripts.judging.figure import figure
 from scripts.judging.metrics import METRICS, metrics
@@ -147,6 +147,25 @@ def test_scores_are_resampled_as_maps_are() -> None:
     alone, with_maps = measured_scores(scored, 200), measured(cases, "good", None, "foreground", 200)
     assert alone.values == {m: with_maps.values[m] for m in ("image_auroc", "image_ap")}
     assert alone.intervals == {m: with_maps.intervals[m] for m in alone.values}
+
+
+def test_what_a_score_decides_by_hand() -> None:
+    """Three of four diseased slices are above a half, one of two healthy ones; a value of a half is not above it."""
+    scored = Scored("p")
+    of_slices = [("a", 1, 0.9), ("a", 1, 0.6), ("b", 1, 0.7), ("b", 0, 0.5), ("c", 1, 0.5), ("c", 0, 0.8)]
+    for subject, diseased, score in of_slices:
+        scored.slices.add(subject, diseased, score)
+    found = measured_decisions(scored, 0.5)
+    assert found.values == {"sensitivity": 0.75, "specificity": 0.5} and not found.intervals  # three patients
+    for n in range(3):
+        scored.slices.add(f"d{n}", 1, 0.9)
+    found = measured_decisions(scored, 0.5)
+    low, high = found.intervals["sensitivity"]
+    assert found.values["sensitivity"] == pytest.approx(6 / 7) and low < 6 / 7 < high == 1
+    assert np.nanmax(found.resampled["specificity"]) == 1 and np.isnan(found.resampled["specificity"]).any()
+    healthy = Scored("p")
+    healthy.slices.add("a", 0, 0.1)
+    assert measured_decisions(healthy, 0.5).values == {"specificity": 1.0}
 
 
 def test_metrics_that_one_class_leaves_undefined_are_left_out() -> None:

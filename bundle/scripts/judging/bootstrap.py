@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+from .. import DISEASED, HEALTHY
 from .cases import Array, Domain, SliceCase
 from .limited import limited, shares_of
 from .metrics import METRICS, of_sums
@@ -113,6 +114,25 @@ def measured_scores(scored: Scored, num_resamples: int | None = None, seed: int 
     index, weights = _resamples(scored, num_resamples, seed)
     several = len(index) >= LEAST_PATIENTS
     return Measured(scored.ranks(), _of_scores(scored, index, weights) if several else {}, len(index))
+
+
+def measured_decisions(scored: Scored, threshold: float) -> Measured:
+    """What comes of calling slices diseased whose score is above `threshold`, resampled as `measured` does.
+
+    ``sensitivity``: the share of diseased slices that are called so; ``specificity``: the share of healthy ones that are not.
+    """
+    index, weights = _resamples(scored, None, 0)
+    values, resampled = {}, {}
+    for name, label in (("sensitivity", DISEASED), ("specificity", HEALTHY)):
+        of_subject = np.zeros((len(index), 2))
+        of_slices = scored.slices
+        for subject, diseased, score in zip(of_slices.subject, of_slices.diseased, of_slices.score, strict=True):
+            if diseased == label:
+                of_subject[index[subject]] += ((score > threshold) == (label == DISEASED), 1)
+        if of_subject[:, 1].any():
+            values[name] = float(quotient(*of_subject.sum(axis=0)))
+            resampled[name] = quotient(*(weights @ of_subject).T)
+    return Measured(values, resampled if len(index) >= LEAST_PATIENTS else {}, len(index))
 
 
 def _resamples(scored: Scored, num_resamples: int | None, seed: int) -> tuple[dict[str, int], Array]:

@@ -13,11 +13,15 @@ from .kept import KeptCases
 from .metrics import METRICS, OF_IMAGES
 from .probabilities import Bin, of_cases, reliability
 from .readings import P_DISEASED
-from .rows import THE_BUNDLES, Threshold, scores
+from .rows import EVEN, THE_BUNDLES, Threshold, scores
 from .tables import left_out, said, table
 
 DOMAINS: dict[Domain, str] = {"foreground": "pixels inside the foreground", "image": "pixels of the whole image"}
-OF_SCORES = {m: METRICS[m] for m in OF_IMAGES} | {"calibration_error": ("expected calibration error", "")}
+OF_SCORES = {m: METRICS[m] for m in OF_IMAGES} | {
+    "sensitivity": (f"sensitivity, p above {EVEN:g}", "no slice is diseased"),
+    "specificity": (f"specificity, p above {EVEN:g}", "no slice is healthy"),
+    "calibration_error": ("expected calibration error", ""),
+}
 OF_MAPS = {m: what for m, what in METRICS.items() if m not in OF_IMAGES}
 ABOUT = f"{INTERVALS} Oracle: its threshold is chosen on these very slices."
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import DISEASED
-from .bootstrap import Measured, measured, measured_scores
+from .bootstrap import Measured, measured, measured_decisions, measured_scores
 from .cases import Domain
 from .kept import KeptCases
 from .probabilities import calibration_error
@@ -14,6 +14,8 @@ from .readings import P_DISEASED, shipped
 from .scored import Scored
 from .thresholds import chosen_threshold
 
+EVEN = 0.5
+"""p(diseased) above which a slice is called diseased: it is calibrated, so more likely diseased than not."""
 THE_BUNDLES = "the bundle's"
 COMPARED = ("pixel_ap", "dice_threshold", "image_auroc")
 """The metrics whose difference to the best baseline is reported."""
@@ -51,14 +53,16 @@ def counted(cases: KeptCases) -> dict[str, Any]:
 
 
 def scores(cases: KeptCases, methods: Sequence[str]) -> dict[str, Measured]:
-    """How well p(diseased) and the methods' scores tell diseased slices and volumes, and how well p is calibrated."""
+    """How well p(diseased) and the methods' scores tell diseased slices and volumes; what p decides, and its calibration."""
     found = [Scored(method) for method in (P_DISEASED, *methods)]
     for case in cases:
         for scored in found:
             scored.add(case)
     reached = {scored.name: measured_scores(scored) for scored in found}
     p = found[0].slices
-    reached[P_DISEASED].values["calibration_error"] = calibration_error(p.score, p.diseased)
+    called = measured_decisions(found[0], EVEN)
+    reached[P_DISEASED].values |= called.values | {"calibration_error": calibration_error(p.score, p.diseased)}
+    reached[P_DISEASED].resampled |= called.resampled
     return reached
 
 
