@@ -153,8 +153,6 @@ def check_option(
 
 
 def _why_not(default: Any, value: Any, text: str) -> str | None:
-    if isinstance(default, dict) and "_target_" in default:
-        return None  # a component may be replaced by what it would have made
     if isinstance(default, bool):
         return None if str(value).lower() in ("true", "false") else f"must be true or false, got {text!r}."
     if isinstance(default, (int, float)):
