@@ -364,7 +364,7 @@ def test_a_mask_lies_where_its_affine_says(name: str, axes: str | None, tmp_path
     mask = blob(shape)
     given, given_affine = reorient(mask, affine, axes) if axes else (mask, affine)
     series = read_series(write_series(tmp_path, name)[0].parent)
-    dataset = segmentation(series, given.astype(np.uint8), given_affine, label="Anomaly", version="1")
+    dataset = segmentation(series, given.astype(np.uint8), given_affine, version="1")
     read = reread(dataset, tmp_path / "out")
     assert read.NumberOfFrames == shape[2]
     np.testing.assert_array_equal(on_nifti(read, shape, affine), mask)
@@ -378,9 +378,7 @@ def test_a_mask_on_the_grid_of_itks_reader_fits(name: str, tmp_path: Path) -> No
     nib.save(image, tmp_path / "itk.nii.gz")
     mask = np.asarray(image.dataobj) > 100
     read = reread(
-        segmentation(
-            read_series(paths[0].parent), mask, nib.load(tmp_path / "itk.nii.gz").affine, label="A", version="1"
-        ),
+        segmentation(read_series(paths[0].parent), mask, nib.load(tmp_path / "itk.nii.gz").affine, version="1"),
         tmp_path / "out",
     )
     np.testing.assert_array_equal(on_nifti(read, shape, affine), numbers(shape) > 100)
@@ -388,14 +386,14 @@ def test_a_mask_on_the_grid_of_itks_reader_fits(name: str, tmp_path: Path) -> No
 
 def test_an_automatic_segmentation_says_what_it_is(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path, patient_name="Müller^Jürgen")[0].parent)
-    dataset = segmentation(series, blob(SHAPE), OBLIQUE, label="Anomaly", score=0.3142, version="1.2.0")
+    dataset = segmentation(series, blob(SHAPE), OBLIQUE, score=0.3142, version="1.2.0")
     read = reread(dataset, tmp_path / "out")
     assert_complete(read, "segmentation")
     assert (read.Modality, read.SegmentationType) == ("SEG", "BINARY")
-    assert read.SeriesDescription == "AI 0.314 Anomaly of FLAIR, not for clinical use"
+    assert read.SeriesDescription == "AI 0.314 anomaly of FLAIR, not for clinical use"
     assert read.ContentLabel == AUTOMATIC_LABEL == "ANOMALY_AI"
     (segment,) = segread(tmp_path / "out" / "object.dcm").SegmentSequence
-    assert segment.SegmentLabel == "Anomaly" and segment.SegmentAlgorithmType == "AUTOMATIC"
+    assert segment.SegmentLabel == "anomaly" and segment.SegmentAlgorithmType == "AUTOMATIC"
     assert code(segment.SegmentedPropertyCategoryCodeSequence[0]) == (
         "49755003",
         "SCT",
@@ -438,16 +436,16 @@ def test_a_series_that_names_another_part_of_the_body_is_not_called_a_brain(
 
 def test_a_readers_segmentation_names_no_algorithm(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
-    dataset = segmentation(series, blob(SHAPE), OBLIQUE, label="Anomaly", version="1", algorithm=False)
+    dataset = segmentation(series, blob(SHAPE), OBLIQUE, version="1", algorithm=False)
     read = reread(dataset, tmp_path / "out")
-    assert (read.SeriesDescription, read.ContentLabel) == ("Anomaly of FLAIR (reviewed)", "ANOMALY")
+    assert (read.SeriesDescription, read.ContentLabel) == ("anomaly of FLAIR (reviewed)", "ANOMALY")
     (segment,) = read.SegmentSequence
     assert segment.SegmentAlgorithmType == "MANUAL"
     assert "SegmentAlgorithmName" not in segment and "SegmentationAlgorithmIdentificationSequence" not in segment
 
 
 def make_seg(series: list[pydicom.Dataset]) -> pydicom.Dataset:
-    return segmentation(series, blob(SHAPE), OBLIQUE, label="Anomaly", version="1")
+    return segmentation(series, blob(SHAPE), OBLIQUE, version="1")
 
 
 def make_map(series: list[pydicom.Dataset]) -> pydicom.Dataset:
@@ -485,9 +483,9 @@ def test_attributes_that_archives_drop_are_made_up_for(make: Callable[..., pydic
 def test_a_mask_without_a_marked_pixel_is_an_object_like_others(name: str, tmp_path: Path) -> None:
     shape, affine = GRIDS[name]
     series = read_series(write_series(tmp_path, name)[0].parent)
-    dataset = segmentation(series, np.zeros(shape, bool), affine, label="Anomaly", score=0.0, version="1")
+    dataset = segmentation(series, np.zeros(shape, bool), affine, score=0.0, version="1")
     read = reread(dataset, tmp_path / "out")
-    assert read.NumberOfFrames == shape[2] and read.SeriesDescription.startswith("AI 0.000 Anomaly of FLAIR")
+    assert read.NumberOfFrames == shape[2] and read.SeriesDescription.startswith("AI 0.000 anomaly of FLAIR")
     np.testing.assert_array_equal(on_nifti(read, shape, affine), 0)
 
 
@@ -507,7 +505,7 @@ def test_dcmqi_reads_the_same_mask(name: str, empty: bool, tmp_path: Path) -> No
     shape, affine = GRIDS[name]
     mask = blob(shape) & (not empty)
     series = read_series(write_series(tmp_path, name)[0].parent)
-    reread(segmentation(series, mask, affine, label="Anomaly", version="1"), tmp_path / "seg")
+    reread(segmentation(series, mask, affine, version="1"), tmp_path / "seg")
     command = [tool, "--inputDICOM", str(tmp_path / "seg/object.dcm"), "--outputDirectory", str(tmp_path), "-t", "nrrd"]
     subprocess.run(command, check=True, capture_output=True)
     assert_same(as_nifti(sitk.ReadImage(str(tmp_path / "1.nrrd"))), nib.Nifti1Image(mask.astype(np.uint8), affine))
@@ -537,30 +535,30 @@ def test_another_grid_is_refused(name: str, tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
     message = r"does not lie on the grid of the series \(5 slices of 6 rows and 7 columns\); resample"
     with pytest.raises(ValueError, match=message):
-        segmentation(series, np.zeros(shape, bool), affine, label="Anomaly", version="1")
+        segmentation(series, np.zeros(shape, bool), affine, version="1")
     with pytest.raises(ValueError, match=message):
         parametric_map(series, np.zeros(shape), affine, version="1", score=None)
 
 
 def test_the_rounding_of_a_header_is_not_another_grid(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
-    read = reread(segmentation(series, blob(SHAPE), shifted(0.02), label="A", version="1"), tmp_path / "out")
+    read = reread(segmentation(series, blob(SHAPE), shifted(0.02), version="1"), tmp_path / "out")
     np.testing.assert_array_equal(on_nifti(read, SHAPE, OBLIQUE), blob(SHAPE))
 
 
 def test_labels_and_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path)[0].parent)
     with pytest.raises(ValueError, match=r"other values than 0, 1, 2: \[3\]"):
-        segmentation(series, blob(SHAPE) * np.uint8(3), OBLIQUE, label="Anomaly", version="1")
+        segmentation(series, blob(SHAPE) * np.uint8(3), OBLIQUE, version="1")
     with pytest.raises(ValueError, match=r"other values than 0, 1: \[2\]"):
-        segmentation(series, blob(SHAPE) * np.uint8(2), OBLIQUE, label="Anomaly", version="1", algorithm=False)
+        segmentation(series, blob(SHAPE) * np.uint8(2), OBLIQUE, version="1", algorithm=False)
 
 
 def test_what_was_not_assessed_is_a_segment_of_its_own(tmp_path: Path) -> None:
     mask = blob(SHAPE).astype(np.uint8)
     mask[0, 0, 3:] = 2
     series = read_series(write_series(tmp_path)[0].parent)
-    read = reread(segmentation(series, mask, OBLIQUE, label="anomaly", score=0.5, version="1"), tmp_path / "out")
+    read = reread(segmentation(series, mask, OBLIQUE, score=0.5, version="1"), tmp_path / "out")
     lesion, other = read.SegmentSequence
     assert (lesion.SegmentLabel, other.SegmentLabel) == ("anomaly", "not assessed")
     assert lesion.SegmentAlgorithmType == other.SegmentAlgorithmType == "AUTOMATIC"
@@ -606,7 +604,7 @@ def test_descriptions_begin_with_the_score_and_name_the_source(
     for dataset in series:
         dataset.SeriesDescription = source
     said: Any = {"version": "1", "score": score, "warnings": warnings, "options": options}
-    seg = segmentation(series, blob(SHAPE), OBLIQUE, label="anomaly", **said)
+    seg = segmentation(series, blob(SHAPE), OBLIQUE, **said)
     pm = parametric_map(series, np.zeros(SHAPE), OBLIQUE, **said)
     assert len(seg.SeriesDescription) <= 64 and len(pm.SeriesDescription) <= 64
     assert mask is None or seg.SeriesDescription == seg.ContentDescription == mask
@@ -756,7 +754,7 @@ def test_a_servers_reason_is_given(mask: pydicom.Dataset) -> None:
     with server(202, body) as (client, _), pytest.raises(RuntimeError) as error:
         store(client, mask)
     for part in (
-        "'AI no score Anomaly of FLAIR, not for clinical use' was not stored",
+        "'AI no score anomaly of FLAIR, not for clinical use' was not stored",
         "0x0122",
         "Segmentation Storage",
         "store again",

@@ -58,7 +58,7 @@ def test_a_mask_has_the_pixels_of_its_radiograph(about: dict[str, Any], turned: 
     if turned:  # as a program that stores axes otherwise gives it
         array = array[::-1].transpose(1, 0, 2)
         affine = affine @ np.array([[0, -1, 0, COLUMNS - 1], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    found = segmentation(radiograph, array, affine, label="anomaly", **SAID)
+    found = segmentation(radiograph, array, affine, **SAID)
     np.testing.assert_array_equal(found.pixel_array, np.stack([MASK == 1, MASK == 2]))
     assert "FrameOfReferenceUID" not in found and "PixelMeasuresSequence" not in str(found)
     [source] = found.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence
@@ -72,7 +72,7 @@ def test_a_mask_has_the_pixels_of_its_radiograph(about: dict[str, Any], turned: 
 
 def test_what_the_file_says_of_its_place_is_taken_over(tmp_path: Path) -> None:
     radiograph = images(tmp_path, FrameOfReferenceUID="1.2.3", BodyPartExamined="HAND", PatientOrientation=["L", "F"])
-    found = segmentation(radiograph, *on_grid(radiograph), label="anomaly", **SAID)
+    found = segmentation(radiograph, *on_grid(radiograph), **SAID)
     assert found.FrameOfReferenceUID == radiograph[0].FrameOfReferenceUID == "1.2.3"
     assert found.PatientOrientation == ["L", "F"]
     assert "AnatomicRegionSequence" not in found.SegmentSequence[0]
@@ -83,7 +83,7 @@ def test_a_mask_of_another_picture_is_refused(tmp_path: Path) -> None:
     array, affine = on_grid(radiograph)
     for wrong in ((array[1:], affine), (array, affine @ np.diag([2, 2, 1, 1])), (array[..., 0], affine)):
         with pytest.raises(ValueError, match="does not lie on the pixels of the radiograph"):
-            segmentation(radiograph, *wrong, label="anomaly", **SAID)
+            segmentation(radiograph, *wrong, **SAID)
 
 
 def test_the_outline_is_drawn_within_what_it_encloses(tmp_path: Path) -> None:
@@ -113,10 +113,8 @@ def test_objects_are_without_fault_for_dciodvfy(about: dict[str, Any], tmp_path:
     radiograph = images(tmp_path, **about)
     placed = on_grid(radiograph)
     found = {"overlay": overlay(radiograph, *placed, **SAID)}
-    found["automatic"] = segmentation(radiograph, *placed, label="anomaly", **SAID)
-    found["reviewed"] = segmentation(
-        radiograph, placed[0] == 1, placed[1], label="anomaly", version="1", algorithm=False
-    )
+    found["automatic"] = segmentation(radiograph, *placed, **SAID)
+    found["reviewed"] = segmentation(radiograph, placed[0] == 1, placed[1], version="1", algorithm=False)
     for name, dataset in found.items():
         dataset.save_as(tmp_path / f"{name}.dcm")
         said = subprocess.run([tool, str(tmp_path / f"{name}.dcm")], capture_output=True, text=True).stderr

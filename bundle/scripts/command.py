@@ -59,20 +59,19 @@ def check_command(argv: Sequence[str] | None = None) -> None:
             check_option(name, value, config, own, str(texts.get(name, value)))
 
 
-def command_config(argv: Sequence[str] | None = None, run_id: str = "run") -> dict[str, Any] | None:
-    """The config of MONAI's command line: what `run_id` uses, with the values of the options; None if it isn't that.
+def command_config() -> dict[str, Any] | None:
+    """The config of this process' MONAI command: what ``run`` uses, with the values of the options; None if it is another.
 
     A reference to a number, a text or a list of those is replaced by it.
     """
-    argv = sys.argv if argv is None else argv
-    _, options = _options(argv) if _is_command(argv) else ({}, {})
+    _, options = _options(sys.argv) if _is_command(sys.argv) else ({}, {})
     if "config_file" not in options:
         return None
     parser = ConfigParser()
     parser.read_config(options["config_file"])
     parser.update({name: value for name, value in options.items() if name not in _own_options()})
     config = parser.get()
-    names, waiting = set[str](), [run_id]
+    names, waiting = set[str](), ["run"]
     while waiting:
         name = waiting.pop()
         names.add(name)

@@ -36,6 +36,7 @@ _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 _CONCEPT = Code("309825002", "SCT", "Spatial and Relational Concept")
 # private: no standard code says that software did not look at a region
 _NOT_ASSESSED = Code("NOT_ASSESSED", "99DAB", "Not assessed by the algorithm")
+_MARKED = "anomaly"
 # of sRGB (68, 230, 42) and (211, 211, 211)
 _GREEN, _GREY = CIELabColor(80.7, -72.4, 71.6), CIELabColor(84.6, 0.0, 0.0)
 
@@ -45,7 +46,6 @@ def segmentation(
     mask: NDArray[np.bool_] | NDArray[np.uint8],
     affine: NDArray[np.floating],
     *,
-    label: str,
     version: str,
     score: float | None = None,
     algorithm: bool = True,
@@ -67,7 +67,6 @@ def segmentation(
         mask: ``(X, Y, Z)``, 1 marked, 2 not assessed (not in a reader's), else 0; on the series' grid, its axes in any
             order and direction.
         affine: ``(4, 4)`` from the mask's indices to mm, right, anterior, superior (RAS) as in NIfTI.
-        label: what is marked, such as "anomaly"; also in the series' description.
         version: of the software.
         score: of the volume, 0 or more, for the series' description; None where nothing was assessed.
         algorithm: whether an algorithm made the mask (Content Label `AUTOMATIC_LABEL`) or a reader drew or submitted it
@@ -91,9 +90,9 @@ def segmentation(
         raise ValueError(f"the mask holds other values than {', '.join(map(str, allowed))}: {given}.")
     content_label = AUTOMATIC_LABEL if algorithm else REVIEWED_LABEL
     if algorithm:
-        description = described(label, series, score, warnings, options)
+        description = described(_MARKED, series, score, warnings, options)
     else:
-        description = shortened(label, source_of(series), " (reviewed)")
+        description = shortened(_MARKED, source_of(series), " (reviewed)")
     identification = AlgorithmIdentificationSequence(
         ALGORITHM, _ARTIFICIAL_INTELLIGENCE, version, parameters=dict(parameters) if parameters else None
     )
@@ -111,7 +110,7 @@ def segmentation(
         item.RecommendedDisplayCIELabValue = list(colour.value)
         return item
 
-    segments = [segment(1, label, _ABNORMAL, _LESION, _GREEN)]
+    segments = [segment(1, _MARKED, _ABNORMAL, _LESION, _GREEN)]
     if (np.asarray(mask) == 2).any():
         segments.append(segment(2, "not assessed", _CONCEPT, _NOT_ASSESSED, _GREY))
     dataset = Segmentation(

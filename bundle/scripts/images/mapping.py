@@ -19,9 +19,10 @@ from .geometry import slice_numbers
 class AnomalyMapd(MapTransform):
     """Add ``anomaly_map`` ``(1, H, W, D)`` and ``slices``, the scores a slice, to what the inferer gave for a volume.
 
+    That is ``pred``, see `method.slices.Findings`.
+
     Args:
         keys: the preprocessed image ``(C, H, W, D)``.
-        pred_key: what the inferer found, see `method.slices.Findings`.
         polarity, median_size: see `method.maps.anomaly_map`.
         mask_key: where map and score are read: the foreground or the roi ``(1, H, W, D)``, inside from 0.5 on.
 
@@ -36,7 +37,6 @@ class AnomalyMapd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        pred_key: str = "pred",
         polarity: str | Sequence[str] = "both",
         median_size: int = 3,
         mask_key: str = "foreground",
@@ -46,14 +46,13 @@ class AnomalyMapd(MapTransform):
         check_number("median_size", median_size, 1, 99, whole=True)
         if median_size % 2 == 0:
             raise ValueError(f"median_size must be odd, from 1 to 99, got {median_size}.")
-        self.pred_key = pred_key
         self.mask_key = mask_key
         self.polarity = polarity
         self.median_size = median_size
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        image, pred = d[self.keys[0]], d[self.pred_key]
+        image, pred = d[self.keys[0]], d["pred"]
         x = image.as_tensor().movedim(-1, 0)
         inside = torch.as_tensor(d[self.mask_key]).movedim(-1, 0).to(x.device) >= 0.5
         found = each(pred, lambda values: torch.as_tensor(values).movedim(-1, 0))

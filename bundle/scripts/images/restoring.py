@@ -47,8 +47,11 @@ class RestoreGridd(MapTransform):
     - ``counterfactual`` is added where the inferer gave one, or a student its counterpart: float32 ``(C, X, Y, Z)`` in the
       input's intensities. It is the input minus what changed by `method.maps.gated_counterfactual`, so that what did not
       change keeps the input's full resolution.
-    - The inferer's dictionary becomes the mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above `threshold`,
-      `NOT_ASSESSED` in foreground that was not assessed.
+    - ``pred``, the inferer's dictionary, becomes the mask, uint8 ``(1, X, Y, Z)``: `LESION` where the map is above
+      `threshold`, `NOT_ASSESSED` in foreground that was not assessed.
+
+    Beside them it reads ``input_image``, the input volume ``(C, X, Y, Z)`` as it was loaded, and ``input_foreground``, the
+    whole foreground ``(1, ...)`` on that grid, its axes in any order.
 
     Foreground that was not assessed is every voxel of it that lies in no assessed slice, or beyond the field that the
     networks see of one.
@@ -57,39 +60,25 @@ class RestoreGridd(MapTransform):
         keys: the preprocessed image, with ``input_affine`` and ``intensity_scale`` in its meta.
         threshold: on the anomaly map, above 0 and at most 2 a channel, which no map exceeds.
         channels: of the image.
-        input_key: the input volume ``(C, X, Y, Z)`` as it was loaded.
-        pred_key: the inferer's dictionary.
-        mask_key: the whole foreground ``(1, ...)`` on the input's grid, its axes in any order.
 
     Raises:
         ValueError: the threshold is out of its range; or, of a volume, the foreground lies on another grid.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        threshold: float,
-        channels: int = 1,
-        input_key: str = "input_image",
-        pred_key: str = "pred",
-        mask_key: str = "input_foreground",
-    ) -> None:
+    def __init__(self, keys: KeysCollection, threshold: float, channels: int = 1) -> None:
         super().__init__(keys)
         highest = 2 * channels
         check_number("threshold", threshold, sys.float_info.min, highest, f"above 0 and at most {highest}")
         self.threshold = threshold
-        self.input_key = input_key
-        self.pred_key = pred_key
-        self.mask_key = mask_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        image, pred = d[self.keys[0]], d[self.pred_key]
-        original, foreground = d[self.input_key], d[self.mask_key]
+        image, pred = d[self.keys[0]], d["pred"]
+        original, foreground = d["input_image"], d["input_foreground"]
         affine = torch.as_tensor(image.meta["input_affine"], dtype=torch.float64)
         whole = reordered(foreground.as_tensor().cpu(), foreground.affine, affine, original.shape[1:])
         if whole is None:
-            raise ValueError(f"{self.mask_key} must lie on the grid of {self.input_key}, in any order of the axes.")
+            raise ValueError("input_foreground must lie on the grid of input_image, in any order of the axes.")
         assessed = torch.as_tensor(pred["assessed"]).cpu()
         scale = torch.as_tensor(image.meta["intensity_scale"]).view(-1, 1, 1, 1).cpu()
         scale = scale * torch.as_tensor(d.get("bias_field", 1.0)).cpu()
@@ -114,5 +103,5 @@ class RestoreGridd(MapTransform):
         d["anomaly_map"] = on_input_grid(a)
         if len(changed):
             d["counterfactual"] = on_input_grid(torch.as_tensor(original).cpu() - difference)
-        d[self.pred_key] = on_input_grid(mask)
+        d["pred"] = on_input_grid(mask)
         return d

@@ -109,9 +109,9 @@ def measured(
     return Measured(of_sums(found), {name: result[name] for name in METRICS if name in result}, len(index))
 
 
-def measured_scores(scored: Scored, num_resamples: int | None = None, seed: int = 0) -> Measured:
+def measured_scores(scored: Scored, num_resamples: int | None = None) -> Measured:
     """How well scores tell diseased slices and volumes, see `metrics`, resampled as `measured` does."""
-    index, weights = _resamples(scored, num_resamples, seed)
+    index, weights = _resamples(scored, num_resamples, seed=0)
     several = len(index) >= LEAST_PATIENTS
     return Measured(scored.ranks(), _of_scores(scored, index, weights) if several else {}, len(index))
 

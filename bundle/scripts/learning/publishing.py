@@ -24,19 +24,19 @@ def halved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor if bool(tensor.isfinite().all()) else state[name] for name, tensor in half.items()}
 
 
-def publish(run_dir: str, path: str, network: torch.nn.Module, manifest: str | None = None) -> None:
+def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     """Bring the weights of a training into the bundle, `halved`; what is there is kept under a name with the time.
 
     Networks load them into float32. Their digest is that of what is loaded, and so not that of the run's own file.
 
-    Student and threshold belong to networks: the manifest says which. What has a teacher is the student, whatever its file is
-    called, and brings what it learned from. For other networks inference warns (`weights.not_together`), as this does.
+    Student and threshold belong to networks: ``weights.json`` beside the weights says which. What has a teacher is the student,
+    whatever its file is called, and brings what it learned from. For other networks inference warns
+    (`weights.not_together`), as this does.
 
     Args:
         run_dir: of the training.
         path: in the bundle's ``models``.
         network: of the definition that the bundle declares; the weights must fit it.
-        manifest: see `weights.read_manifest`; by default ``weights.json`` beside the weights.
 
     Raises:
         SystemExit: there are no weights in `run_dir`, or the bundle can't be written.
@@ -50,7 +50,7 @@ def publish(run_dir: str, path: str, network: torch.nn.Module, manifest: str | N
     network.load_state_dict(published)
     digest = weights_digest(network)
     teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
-    written = Path(manifest) if manifest is not None else target.with_name(MANIFEST)
+    written = target.with_name(MANIFEST)
     belonging = read_manifest(written)
     kept = put(published, target)
     if teacher is not None:

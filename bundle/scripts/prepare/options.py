@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
-def folder_of(root: Any, name: str = "root") -> Path:
-    """An option that is a folder.
+def folder_of(root: Any) -> Path:
+    """The option ``--root``, a data set's folder.
 
     Raises:
         ValueError: it is no text, or there is no such folder.
     """
     if not isinstance(root, str):
-        raise ValueError(f"--{name} must be a folder, got {root!r}; of a path, write ./{root}")
+        raise ValueError(f"--root must be a folder, got {root!r}; of a path, write ./{root}")
     if not Path(root).is_dir():
-        raise ValueError(f"{root}: no such folder; give the data set's as --{name}.")
+        raise ValueError(f"{root}: no such folder; give the data set's as --root.")
     return Path(root)
 
 

@@ -66,7 +66,7 @@ def write_dicom_objects(
     mask = pred[0].as_tensor().numpy().astype(np.uint8)
     parameters = {name: f"{value:g}" for name, value in settings.items()}
     affine = pred.affine.numpy()
-    found = segmentation(images, mask, affine, label="anomaly", parameters=parameters, **said)
+    found = segmentation(images, mask, affine, parameters=parameters, **said)
     found.save_as(folder / SEGMENTATION)
     if is_radiograph(images):
         overlay(images, mask, affine, **said).save_as(folder / OVERLAY)

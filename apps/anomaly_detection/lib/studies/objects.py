@@ -23,7 +23,7 @@ def predicted(series: Sequence[Dataset], mask: str, params: Mapping[str, Any]) -
 
     array, affine = read_volume(mask)
     try:
-        return segmentation(series, array.astype(np.uint8), affine, label="anomaly", **_said_of(params))
+        return segmentation(series, array.astype(np.uint8), affine, **_said_of(params))
     except ValueError as error:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, f"No Segmentation can be made of this result: {error}"
@@ -67,7 +67,7 @@ def reviewed(series: Sequence[Dataset], mask: str, version: str) -> Dataset:
     from scripts.dicom.segmentation import segmentation
 
     array, affine = read_volume(mask)
-    return segmentation(series, array == 1, affine, label="anomaly", version=version, algorithm=False)
+    return segmentation(series, array == 1, affine, version=version, algorithm=False)
 
 
 def _said_of(params: Mapping[str, Any]) -> dict[str, Any]:
