@@ -21,7 +21,7 @@ from scripts.learning.budget import Budget
 from scripts.learning.datasets import SliceDataset
 from scripts.learning.ema import WarmedEMA
 from scripts.learning.handlers import ClipGradients
-from scripts.learning.noising import AutocastDiffusionInferer, AutocastInferer, NoisedPrepareBatch
+from scripts.learning.noising import AutocastDiffusionInferer, NoisedPrepareBatch, StudentTrainingInferer
 from scripts.learning.progress import Progress
 from scripts.learning.seeding import RandomBatches, SeedSteps, seed_of
 from scripts.learning.validation import AtNoiseLevel
@@ -150,7 +150,7 @@ def test_autocast_runs_the_network_in_low_precision_and_returns_float32() -> Non
     for precision in ("float32", "bfloat16"):
         out = AutocastDiffusionInferer(DDIMScheduler(1000), precision=precision)(x, network, noise=x, timesteps=t)
         assert out.dtype == torch.float32
-        out = AutocastInferer(precision=precision)(x, lambda y: network(y, t, None))
+        out = StudentTrainingInferer(precision=precision)(x, lambda y: network(y, t, None))
         assert out.dtype == torch.float32
     assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
     with pytest.raises(ValueError, match="precision must be"):

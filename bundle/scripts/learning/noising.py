@@ -33,8 +33,8 @@ class _Autocast:
             return super().__call__(inputs, *args, **kwargs).float()  # type: ignore[misc]  # of the other base
 
 
-class AutocastInferer(_Autocast, SimpleInferer):
-    """MONAI's `SimpleInferer` under autocast.
+class StudentTrainingInferer(_Autocast, SimpleInferer):
+    """A student under autocast, as `method.inferer.with_counterpart` reads it.
 
     Args:
         precision: "float32", "bfloat16", or "float16" (GPU; set the trainer's ``amp`` for its gradient scaler).
@@ -42,10 +42,6 @@ class AutocastInferer(_Autocast, SimpleInferer):
     Raises:
         ValueError: another precision.
     """
-
-
-class StudentTrainingInferer(AutocastInferer):
-    """A student under autocast, as `method.inferer.with_counterpart` reads it."""
 
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The logits of the map and the counterpart, ``(N, 1 + C, H, W)``."""
@@ -57,7 +53,7 @@ class AutocastDiffusionInferer(_Autocast, DiffusionInferer):
 
     Args:
         scheduler: MONAI's.
-        precision: as for `AutocastInferer`.
+        precision: as for `StudentTrainingInferer`.
 
     Raises:
         ValueError: another precision.

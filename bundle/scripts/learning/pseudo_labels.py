@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +15,21 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import reconstruction
 
 from .. import DISEASED
+from ..bundle import bundle_version
+from ..checks import is_true
+from ..fingerprints import settings_of
 from ..method.inferer import CounterfactualInferer
 from ..method.maps import anomaly_map
+from ..method.slices import CPU_BATCH, GPU_BATCH
+from ..ranks import of_first
+from ..weights import weights_digest
 from .datasets import SliceDataset
-from .made import Counterfactuals, Rows
+from .rows import Rows
 
 logger = logging.getLogger(__name__)
+
+Change = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of slices, their counterfactuals and their foreground, ``(N, C, H, W)``: what is kept of them, ``(N, K, H, W)``."""
 
 
 def filled(a: torch.Tensor) -> torch.Tensor:
@@ -35,12 +46,16 @@ def filled(a: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(values[:, None, 1:-1, 1:-1])
 
 
-class Teacher(Counterfactuals):
+class Teacher:
     """Makes of slices what a student learns from them: a `Lesson`.
 
     Args:
-        network, inferer, cache_dir, dry_run: see `made.Counterfactuals`.
+        network: the diffusion network.
+        inferer: its `slices` gives the counterfactuals, as many in a call as its ``batch_size`` says, by default `CPU_BATCH`
+            or on a GPU `GPU_BATCH`.
         polarity, median_size: see `method.maps.anomaly_map`.
+        cache_dir: where the files lie.
+        dry_run: make none.
     """
 
     def __init__(
@@ -52,8 +67,11 @@ class Teacher(Counterfactuals):
         cache_dir: str,
         dry_run: bool | str = False,
     ) -> None:
-        super().__init__(network, inferer, cache_dir, dry_run)
+        self.network, self.inferer = network, inferer
         self.polarity, self.median_size = polarity, median_size
+        self.folder, self.dry_run = Path(cache_dir), is_true(dry_run, "dry_run")
+        self.weights = {"network": weights_digest(network), "classifier": weights_digest(inferer.classifier)}
+        """The digests of the networks."""
 
     def __call__(self, slices: SliceDataset) -> Lesson:
         """The labels and counterparts of the slices.
@@ -68,12 +86,59 @@ class Teacher(Counterfactuals):
             raise ValueError("no slice is labelled diseased, so there is nothing to learn from.")
         settings = (self.polarity, self.median_size, "filled")
         channels = slices.image(0).shape[0]
-        changes, _ = self.made(slices, diseased, "changes", channels, "healed", lambda x, healthy, inside: healthy - x)
-        maps = self.made(slices, diseased, "maps", 1, settings, self._map, changes)
+        changes, _ = self._made(slices, diseased, "changes", channels, "healed", lambda x, healthy, inside: healthy - x)
+        maps = self._made(slices, diseased, "maps", 1, settings, self._map, changes)
         return Lesson(slices, PseudoLabels(slices, diseased, *maps), changes)
 
     def _map(self, x: torch.Tensor, healthy: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         return filled(anomaly_map(x, healthy, inside, self.polarity, self.median_size))
+
+    def _made(
+        self,
+        slices: SliceDataset,
+        chosen: Sequence[int],
+        name: str,
+        channels: int,
+        settings: Any,
+        change: Change,
+        changes: Rows | None = None,
+    ) -> tuple[Rows, str]:
+        """What `change` keeps of the chosen slices, a row each in their order; made where it isn't on disk yet.
+
+        Args:
+            slices: a data set.
+            chosen: indices of its slices.
+            name: how the file's begins.
+            channels: of what is kept.
+            settings: of `change`, which the digest depends on.
+            change: see `Change`.
+            changes: the counterfactuals of these slices minus the slices, where they were made before.
+
+        Returns:
+            The rows, ``(channels, H, W)``, and the digest of slices, weights and settings by which they are found again.
+        """
+        device = next(self.network.parameters()).device
+        alphas = settings_of(self.inferer.alphas_cumprod)
+        # those that were kept are rounded to half precision
+        settings = settings if changes is None else (settings, "of kept changes")
+        of_teacher = (settings, self.inferer.settings, *self.weights.values(), alphas)
+        state = (slices.digest, *of_teacher, bundle_version(), device.type)
+        digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+        rows = Rows(self.folder / f"{name}-{digest}.f16", (channels, *slices.foreground(0).shape[1:]))
+
+        def batch(numbers: range) -> torch.Tensor:
+            x = torch.stack([slices[chosen[n]]["image"] for n in numbers]).to(device)
+            inside = torch.stack([slices.foreground(chosen[n]) for n in numbers]).to(device)
+            if changes is None:
+                found = self.inferer.slices(x, inside, self.network)["counterfactual"]
+            else:
+                found = x + torch.stack([torch.from_numpy(changes[n]) for n in numbers]).float().to(device)
+            return change(x, found, inside)
+
+        if not self.dry_run:
+            size = self.inferer.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
+            of_first(lambda: rows.make(len(chosen), size, batch, f"{name} of {len(chosen)} slices"))
+        return rows, digest
 
 
 class PseudoLabels:
