@@ -22,5 +22,5 @@ def perfect_result(item: dict[str, Any], threshold: float = 0.3, min_area: int =
         "assessed": assessed,
         "probability": torch.where(assessed, 0.75, torch.nan),
     }
-    d = AnomalyMapd("image")(d)
+    d = AnomalyMapd("image", "both", 3)(d)
     return RestoreGridd("image", threshold=threshold)(d)

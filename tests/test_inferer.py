@@ -61,12 +61,15 @@ def test_probability_with_neighbours() -> None:
     assert with_neighbours(torch.tensor([0.3])).tolist() == pytest.approx([0.3])
 
 
-def test_defaults_guide_to_healthy() -> None:
-    """Class 0 is healthy in labels, classifier, default target and config; 20 steps of 25 up to 500."""
+def test_guidance_is_to_healthy() -> None:
+    """Class 0 is healthy in labels, classifier, default target and config."""
     guided = ClassifierGuidance(NoisedClassifier(), scheduler().alphas_cumprod, 1.0)
     assert (HEALTHY, DISEASED, guided.target_class, declared("target_class")) == (0, 1, 0, 0)
-    default = CounterfactualInferer(guided, NoisedClassifier(), scheduler())
-    assert default.timesteps == list(range(0, 501, 25))
+
+
+def test_the_grid_goes_up_to_the_noise_level() -> None:
+    """20 steps of 25 up to 500."""
+    assert inferer(noise_level=500, num_inference_steps=20).timesteps == list(range(0, 501, 25))
 
 
 def test_every_slice_by_its_kind() -> None:

@@ -95,10 +95,10 @@ def test_slice_score_known_number() -> None:
 
 def test_refuses_polarity_and_median_size_before_the_networks_run() -> None:
     with pytest.raises(ValueError, match="polarity must be 'both', .* 'ignored', or .*, got 'dark'"):
-        AnomalyMapd("image", polarity="dark")
+        AnomalyMapd("image", polarity="dark", median_size=3)
     for size in (0, -3, 4, 101, 3.0, "3", float("nan"), True):
         with pytest.raises(ValueError, match="median_size must be .*from 1 to 99, got"):
-            AnomalyMapd("image", median_size=size)  # type: ignore[arg-type]
+            AnomalyMapd("image", "both", median_size=size)  # type: ignore[arg-type]
 
 
 def test_a_map_of_nan_is_an_error_and_no_empty_result() -> None:
@@ -113,7 +113,7 @@ def test_a_map_of_nan_is_an_error_and_no_empty_result() -> None:
     }
     image = MetaTensor(x, affine=torch.eye(4), meta={"filename_or_obj": "a.nii", "input_affine": torch.eye(4).double()})
     with pytest.raises(ValueError, match="a.nii: the networks gave NaN or infinity in 1 of 3 assessed slices"):
-        AnomalyMapd("image")({"image": image, "foreground": torch.ones(1, 4, 4, 4), "pred": pred})
+        AnomalyMapd("image", "both", 3)({"image": image, "foreground": torch.ones(1, 4, 4, 4), "pred": pred})
 
 
 def test_the_gate_dims_slices_that_are_likely_healthy() -> None:

@@ -73,7 +73,7 @@ def test_a_students_map_needs_no_counterfactual(tmp_path: Path) -> None:
         "assessed": assessed,
         "probability": torch.where(assessed, 0.25, torch.nan),
     }
-    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image")(d))
+    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image", "both", 3)(d))
     assert "counterfactual" not in d and d["pred"].shape == d["input_image"].shape
     core = d["anomaly_map"][0] > 0.49
     assert core.any() and d["anomaly_map"].nan_to_num().max() == pytest.approx(0.5)
@@ -91,7 +91,7 @@ def test_a_students_counterpart_stands_for_the_counterfactual(tmp_path: Path) ->
         "assessed": assessed,
         "probability": torch.full((x.shape[-1],), 0.25),
     }
-    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image")(d))
+    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image", "both", 3)(d))
     core = d["input_image"][0] == 170
     assert core.any() and np.median(d["counterfactual"][0][core]) == pytest.approx(135, abs=1.5)
     # 70 % brighter than the median of 100: the mean of 0.7 and 0.1, dimmed by half
@@ -153,7 +153,7 @@ def test_difference_is_in_the_inputs_units(p: float, healthy: tuple[float, float
     x = d["image"].as_tensor()
     assessed = torch.ones(x.shape[-1], dtype=torch.bool)
     d["pred"] = {"counterfactual": x.clamp_max(0), "assessed": assessed, "probability": torch.full((x.shape[-1],), p)}
-    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image")(d))
+    d = RestoreGridd("image", threshold=0.3)(AnomalyMapd("image", "both", 3)(d))
     core = d["input_image"][0] == 170
     assert core.any()
     np.testing.assert_allclose(np.median(d["counterfactual"][0][core]), healthy[0], atol=1.5)

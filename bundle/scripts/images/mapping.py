@@ -37,8 +37,8 @@ class AnomalyMapd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        polarity: str | Sequence[str] = "both",
-        median_size: int = 3,
+        polarity: str | Sequence[str],
+        median_size: int,
         mask_key: str = "foreground",
     ) -> None:
         super().__init__(keys)
