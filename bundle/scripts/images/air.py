@@ -7,10 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from .connected import largest_part
+
 
 def in_plane_border(volume: np.ndarray) -> np.ndarray:
     """The values on the four sides of ``(X, Y, Z)``, axial: air, unless the head is cut off."""
     return np.concatenate([volume[[0, -1]].ravel(), volume[:, [0, -1]].ravel()])
+
+
+def background_of(volume: np.ndarray) -> tuple[float, float]:
+    """The most frequent value on the in-plane border of ``(X, Y, Z)``, and which share of the border has it."""
+    values, counts = np.unique(in_plane_border(volume), return_counts=True)
+    most = counts.argmax()
+    return values[most], counts[most] / counts.sum()
 
 
 def stripped_foreground(volume: np.ndarray, pixdim: Sequence[float], max_area: float = 250.0) -> np.ndarray | None:
@@ -29,15 +38,12 @@ def stripped_foreground(volume: np.ndarray, pixdim: Sequence[float], max_area: f
     Returns:
         bool ``(X, Y, Z)``: the largest part that is not constant, its holes filled.
     """
-    border = in_plane_border(volume)
-    values, counts = np.unique(border, return_counts=True)
-    background = values[counts.argmax()]
-    if counts.max() < 0.8 * border.size:
+    background, share = background_of(volume)
+    if share < 0.8:
         return None
-    parts, number = ndimage.label(volume != background)
-    if not number:
+    largest = largest_part(volume != background)
+    if not largest.any():
         return None
-    largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
     filled = ndimage.binary_fill_holes(largest)
     area = filled.sum(axis=(0, 1)).max() * pixdim[0] * pixdim[1] / 100
     return filled if area <= max_area else None

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from monai.networks.nets import BasicUNet
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from monai.transforms.utils import generate_spatial_bounding_box
-from scipy import ndimage
 
 from ..device import autocast
+from .connected import largest_part
 from .plausibility import BRAIN_ML, size_warnings
 
 SPACING = (1.2, 1.2, 2.4)
@@ -135,8 +135,7 @@ def by_network(volume: torch.Tensor, pixdim: Sequence[float], network: torch.nn.
         return Found(mask, 0.0, 0.0, False)
     a, b = direct > LEVEL, mirrored > LEVEL
     agreement = 2 * float((a & b).sum()) / max(1.0, float(a.sum() + b.sum()))
-    parts, _ = ndimage.label(mask[0].numpy())
-    largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+    largest = largest_part(mask[0].numpy())
     brain = torch.from_numpy(largest)[None]
     sized = int(largest.sum()) * float(np.prod(pixdim)) / 1000 >= BRAIN_ML[0] and not size_warnings(largest, pixdim)
     return Found(brain, agreement, int(largest.sum()) / found, sized)

@@ -13,7 +13,8 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import InvalidImageError
-from .air import in_plane_border
+from .air import background_of
+from .connected import largest_part
 from .geometry import on_grid
 from .masks import load_mask
 
@@ -72,19 +73,14 @@ class NonZerod(Foregroundd):
         array = image.as_tensor().numpy()
         differs = np.zeros(array.shape[1:], bool)
         for n, channel in enumerate(array):
-            border = in_plane_border(channel)
-            values, counts = np.unique(border, return_counts=True)
-            if 2 * counts.max() <= border.size:
+            background, share = background_of(channel)
+            if share <= 0.5:
                 raise InvalidImageError(
                     f"{image.meta['filename_or_obj']}: channel {n} has no background of one value around it; give the "
                     "item a 'foreground', the path of a mask."
                 )
-            background = values[counts.argmax()]
             differs |= ~np.isnan(channel) if np.isnan(background) else channel != background
-        parts, number = ndimage.label(differs)
-        if not number:
-            return torch.zeros(differs.shape, dtype=torch.bool)
-        largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+        largest = largest_part(differs)
         if largest.shape[2] == 1:  # in three dimensions no hole of a slice is closed
             return torch.from_numpy(ndimage.binary_fill_holes(largest[..., 0])[..., None])
         return torch.from_numpy(ndimage.binary_fill_holes(largest))
