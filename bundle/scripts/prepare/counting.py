@@ -9,11 +9,6 @@ from typing import Any
 Item = dict[str, Any]
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few of many."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def label_counts(items: Iterable[Item]) -> Counter[int]:
     """How many images, or slices, have which label."""
     counts: Counter[int] = Counter()

@@ -13,7 +13,8 @@ from typing import Any
 from ..checks import check_number, is_true
 from ..files import write
 from ..learning.datalists import FILES, checked, paths_of
-from .counting import Item, described, label_counts, some
+from ..wording import some
+from .counting import Item, described, label_counts
 from .reads import Reads
 from .splitting import SECTIONS, checked_fractions, read_split, split_subjects
 

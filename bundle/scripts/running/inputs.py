@@ -25,6 +25,7 @@ from ..images.formats import (
 from ..images.sequences import sequence_of
 from ..learning.datalists import checked, entries, is_subject, paths_of
 from ..ranks import join, of_first
+from ..wording import some
 from .records import is_result
 from .studies import by_study
 
@@ -165,8 +166,7 @@ def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]
     print(f"{_counted(items, modalities)} found in {source}.")
     reasons = []
     for reason, names in left_out.items():
-        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        reasons.append(f"{len(names)} {reason} ({some})")
+        reasons.append(f"{len(names)} {reason} ({some(names)})")
     if reasons:
         print("  Left out: " + "; ".join(reasons) + ".")
     if not items:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from ..digests import digest_of, source_digest
 from ..files import replacing, write
 from ..ranks import of_first
+from ..wording import some
 from .records import FILES, MADE_BY, RECORD, _intact, _paths, _read, _strangers, identify
 
 MAX_NAME = 120
@@ -98,7 +99,7 @@ class Results:
             more = [f"... and {len(problems) - 20} more."] if len(problems) > 20 else []
             raise ValueError("\n".join(["nothing was computed, as this would be overwritten:", *problems[:20], *more]))
         if renamed:
-            print(f"Named otherwise, as the name is another image's: {_some(renamed)}.")
+            print(f"Named otherwise, as the name is another image's: {some(renamed)}.")
         return [item["name"] for item in items]
 
     def _summary_problems(self) -> list[str]:
@@ -212,7 +213,7 @@ class Results:
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             return "must not be written"
         strangers = _strangers(folder, record) if record else []
-        return f"holds {_some(strangers)}, which is not as it was written by this program" if strangers else None
+        return f"holds {some(strangers)}, which is not as it was written by this program" if strangers else None
 
     def _state(self, name: str, item: Mapping[str, Any]) -> str:
         """What lies there: "free", "same" (results of this input), "other" (of another one), or what is wrong with it."""
@@ -224,7 +225,7 @@ class Results:
         record = _read(folder)
         if record is None:
             held = sorted(os.listdir(folder))
-            return f"holds {_some(held)}, which this program did not write" if held else "free"
+            return f"holds {some(held)}, which this program did not write" if held else "free"
         return "same" if self._is_of(record, item) else "other"
 
     def _is_of(self, record: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
@@ -343,10 +344,6 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> bytes:
         for row in record.get("slices", []):
             writer.writerow({"name": record["name"], **row})
     return text.getvalue().encode(errors="backslashreplace")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _safe(name: str) -> str:

@@ -162,11 +162,10 @@ class FolderStudies(Studies):
         return reasons
 
     def _say(self) -> None:
+        from scripts.wording import some
+
         reasons = self._reasons()
-        said = "; ".join(
-            f"{len(names)} {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for reason, names in reasons.items()
-        )
+        said = "; ".join(f"{len(names)} {reason} ({some(names)})" for reason, names in reasons.items())
         said = f"{len(self._listed())} studies in {self._datastore_path}. Not studies: {said or 'nothing'}."
         if said != self._said:
             logger.info(said)
