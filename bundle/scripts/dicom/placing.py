@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from ..images.dicom_planes import TOLERANCE, orientation, position
 from ..images.masks import reordered
 from ..images.radiographs import radiograph_affine
+from ..images.volume_files import TO_RAS
 from .series import is_radiograph
-
-TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def on_images(
@@ -56,7 +55,7 @@ def on_series(
     affine = np.asarray(affine, dtype=np.float64)
     if array.ndim != 3 or affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
         raise error
-    to_index = np.linalg.inv(affine) @ TO_LPS
+    to_index = np.linalg.inv(affine) @ TO_RAS
     row, column = orientation(first)
     steps = np.stack([row * float(first.PixelSpacing[1]), column * float(first.PixelSpacing[0])]) @ to_index[:3, :3].T
     origins = np.stack([position(d) for d in series]) @ to_index[:3, :3].T + to_index[:3, 3]

@@ -9,12 +9,11 @@ from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
 from .known import groups_of
-from .options import choice, folder_of, rows_of, texts
+from .options import HEALTHY_RULES, choice, folder_of, rows_of, texts
 from .preparation import Preparation
 
 COLUMNS = ("Path", "Frontal/Lateral", "AP/PA", "No Finding")
 GROUPS = {"view": ["AP/PA"], "sex": ["Sex"], "age": ["Age"]}
-HEALTHY_RULES = ("no_finding", "without_finding")
 
 
 def chexpert(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
 from .known import groups_of
-from .options import choice, folder_of, rows_of, texts
+from .options import HEALTHY_RULES, choice, folder_of, rows_of, texts
 from .preparation import Preparation
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -50,7 +50,7 @@ def nih(
         overwrite: write over a datalist that was made in another way.
     """
     made = Preparation("nih", folder_of(root), dict(locals()))
-    choice(healthy, ("no_finding", "without_finding"), "healthy")
+    choice(healthy, HEALTHY_RULES, "healthy")
     wanted = [choice(view, ("AP", "PA"), "views") for view in texts(views, "views")]
     table = next((Path(root) / name for name in TABLES if (Path(root) / name).is_file()), Path(root) / TABLES[0])
     rows = rows_of(table, COLUMNS)

@@ -7,6 +7,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+HEALTHY_RULES = ("no_finding", "without_finding")
+"""Which radiographs of a set with many findings count as healthy: those without any, or those without the one asked for."""
+
 
 def folder_of(root: Any) -> Path:
     """The option ``--root``, a data set's folder.
