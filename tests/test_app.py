@@ -49,8 +49,9 @@ from lib.models.finding import find_models
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.tasks.infer_task import AnomalyInferTask
 from lib.tasks.summaries import changed_options
-from lib.tasks.views import HEAT_MAP_LABELS, heat_map, lesion_mask
+from lib.tasks.views import HEAT_MAP_LABELS, MASK_LABELS, heat_map, lesion_mask
 from lib.tasks.writing import write_results
+from scripts.images.restoring import LESION, NOT_ASSESSED
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
 
@@ -398,6 +399,10 @@ def test_heat_map_levels() -> None:
     assert [n >= 3 for n in levels] == [bool(m) for m in lesion_mask(result, threshold).flatten()]
     assert list(HEAT_MAP_LABELS.values()) == list(range(1, 11))
     assert HEAT_MAP_LABELS["not assessed: no result"] == 10
+
+
+def test_the_mask_has_the_bundles_numbers() -> None:
+    assert MASK_LABELS == {"lesion": LESION, "not assessed": NOT_ASSESSED}
 
 
 def test_the_colours_of_ohif_run_from_dark_to_light() -> None:

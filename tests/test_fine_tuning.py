@@ -148,13 +148,13 @@ def test_labels_without_a_mask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_both_classes_are_on_both_sides_whatever_the_shuffle(seed: int) -> None:
-    both, healthy, anomalous = {0, 1}, {0}, {1}
+    both, healthy, diseased = {0, 1}, {0}, {1}
     for classes in (
-        [healthy, healthy, anomalous, anomalous],
-        [both, healthy, anomalous],
+        [healthy, healthy, diseased, diseased],
+        [both, healthy, diseased],
         [both, both],
         [*[healthy] * 8, both, both],
-        [*[both] * 10, anomalous],
+        [*[both] * 10, diseased],
     ):
         patients = {f"P{i}": c for i, c in enumerate(classes)}
         for share in (0.01, 0.2, 0.99):
@@ -171,9 +171,7 @@ def test_too_few_labels_say_how_many_more() -> None:
         ValueError, match="There are 0 with healthy and 0 .* label 2 more with healthy .* and 2 more with"
     ):
         split_patients({}, 0.2, 0)
-    with pytest.raises(
-        ValueError, match="There are 3 with healthy and 1 with .*; label 1 more with anomalous slices.$"
-    ):
+    with pytest.raises(ValueError, match="There are 3 with healthy and 1 with .*; label 1 more with diseased slices.$"):
         split_patients({"A": {0, 1}, "B": {0}, "C": {0}}, 0.2, 0)
 
 
@@ -403,7 +401,7 @@ def test_too_few_labels_stop_before_anything_is_done(bundle: Path, studies: AnyL
     for name in ("b1", "c", "d"):
         studies.update_image_info(name, {"PatientID": "$1/0"})
     with pytest.raises(
-        ValueError, match="There are 2 with healthy and 1 with anomalous slices that can be used; label 1"
+        ValueError, match="There are 2 with healthy and 1 with diseased slices that can be used; label 1"
     ):
         fine_tune(bundle)({}, studies)
     assert contents(bundle / "models") == before
@@ -416,7 +414,7 @@ def test_slices_out_of_the_trained_range_do_not_count(
         studies.remove_label(name, "final") if name != "d" else None
         studies.update_image_info(name, {"image_label": [1, 0, 0, 0, 0, 1]})
     studies.update_image_info("b2", {"image_label": [1, -1, -1, -1, -1, 1]})
-    with pytest.raises(ValueError, match="There are 4 with healthy and 1 with anomalous"):
+    with pytest.raises(ValueError, match="There are 4 with healthy and 1 with diseased"):
         fine_tune(bundle)({}, studies)
     assert any("b2.nii.gz: the preprocessing leaves no labelled slice" in r.getMessage() for r in caplog.records)
 

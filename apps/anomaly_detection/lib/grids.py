@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.transforms import LoadImage
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The array ``(X, Y, Z)`` of an image file and its affine ``(4, 4)``, RAS."""
-    image = LoadImage(image_only=True)(path)
-    return image.numpy(), image.affine.numpy()
+    """The array ``(X, Y, Z)`` of a volume's file and its affine ``(4, 4)``, RAS in mm, as the bundle reads them.
+
+    Raises:
+        Exception: it can't be read, see the bundle's `read_volume`.
+    """
+    from scripts.images.volume_files import read_volume as read
+
+    loaded = read(str(path))
+    return loaded.voxels.numpy(), loaded.affine.numpy()
 
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:

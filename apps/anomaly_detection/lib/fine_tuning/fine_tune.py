@@ -18,7 +18,6 @@ from monailabel.utils.others.generic import device_list
 from lib.fine_tuning.labelled_studies import Study, labelled_studies
 from lib.fine_tuning.options import checked_options
 from lib.fine_tuning.patients import classes_of, require_both_classes, split_patients
-from lib.fine_tuning.slice_classes import CLASSES
 from lib.fine_tuning.training_log import TrainingLog
 from lib.studies.base import Studies
 
@@ -108,6 +107,7 @@ class FineTune(TrainTask):
         return parser
 
     def _fine_tune(self, options: dict[str, Any], studies: list[Study], skipped: int, folder: Path) -> dict[str, Any]:
+        from scripts import DISEASED, HEALTHY
         from scripts.files import write
         from scripts.weights import load_weights, replace_weights
 
@@ -139,7 +139,8 @@ class FineTune(TrainTask):
             "time": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
             "patients": {side: len({s.patient for s in members}) for side, members in sides.items()},
             "slices": {
-                side: {name: dataset.labels.count(label) for label, name in CLASSES.items()}
+                # "anomalous" is what clients and the reports on disk know
+                side: {"healthy": dataset.labels.count(HEALTHY), "anomalous": dataset.labels.count(DISEASED)}
                 for side, dataset in datasets.items()
             },
             "skipped": skipped + len(studies) - len(usable),

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from lib.fine_tuning.slice_classes import ANOMALOUS, CLASSES, HEALTHY, UNKNOWN
+from lib.fine_tuning.slice_classes import UNKNOWN, class_names
 
 
 def classes_of(labels: Iterable[tuple[str, Iterable[int]]]) -> dict[str, set[int]]:
@@ -21,18 +21,18 @@ def require_both_classes(classes: Mapping[str, set[int]]) -> None:
     """Check that each class has two patients, one to train and one to validate.
 
     Args:
-        classes: of each patient's slices, 0 (healthy) and 1 (anomalous).
+        classes: of each patient's slices, 0 (healthy) and 1 (diseased).
 
     Raises:
         ValueError: it has not; the message says how many more are needed.
     """
-    counts = {label: sum(label in c for c in classes.values()) for label in CLASSES}
+    counts = {name: sum(label in c for c in classes.values()) for label, name in class_names().items()}
     if min(counts.values()) < 2:
-        missing = [f"{2 - n} more with {CLASSES[label]} slices" for label, n in counts.items() if n < 2]
+        missing = [f"{2 - n} more with {name} slices" for name, n in counts.items() if n < 2]
+        there = " and ".join(f"{n} with {name}" for name, n in counts.items())
         raise ValueError(
-            "too few labelled patients: training and validation each need one with healthy and one with anomalous slices. "
-            f"There are {counts[HEALTHY]} with healthy and {counts[ANOMALOUS]} with anomalous slices that can be used; "
-            f"label {' and '.join(missing)}."
+            "too few labelled patients: training and validation each need one with healthy and one with diseased slices. "
+            f"There are {there} slices that can be used; label {' and '.join(missing)}."
         )
 
 
@@ -40,7 +40,7 @@ def split_patients(classes: Mapping[str, set[int]], val_split: float, seed: int)
     """Choose the patients for validation, by chance but so that both classes are on both sides.
 
     Args:
-        classes: of each patient's slices, 0 (healthy) and 1 (anomalous).
+        classes: of each patient's slices, 0 (healthy) and 1 (diseased).
         val_split: share of the patients; more or fewer where both classes could not be on both sides otherwise.
         seed: of the shuffle; the same patients and seed give the same choice.
 
@@ -56,6 +56,6 @@ def split_patients(classes: Mapping[str, set[int]], val_split: float, seed: int)
     for patient in order:
         held = set[int]().union(*(classes[p] for p in chosen))
         left = set[int]().union(*(classes[p] for p in order if p != patient and p not in chosen))
-        if left >= CLASSES.keys() and (len(chosen) < number or not classes[patient] <= held):
+        if left >= class_names().keys() and (len(chosen) < number or not classes[patient] <= held):
             chosen.add(patient)
     return chosen

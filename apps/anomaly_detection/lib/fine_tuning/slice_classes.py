@@ -9,10 +9,15 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
 
-HEALTHY, ANOMALOUS, UNKNOWN = 0, 1, -1
-"""A slice's label, as `scripts.learning.datasets.SliceDataset` takes it."""
+UNKNOWN = -1
+"""A slice's label that `scripts.learning.datasets.SliceDataset` leaves out."""
 
-CLASSES = {HEALTHY: "healthy", ANOMALOUS: "anomalous"}
+
+def class_names() -> dict[int, str]:
+    """The names of the bundle's classes, by the labels of slices."""
+    from scripts import DISEASED, HEALTHY
+
+    return {HEALTHY: "healthy", DISEASED: "diseased"}
 
 
 def axial_volume(path: str) -> MetaTensor:
@@ -52,10 +57,12 @@ def tag_labels(image: str, tag: Any) -> list[int]:
     Raises:
         ValueError: the image can't be read, or the tag doesn't give a label for each slice.
     """
+    from scripts import DISEASED, HEALTHY
+
     depth = axial_volume(image).shape[-1]
-    if tag == CLASSES[HEALTHY]:
+    if tag == "healthy":
         return [HEALTHY] * depth
-    if isinstance(tag, list) and len(tag) == depth and all(label in (HEALTHY, ANOMALOUS, UNKNOWN) for label in tag):
+    if isinstance(tag, list) and len(tag) == depth and all(label in (HEALTHY, DISEASED, UNKNOWN) for label in tag):
         return [int(label) for label in tag]
     if tag == "diseased":
         raise ValueError(f'{image}: "diseased" doesn\'t say which slices are; submit a mask, or give 0 or 1 a slice.')

@@ -33,11 +33,9 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
     if not os.path.getsize(path):
         raise ValueError("is empty: 0 bytes.")
     try:
-        array, affine = read_volume(path)[0], grid_of(path)[1]
+        array, affine = read_volume(path)
     except Exception as error:
         raise ValueError("can't be read as an image.") from error
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
     if array.ndim != 3:
         raise ValueError(f"must be one 3D volume, has the shape {array.shape}.")
     values = np.unique(array)

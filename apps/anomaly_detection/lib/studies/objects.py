@@ -65,9 +65,10 @@ def reviewed(series: Sequence[Dataset], mask: str, version: str) -> Dataset:
         ValueError: it doesn't lie on the images' grid.
     """
     from scripts.dicom.segmentation import segmentation
+    from scripts.images.restoring import LESION
 
     array, affine = read_volume(mask)
-    return segmentation(series, array == 1, affine, version=version, algorithm=False)
+    return segmentation(series, array == LESION, affine, version=version, algorithm=False)
 
 
 def _said_of(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,9 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.grids import grid_of, read_volume, reordered
+from lib.grids import read_volume, reordered
 from lib.studies.base import Studies
 from lib.studies.tags import FINAL, ORIGINAL, SCORE
-from lib.tasks.views import LESION
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +144,8 @@ class Dice(ScoringMethod):
         super().__init__("Dice of the predicted and the submitted mask")
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        from scripts.images.restoring import LESION
+
         tag, pred_tag = request.get("y", FINAL), request.get("y_pred", ORIGINAL)
         dice = DiceHelper(include_background=True, ignore_empty=False, get_not_nans=False)
         result: dict[str, Any] = {}
@@ -153,8 +154,7 @@ class Dice(ScoringMethod):
                 files = [datastore.get_label_uri(image_id, t) for t in (pred_tag, tag)]
                 if not all(files):
                     continue
-                pred, mask = (read_volume(f)[0] for f in files)
-                affine, mask_affine = (grid_of(f)[1] for f in files)
+                (pred, affine), (mask, mask_affine) = map(read_volume, files)
                 mask_there = reordered(mask, mask_affine, affine, pred.shape)
                 if mask_there is None:
                     raise ValueError("predicted and submitted mask lie on different grids.")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-LESION, NOT_ASSESSED = 1, 2
+# the numbers are those of the masks of the bundle, which is not yet found when this is read
 # OHIF colours a segment by a sum over the letters of its name: these are bright green and nearly white
-MASK_LABELS = {"lesion": LESION, "not assessed": NOT_ASSESSED}
+MASK_LABELS = {"lesion": 1, "not assessed": 2}
 LEVELS = 9
 # and these run from dark violet over blue and green to pale yellow
 HEAT_MAP_LABELS = {
@@ -38,6 +38,8 @@ def heat_map(result: Mapping[str, Any], threshold: float) -> torch.Tensor:
         result: what the bundle gave.
         threshold: the bundle's default. Level n begins at n / 3 of it, so the third begins where the mask does.
     """
+    from scripts.images.restoring import NOT_ASSESSED
+
     a = result["anomaly_map"][0].nan_to_num(nan=0.0)
     # level n holds what is above its edge, as the mask does
     levels = (torch.ceil(a / (threshold / LEVELS_BELOW_THRESHOLD)) - 1).clamp(0, LEVELS)
