@@ -21,7 +21,7 @@ from pydicom.uid import DigitalXRayImageStorageForProcessing, JPEG2000Lossless, 
 import dicom
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.masks import load_mask
-from scripts.running.predictor import measured
+from scripts.running.records import measured
 from scripts.running.saving import is_of_picture, save_labels_png, save_nifti
 
 ROWS, COLUMNS = 40, 48

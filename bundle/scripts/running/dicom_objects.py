@@ -12,7 +12,7 @@ import numpy as np
 
 from ..bundle import bundle_version
 from ..images.formats import is_dicom
-from .predictor import measured
+from .records import measured
 
 SEGMENTATION, PARAMETRIC_MAP, OVERLAY = "segmentation.dcm", "anomaly_map.dcm", "overlay.dcm"
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..bundle import parsed
 from ..command import check_option
 from ..errors import InvalidImageError, cause_of
-from ..images.restoring import LESION, NOT_ASSESSED
 from ..method.slices import each
 from ..weights import not_together, weights_digest
 from .array_input import save_array
+from .records import measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,26 +43,6 @@ class Prediction:
     lesion_ml: float | None
     """None of a picture, which has no thickness."""
     not_assessed_ml: float | None
-
-
-def measured(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """``score``, ``p_diseased``, and how much is marked as lesion and as not assessed, after the postprocessing.
-
-    That is ``lesion_ml`` and ``not_assessed_ml``; of a picture ``lesion_cm2``, or ``lesion_pixels`` where their size is not
-    known, and likewise.
-    """
-    assessed = [s for s in result["slices"] if s["assessed"]]
-    pred = result["pred"]
-    unit = result["input_image"].meta.get("unit", "ml")
-    edges = torch.linalg.norm(pred.affine[:3, :3], dim=0)
-    volume = float(abs(torch.linalg.det(pred.affine[:3, :3])))
-    voxel = {"ml": volume / 1000, "cm2": float(edges[0] * edges[1]) / 100, "pixels": 1.0}[unit]
-    return {
-        "score": max((s["score"] for s in assessed), default=None),
-        "p_diseased": max((s["p_diseased"] for s in assessed), default=None),
-        f"lesion_{unit}": float((pred == LESION).sum()) * voxel,
-        f"not_assessed_{unit}": float((pred == NOT_ASSESSED).sum()) * voxel,
-    }
 
 
 class Predictor:

@@ -28,7 +28,7 @@ from ..weights import not_together, weights_digest
 from .dicom_objects import check_dicom_inputs, write_dicom_objects
 from .inputs import INPUTS
 from .overview import draw_overview
-from .predictor import measured
+from .records import measured
 from .results import Results
 from .saving import is_of_picture, save_labels_png, save_nifti
 

@@ -24,7 +24,7 @@ from ..digests import digest_of, source_digest
 from ..files import replacing, write
 from ..ranks import of_first
 from ..wording import some
-from .records import FILES, MADE_BY, RECORD, _intact, _paths, _read, _strangers, identify
+from .records import FILES, MADE_BY, RECORD, identify, intact, paths_in, read_record, strangers_in
 
 MAX_NAME = 120
 """Bytes; leaves room on file systems that encrypt names, which take 143."""
@@ -78,7 +78,7 @@ class Results:
             parent: path
             for item in items
             for key in FILES
-            for path in _paths(item, key)
+            for path in paths_in(item, key)
             for place in (Path(os.path.abspath(path)), Path(path).resolve())
             for parent in (place, *place.parents)
         }
@@ -146,7 +146,7 @@ class Results:
             self._alive = FileLock(self._part / "lock")
             self._alive.acquire()
             for folder in self._outdated:
-                record = _read(folder)
+                record = read_record(folder)
                 if record and record["status"] == "failed" and os.listdir(folder) == [RECORD]:
                     shutil.rmtree(folder)
 
@@ -161,10 +161,10 @@ class Results:
             return
         try:
             with FileLock(left / "lock", timeout=0):  # its run lives as long as this is locked
-                record = _read(left / "old")
+                record = read_record(left / "old")
                 if record and not (self.output_dir / record["name"]).exists():
                     os.replace(left / "old", self.output_dir / record["name"])
-                elif record and _strangers(left / "old", record):
+                elif record and strangers_in(left / "old", record):
                     return
                 shutil.rmtree(left)
         except Timeout:
@@ -194,7 +194,7 @@ class Results:
         states = {name: self._state(name, item) for name in names}
         same = [name for name in names if states[name] == "same"]
         # a failure is no result: where there are both, the image was not there for a while
-        same.sort(key=lambda name: (_read(self.output_dir / name) or {}).get("status") == "failed")
+        same.sort(key=lambda name: (read_record(self.output_dir / name) or {}).get("status") == "failed")
         if same:
             self._outdated += [self.output_dir / name for name in same[1:]]
             return same[0], self._in_the_way(self.output_dir / same[0])
@@ -209,10 +209,10 @@ class Results:
             n += 1
 
     def _in_the_way(self, folder: Path) -> str | None:
-        record = _read(folder)
+        record = read_record(folder)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             return "must not be written"
-        strangers = _strangers(folder, record) if record else []
+        strangers = strangers_in(folder, record) if record else []
         return f"holds {some(strangers)}, which is not as it was written by this program" if strangers else None
 
     def _state(self, name: str, item: Mapping[str, Any]) -> str:
@@ -222,7 +222,7 @@ class Results:
             return "free"
         if folder.is_symlink() or not folder.is_dir():
             return "is not a folder of results"
-        record = _read(folder)
+        record = read_record(folder)
         if record is None:
             held = sorted(os.listdir(folder))
             return f"holds {some(held)}, which this program did not write" if held else "free"
@@ -234,27 +234,27 @@ class Results:
         Results of what a path held once are not replaced by those of what it holds now: scripts copy one patient's image
         after the other to one path.
         """
-        digests = [source_digest(p) for p in _paths(item, "image")]
+        digests = [source_digest(p) for p in paths_in(item, "image")]
         if digests and None not in digests and digests == record.get("image_sha256"):
             return True
         return (self.overwrite or record["status"] == "failed") and self._is_at(record, item)
 
     @staticmethod
     def _is_at(record: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
-        places = [os.path.abspath(p) for p in _paths(item, "image")]
-        return places == _paths(record, "image") and (bool(places) or record["name"] == item["name"])
+        places = [os.path.abspath(p) for p in paths_in(item, "image")]
+        return places == paths_in(record, "image") and (bool(places) or record["name"] == item["name"])
 
     def done(self, item: dict[str, Any]) -> bool:
         """Whether an item's results are there, whole, and of the same input and recipe. To be asked before it is computed."""
         identify(item)
         folder = self.output_dir / item["name"]
-        record = None if self.overwrite else _read(folder)
+        record = None if self.overwrite else read_record(folder)
         return (
             record is not None
             and record["status"] == "ok"
             and record.get("recipe_digest") == self.recipe
             and record.get("input_digest") == item["input_digest"]
-            and _intact(folder, record)
+            and intact(folder, record)
         )
 
     def new_folder(self) -> Path:
@@ -273,7 +273,7 @@ class Results:
         assert self._part is not None, "prepare comes first"
         whole: dict[str, Any] = {"made_by": MADE_BY, "name": item["name"]}
         for key in (key for key in FILES if item.get(key) is not None):
-            paths = [os.path.abspath(p) for p in _paths(item, key)]
+            paths = [os.path.abspath(p) for p in paths_in(item, key)]
             whole[key] = paths if isinstance(item[key], list) else paths[0]
         whole |= {key: item[key] for key in ("spacing", "image_sha256", "input_digest") if key in item}
         whole |= {"recipe_digest": self.recipe, **record}
@@ -311,7 +311,7 @@ class Results:
         """The records of all volumes in the output folder, of this run and of others, in the order of their names."""
         found = []
         for folder in sorted(self.output_dir.iterdir()):
-            if not folder.name.startswith(".") and folder.is_dir() and (record := _read(folder)) is not None:
+            if not folder.name.startswith(".") and folder.is_dir() and (record := read_record(folder)) is not None:
                 found.append({**record, "name": folder.name, "folder": str(folder)})
         return found
 
@@ -363,7 +363,7 @@ def _names(item: Mapping[str, Any]) -> Iterator[str]:
     """The names that an item's folder may have: its own, and that behind the names of the folders its image lies in."""
     name = item["name"]
     yield name
-    for path in _paths(item, "image")[:1]:
+    for path in paths_in(item, "image")[:1]:
         folders = list(Path(os.path.abspath(path)).parts[1:-1])
         # of a folder's inputs, the name tells some of them already
         told = max((n for n in range(1, len(folders) + 1) if name.startswith("-".join([*folders[-n:], ""]))), default=0)

@@ -10,7 +10,7 @@ SHORT_OPTIONS = {"noise_level": "L", "guidance_scale": "g", "num_inference_steps
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of a volume (its highest slice's), how much is marked and was not assessed, and the warnings."""
-    from scripts.running.predictor import measured
+    from scripts.running.records import measured
 
     return {
         **measured(result),
