@@ -13,6 +13,7 @@ from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, Segmentation
 from numpy.typing import NDArray
 from pydicom.sr.coding import Code
 
+from ..images.restoring import LESION, NOT_ASSESSED
 from .describing import (
     ALGORITHM,
     AUTOMATIC_LABEL,
@@ -31,11 +32,11 @@ from .series import is_radiograph
 
 # PS3.16 CID 7150, 7151, 4, 7162, 7181, 7180
 _ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
-_LESION = Code("52988006", "SCT", "Lesion")
+_LESION_CODE = Code("52988006", "SCT", "Lesion")
 _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 _CONCEPT = Code("309825002", "SCT", "Spatial and Relational Concept")
 # private: no standard code says that software did not look at a region
-_NOT_ASSESSED = Code("NOT_ASSESSED", "99DAB", "Not assessed by the algorithm")
+_NOT_ASSESSED_CODE = Code("NOT_ASSESSED", "99DAB", "Not assessed by the algorithm")
 _MARKED = "anomaly"
 # of sRGB (68, 230, 42) and (211, 211, 211)
 _GREEN, _GREY = CIELabColor(80.7, -72.4, 71.6), CIELabColor(84.6, 0.0, 0.0)
@@ -84,40 +85,23 @@ def segmentation(
     Source: PS3.3 A.51 (Segmentation IOD), A.51.5.1 (without a frame of reference), C.8.20.2 (Segmentation Image), 10.16
     (Algorithm Identification).
     """
-    allowed = (0, 1, 2) if algorithm else (0, 1)
+    allowed = (0, LESION, NOT_ASSESSED) if algorithm else (0, LESION)
     if not np.isin(mask, allowed).all():
         given = np.setdiff1d(mask, allowed)[:5].tolist()
         raise ValueError(f"the mask holds other values than {', '.join(map(str, allowed))}: {given}.")
     content_label = AUTOMATIC_LABEL if algorithm else REVIEWED_LABEL
     if algorithm:
         description = described(_MARKED, series, score, warnings, options)
-    else:
-        description = shortened(_MARKED, source_of(series), " (reviewed)")
-    identification = AlgorithmIdentificationSequence(
-        ALGORITHM, _ARTIFICIAL_INTELLIGENCE, version, parameters=dict(parameters) if parameters else None
-    )
-
-    def segment(number: int, name: str, category: Code, kind: Code, colour: CIELabColor) -> SegmentDescription:
-        item = SegmentDescription(
-            segment_number=number,
-            segment_label=name,
-            segmented_property_category=category,
-            segmented_property_type=kind,
-            algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC if algorithm else SegmentAlgorithmTypeValues.MANUAL,
-            algorithm_identification=identification if algorithm else None,
-            anatomic_regions=regions_of(series) or None,
+        made_by = AlgorithmIdentificationSequence(
+            ALGORITHM, _ARTIFICIAL_INTELLIGENCE, version, parameters=dict(parameters) if parameters else None
         )
-        item.RecommendedDisplayCIELabValue = list(colour.value)
-        return item
-
-    segments = [segment(1, _MARKED, _ABNORMAL, _LESION, _GREEN)]
-    if (np.asarray(mask) == 2).any():
-        segments.append(segment(2, "not assessed", _CONCEPT, _NOT_ASSESSED, _GREY))
+    else:
+        description, made_by = shortened(_MARKED, source_of(series), " (reviewed)"), None
     dataset = Segmentation(
         source_images=[_without_place(series[0])] if is_radiograph(series) else series,
         pixel_array=on_images(series, np.asarray(mask), affine).astype(np.uint8),
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
+        segment_descriptions=_segments(series, np.asarray(mask), made_by),
         content_label=content_label,
         content_description=description,
         omit_empty_frames=False,
@@ -132,6 +116,32 @@ def segmentation(
     if warnings:
         dataset.SegmentSequence[0].SegmentDescription = " ".join(warnings)[:SHORT_TEXT]
     return dated(dataset)
+
+
+def _segments(
+    series: Sequence[pydicom.Dataset],
+    mask: NDArray[np.generic],
+    made_by: AlgorithmIdentificationSequence | None,
+) -> list[SegmentDescription]:
+    """What is marked and, where there is such, what was not assessed; by an algorithm, or by hand where it is None."""
+    said = [(_MARKED, _ABNORMAL, _LESION_CODE, _GREEN)]
+    if (mask == NOT_ASSESSED).any():
+        said.append(("not assessed", _CONCEPT, _NOT_ASSESSED_CODE, _GREY))
+    how = SegmentAlgorithmTypeValues.MANUAL if made_by is None else SegmentAlgorithmTypeValues.AUTOMATIC
+    segments = []
+    for number, (name, category, kind, colour) in enumerate(said, start=1):
+        segment = SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=category,
+            segmented_property_type=kind,
+            algorithm_type=how,
+            algorithm_identification=made_by,
+            anatomic_regions=regions_of(series) or None,
+        )
+        segment.RecommendedDisplayCIELabValue = list(colour.value)
+        segments.append(segment)
+    return segments
 
 
 def _without_place(image: pydicom.Dataset) -> pydicom.Dataset:

@@ -16,8 +16,9 @@ from pydicom.valuerep import DSfloat
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # what PS3.3 lets be empty but not absent
 _TYPE_2 = (
-    "PatientID PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime "
-    "ReferringPhysicianName"
+    "PatientID PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime ReferringPhysicianName "
+    "PatientPosition PositionReferenceIndicator Manufacturer ScanOptions MRAcquisitionType RepetitionTime EchoTime "
+    "EchoTrainLength"
 ).split()
 
 
@@ -59,74 +60,26 @@ def series_from_nifti(
 
     Source: PS3.3 A.4 (MR Image IOD), C.7.6.2 (Image Plane), C.8.3.1 (MR Image).
     """
-    image = nib.load(path)
-    header = image.header
-    if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
-        raise ValueError(f"{path}: its orientation is unknown (qform_code and sform_code are 0); set one of them.")
-    values = np.asanyarray(image.dataobj)
-    if values.ndim != 3:
-        raise ValueError(f"{path}: has {values.ndim} dimensions {values.shape}; a series is made from a 3D volume.")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{path}: holds NaN or infinity; every voxel must be finite.")
-    lps = TO_LPS @ image.affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    axes = lps[:3, :3] / spacing
-    if not np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4:
-        raise ValueError(f"{path}: its axes are not perpendicular, which DICOM can't express; resample it first.")
+    values, lps = _volume(path)
     stored, slope, intercept = _stored(values)
-    low, high = np.percentile(stored, (0.5, 99.5)) * slope + intercept
-
     study_uid = study_uid or _uid(patient_id, "study")
     series_uid = series_uid or _uid(study_uid, series_description)
-    shared = pydicom.Dataset()
-    shared.SpecificCharacterSet = "ISO_IR 192"
-    shared.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    shared.SOPClassUID = MRImageStorage
-    for keyword in _TYPE_2:
-        setattr(shared, keyword, None)
+    shared = _of_a_nifti()
     shared.PatientID = patient_id
     shared.PatientName = patient_name
     shared.StudyInstanceUID = study_uid
-    shared.StudyDescription = "Brain MR, converted from NIfTI"
     shared.SeriesInstanceUID = series_uid
     shared.SeriesNumber = series_number
     shared.SeriesDescription = series_description
     shared.Modality = modality
-    shared.BodyPartExamined = "BRAIN"
-    shared.PatientPosition = None
     shared.FrameOfReferenceUID = _uid(study_uid, "frame of reference")
-    shared.PositionReferenceIndicator = None
-    shared.Manufacturer = None
-    shared.BurnedInAnnotation = "NO"
-    # RM: the file doesn't tell the sequence, and the standard asks for one
-    shared.ScanningSequence = "RM"
-    shared.SequenceVariant = "NONE"
-    shared.ScanOptions = None
-    shared.MRAcquisitionType = None
-    shared.RepetitionTime = None
-    shared.EchoTime = None
-    shared.EchoTrainLength = None
-    shared.SliceThickness = _ds(spacing[2])
-    shared.SpacingBetweenSlices = _ds(spacing[2])
-    shared.PixelSpacing = [_ds(spacing[1]), _ds(spacing[0])]
-    shared.ImageOrientationPatient = [_ds(v) for v in (*axes[:, 0], *axes[:, 1])]
-    shared.SamplesPerPixel = 1
-    shared.PhotometricInterpretation = "MONOCHROME2"
-    shared.Columns, shared.Rows = values.shape[:2]
-    shared.BitsAllocated = shared.BitsStored = 16
-    shared.HighBit = 15
-    shared.PixelRepresentation = 0
-    if (slope, intercept) != (1.0, 0.0):
-        shared.RescaleSlope, shared.RescaleIntercept, shared.RescaleType = _ds(slope), _ds(intercept), "US"
-    # LINEAR, the default, has no meaning for a width under 1, which intensities in [0, 1] need
-    shared.VOILUTFunction = "LINEAR_EXACT"
-    shared.WindowCenter = _ds((low + high) / 2)
-    shared.WindowWidth = _ds(high - low if high > low else 1.0)
+    _place(shared, lps)
+    _describe_pixels(shared, stored, slope, intercept)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for k in range(values.shape[2]):
+    for k in range(stored.shape[2]):
         dataset = deepcopy(shared)
         dataset.SOPInstanceUID = _uid(series_uid, str(k))
         dataset.InstanceNumber = k + 1
@@ -141,6 +94,68 @@ def series_from_nifti(
         paths.append(folder / f"IM{k + 1:04d}.dcm")
         dataset.save_as(paths[-1], write_like_original=False)
     return paths
+
+
+def _volume(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    """The voxels of a NIfTI that a series can hold, and their affine in mm to the left, posterior, superior."""
+    image = nib.load(path)
+    header = image.header
+    if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
+        raise ValueError(f"{path}: its orientation is unknown (qform_code and sform_code are 0); set one of them.")
+    values = np.asanyarray(image.dataobj)
+    if values.ndim != 3:
+        raise ValueError(f"{path}: has {values.ndim} dimensions {values.shape}; a series is made from a 3D volume.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path}: holds NaN or infinity; every voxel must be finite.")
+    lps = TO_LPS @ image.affine
+    axes = lps[:3, :3] / np.linalg.norm(lps[:3, :3], axis=0)
+    if not np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4:
+        raise ValueError(f"{path}: its axes are not perpendicular, which DICOM can't express; resample it first.")
+    return values, lps
+
+
+def _of_a_nifti() -> pydicom.Dataset:
+    """What all such series say, and leave empty as the file doesn't say it."""
+    dataset = pydicom.Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+    dataset.SOPClassUID = MRImageStorage
+    for keyword in _TYPE_2:
+        setattr(dataset, keyword, None)
+    dataset.StudyDescription = "Brain MR, converted from NIfTI"
+    dataset.BodyPartExamined = "BRAIN"
+    dataset.BurnedInAnnotation = "NO"
+    # RM: the file doesn't tell the sequence, and the standard asks for one
+    dataset.ScanningSequence = "RM"
+    dataset.SequenceVariant = "NONE"
+    return dataset
+
+
+def _place(dataset: pydicom.Dataset, lps: NDArray[np.float64]) -> None:
+    """Enter how the slices of an affine lie, all but where each begins."""
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    axes = lps[:3, :3] / spacing
+    dataset.SliceThickness = _ds(spacing[2])
+    dataset.SpacingBetweenSlices = _ds(spacing[2])
+    dataset.PixelSpacing = [_ds(spacing[1]), _ds(spacing[0])]
+    dataset.ImageOrientationPatient = [_ds(v) for v in (*axes[:, 0], *axes[:, 1])]
+
+
+def _describe_pixels(dataset: pydicom.Dataset, stored: NDArray[np.uint16], slope: float, intercept: float) -> None:
+    """Enter what the numbers stored mean, and the window to see them in."""
+    low, high = np.percentile(stored, (0.5, 99.5)) * slope + intercept
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.Columns, dataset.Rows = stored.shape[:2]
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.PixelRepresentation = 0
+    if (slope, intercept) != (1.0, 0.0):
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = _ds(slope), _ds(intercept), "US"
+    # LINEAR, the default, has no meaning for a width under 1, which intensities in [0, 1] need
+    dataset.VOILUTFunction = "LINEAR_EXACT"
+    dataset.WindowCenter = _ds((low + high) / 2)
+    dataset.WindowWidth = _ds(high - low if high > low else 1.0)
 
 
 def _uid(*sources: str) -> str:
