@@ -244,6 +244,83 @@ def draw(images: Images, healthy: torch.Tensor, maps: torch.Tensor, path: Path) 
     write(path, buffer.getvalue())
 
 
+def splits_of(items: dict[str, list[Item]], config: Any, slow: int, seed: int) -> dict[str, dict[str, Images]]:
+    """The images of each split: "all" and, where `slow` is not 0, the "subset" that slow algorithms see too."""
+    wanted = {"all": items}
+    if slow:
+        number = {"validation": -(-slow // 2), "test": slow}
+        wanted["subset"] = {split: chosen(items[split], n, seed) for split, n in number.items()}
+    return {
+        where: {split: Images(of_split, config) for split, of_split in of_where.items()}
+        for where, of_where in wanted.items()
+    }
+
+
+def vae_readings(
+    splits: dict[str, dict[str, Images]], training: str, algorithms: Algorithms, budget: int, seed: int, weights: Path
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Maps and scores of the VAE by places such as "all test".
+
+    Args:
+        splits: see `splits_of`.
+        training: the datalist that it learns from.
+        algorithms: whose classifier and device it takes.
+        budget: in images.
+        seed: of its training.
+        weights: the path of what it learned; its folder is the cache.
+    """
+    cache_dir = weights.parent
+    data = parsed(MODEL, "train", datalist=training, cache_dir=str(cache_dir)).get_parsed_content("train#dataset")
+    x = torch.stack([data[i]["image"] for i in range(len(data))])
+    whole = torch.ones_like(x[:, :1], dtype=torch.bool)
+    slices = Slices(x, whole, torch.tensor(data.labels), [], [str(n) for n in range(len(x))], None)
+    kept_in = (cache_dir, algorithms.device, {}, str(weights))
+    reader = reader_of(VAE, slices, algorithms.classifier, budget, seed, *kept_in)
+
+    def mapped(images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+        a = read_change(reader(images.x, images.roi), images.roi, "hyperintense", 3)
+        return a, slice_score(a, images.roi, torch.ones(len(a)))
+
+    return {
+        f"{where} {split}": mapped(images) for where, of_where in splits.items() for split, images in of_where.items()
+    }
+
+
+def healed(
+    images: Images, counterparts: dict[str, torch.Tensor], p: torch.Tensor, judge: torch.nn.Module, before: torch.Tensor
+) -> dict[str, dict[str, float]]:
+    """What each algorithm did to the images, as it gives counterparts and gated as they are shown; see `healing`.
+
+    Args:
+        images: that the counterparts are of.
+        counterparts: by the names of the algorithms.
+        p: our p(diseased) of the images.
+        judge: the other classifier.
+        before: its p(diseased) of them.
+    """
+    found = {}
+    for row, healthy in counterparts.items():
+        for name, given in ((row, healthy), (f"{row}, gated", gated_counterfactual(images.x, healthy, p))):
+            after = p_diseased(judge, given)
+            found[f"{name} ({len(images.x)} images)"] = healing(
+                images.x, given, images.roi, images.labels, before, after
+            )
+    return found
+
+
+def write_tables(output: Path, counterparts: dict[str, dict[str, float]], quality: dict[str, Result]) -> None:
+    """Write counterparts.csv and maps.csv, and print them."""
+    of_counterparts: dict[str, Result] = {name: (values, {}) for name, values in counterparts.items()}
+    headings = {name: heading for name, (heading, _) in METRICS.items()}
+    for results, name, heading, columns in (
+        (of_counterparts, "counterparts", "algorithm", HEALING),
+        (quality, "maps", "map", headings),
+    ):
+        _, shown = table(results, output / name, heading, columns)
+        print(shown.read_text())
+        shown.unlink()
+
+
 def main(
     datalist: str,
     training: str | None = None,
@@ -259,18 +336,12 @@ def main(
     training = training or datalist
     Path(output).mkdir(parents=True, exist_ok=True)
     config = parsed(MODEL, "evaluate", datalist=training, cache_dir=cache_dir)
+    median_size, baselines = (config.get_parsed_content(name) for name in ("median_size", "baselines"))
+    preprocessing = config.get_parsed_content("preprocessing")
     algorithms = Algorithms(MODEL, device="cpu")
     budget = our_images(MODEL) if images is None else images
     items = {split: read_datalist(datalist, split) for split in ("validation", "test")}
-    wanted = {"all": items}
-    if slow:
-        number = {"validation": -(-slow // 2), "test": slow}
-        wanted["subset"] = {split: chosen(items[split], n, seed) for split, n in number.items()}
-    splits = {
-        where: {split: Images(of_split, config) for split, of_split in of_where.items()}
-        for where, of_where in wanted.items()
-    }
-    preprocessing = config.get_parsed_content("preprocessing")
+    splits = splits_of(items, config, slow, seed)
     weights = [weights_digest(algorithms.network), weights_digest(algorithms.classifier)]
 
     def cache(*key: Any) -> Path:
@@ -278,84 +349,54 @@ def main(
         return Path(cache_dir) / f"chest-{hashlib.sha256(state.encode()).hexdigest()[:16]}.pt"
 
     second = judge_of(judge, training, cache_dir, minutes, seed)
-    median_size = config.get_parsed_content("median_size")
-    baselines = config.get_parsed_content("baselines")
-
-    def of_vae() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        data = parsed(MODEL, "train", datalist=training, cache_dir=cache_dir).get_parsed_content("train#dataset")
-        x = torch.stack([data[i]["image"] for i in range(len(data))])
-        whole = torch.ones_like(x[:, :1], dtype=torch.bool)
-        slices = Slices(x, whole, torch.tensor(data.labels), [], [str(n) for n in range(len(x))], None)
-        kept_in = (Path(cache_dir), algorithms.device, {}, str(cache("VAE weights")))
-        reader = reader_of(VAE, slices, algorithms.classifier, budget, seed, *kept_in)
-
-        def mapped(images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-            a = read_change(reader(images.x, images.roi), images.roi, "hyperintense", 3)
-            return a, slice_score(a, images.roi, torch.ones(len(a)))
-
-        return {
-            f"{where} {split}": mapped(images)
-            for where, of_where in splits.items()
-            for split, images in of_where.items()
-        }
-
-    vae = kept(cache(VAE, budget, slow, Path(training).stat().st_mtime_ns), of_vae)
+    vae = kept(
+        cache(VAE, budget, slow, Path(training).stat().st_mtime_ns),
+        lambda: vae_readings(splits, training, algorithms, budget, seed, cache("VAE weights")),
+    )
     counterparts: dict[str, dict[str, float]] = {}
     quality: dict[str, Result] = {}
+    thresholds: dict[str, float] = {}
     record: dict[str, Any] = {
         "settings": algorithms.default,
         "seed": seed,
         "minutes": minutes,
         "images": budget,
-        "thresholds": {},
+        "thresholds": thresholds,
     }
     for where, of_where in splits.items():
         cases: dict[str, list[SliceCase]] = {}
-        for split, images in of_where.items():
-            p = algorithms.probability(images.x, [1] * len(images.x))
-            before = p_diseased(second, images.x)
+        for split, of_split in of_where.items():
+            x = of_split.x
+            p, of_judge = algorithms.probability(x, [1] * len(x)), p_diseased(second, x)
             maps: dict[str, torch.Tensor] = {}
-            scores: dict[str, torch.Tensor] = {"p(diseased)": p, "the judge's p(diseased)": before}
+            scores: dict[str, torch.Tensor] = {"p(diseased)": p, "the judge's p(diseased)": of_judge}
+            found: dict[str, torch.Tensor] = {}
             for row in (DEFAULT, *(SLOW if where == "subset" else ())):
-                state = (row, where, split, slow, algorithms.default if row == DEFAULT else None)
-                made = algorithms.run(row, images.x, images.foreground, seed, Path(cache_dir), str(cache(*state)))
-                healthy = made["healthy"]
-                for name, (a, score) in read(images, healthy, p, median_size).items():
+                kept_as = cache(row, where, split, slow, algorithms.default if row == DEFAULT else None)
+                made = algorithms.run(row, x, of_split.foreground, seed, Path(cache_dir), str(kept_as))
+                found[row] = made["healthy"]
+                for name, (a, score) in read(of_split, found[row], p, median_size).items():
                     maps[f"{row}, {name}"], scores[f"{row}, {name}"] = a, score
-                if split != "test":
-                    continue
-                shown = gated_counterfactual(images.x, healthy, p)
-                for name, given in ((row, healthy), (f"{row}, gated", shown)):
-                    after = p_diseased(second, given)
-                    counterparts[f"{name} ({len(images.x)} images)"] = healing(
-                        images.x, given, images.roi, images.labels, before, after
-                    )
-                if where == "all":
-                    draw(images, shown, maps[f"{row}, hyperintense"], Path(output) / "counterparts.png")
-            maps[VAE], scores[VAE] = vae[f"{where} {split}"]
-            of_baselines = baseline_readings(images.x, images.roi, baselines)
-            maps, scores = maps | of_baselines[0], scores | of_baselines[1]
-            cases[split] = images.cases(maps, scores)
+            if split == "test":
+                counterparts |= healed(of_split, found, p, second, of_judge)
             if (where, split) == ("all", "test"):
-                both = (("ours", p), ("the judge", before))
-                record["image AUROC"] = {n: float(roc_auc_score(images.labels, values)) for n, values in both}
+                both = (("ours", p), ("the judge", of_judge))
+                record["image AUROC"] = {n: float(roc_auc_score(of_split.labels, values)) for n, values in both}
+                shown = gated_counterfactual(x, found[DEFAULT], p)
+                draw(of_split, shown, maps[f"{DEFAULT}, hyperintense"], Path(output) / "counterparts.png")
+            maps[VAE], scores[VAE] = vae[f"{where} {split}"]
+            of_baselines = baseline_readings(x, of_split.roi, baselines)
+            maps, scores = maps | of_baselines[0], scores | of_baselines[1]
+            cases[split] = of_split.cases(maps, scores)
         for method in maps:
             threshold = label_threshold(cases["validation"], method)
             reached = measured(cases["test"], method, threshold, "foreground")
             name = f"{method} ({len(cases['test'])} images)"
-            quality[name], record["thresholds"][name] = (reached.values, reached.intervals), threshold
+            quality[name], thresholds[name] = (reached.values, reached.intervals), threshold
     record |= {"counterparts": counterparts, "maps": {name: values for name, (values, _) in quality.items()}}
     write(Path(output) / "chest.json", (json.dumps(record, indent=2) + "\n").encode())
     print(json.dumps(record["image AUROC"]))
-    of_counterparts: dict[str, Result] = {name: (values, {}) for name, values in counterparts.items()}
-    headings = {name: heading for name, (heading, _) in METRICS.items()}
-    for results, name, heading, columns in (
-        (of_counterparts, "counterparts", "algorithm", HEALING),
-        (quality, "maps", "map", headings),
-    ):
-        _, shown = table(results, Path(output) / name, heading, columns)
-        print(shown.read_text())
-        shown.unlink()
+    write_tables(Path(output), counterparts, quality)
 
 
 if __name__ == "__main__":
