@@ -13,6 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
+# the bundle has the same, but `serve.py` makes its sample without loading the bundle
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # what PS3.3 lets be empty but not absent
 _TYPE_2 = (
