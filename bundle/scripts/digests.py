@@ -10,6 +10,8 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
+from .sources import data_files, visible_files
+
 
 def digest_of(path: Path) -> str | None:
     """The SHA-256 of a file's content; None if it can't be read."""
@@ -33,19 +35,23 @@ def _digest_of_state(path: str, size: int, changed: int) -> str | None:
     return digest_of(Path(path))
 
 
-def _visible_files(folder: str) -> list[os.DirEntry[str]]:
-    return sorted((e for e in os.scandir(folder) if e.name[0] != "." and e.is_file()), key=lambda e: e.name)
+def _digest_as_it_is(path: str) -> str | None:
+    status = os.stat(path)
+    return _digest_of_state(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
 def source_digest(path: str) -> str | None:
-    """As `digest_of`, of an input: read once, as long as it isn't changed. Of a folder, that of the files in it."""
+    """As `digest_of`, of an input: read once, as long as it isn't changed.
+
+    Of a folder, that of the files in it; of a header, that of the files of its voxels too.
+    """
     try:
-        status = os.stat(path)
-        if S_ISDIR(status.st_mode):
-            return json_digest([[e.name, source_digest(e.path)] for e in _visible_files(path)])
+        if S_ISDIR(os.stat(path).st_mode):
+            return json_digest([[e.name, source_digest(e.path)] for e in visible_files(path)])
+        digests = [_digest_as_it_is(file) for file in (path, *data_files(path))]
     except OSError:
         return None
-    return _digest_of_state(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    return digests[0] if len(digests) == 1 else None if None in digests else json_digest(digests)
 
 
 @cache

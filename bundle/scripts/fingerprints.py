@@ -19,6 +19,7 @@ from monai.transforms import Compose
 from .bundle import bundle_version
 from .device import default_device, fastest_precision
 from .digests import code_digest, json_digest
+from .sources import state
 
 NO_SETTINGS = ("cache_dir", "filenames", "_tracing")
 """Attributes of transforms that change nothing of what they do: a place, and what MONAI's remember of their last call."""
@@ -67,12 +68,11 @@ def settings_of(thing: Any, _around: tuple[int, ...] = ()) -> Any:
 
 
 def _identity(path: str) -> list[Any]:
-    """A file's path, size and time of change, so that one that was replaced in place is another one."""
+    """A file's path and its `sources.state`, so that one that was replaced in place is another one."""
     try:
-        stat = os.stat(path)
+        return [os.path.abspath(path), *state(path)]
     except OSError:
         return [os.path.abspath(path)]
-    return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
 
 
 def identified(thing: Any, key: str = "") -> Any:

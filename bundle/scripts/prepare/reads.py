@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..digests import json_digest
+from ..sources import state
 
 
 class Reads:
@@ -33,7 +34,7 @@ class Reads:
         """What `read` gives (JSON), read anew only if a file's size or time of change, or the settings, are others.
 
         Args:
-            files: that are read.
+            files: that are read, with those that they name, or folders of them.
             settings: all else that it depends on, and what is read.
             read: raises what the files deserve; nothing is kept then.
             again: read anew all the same.
@@ -42,7 +43,7 @@ class Reads:
             OSError: a file is missing.
             RuntimeError: the disk is full or the like, which is not the files' fault.
         """
-        states = [(os.path.abspath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        states = [(os.path.abspath(f), *state(str(f))) for f in files]
         key = json_digest([states, settings])
         if again or key not in self._known:
             self._known[key] = read()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -80,6 +79,7 @@ class Model:
             Abandoned: see `proceed`.
         """
         from scripts.errors import InvalidImageError
+        from scripts.sources import state
 
         with self._lock, torch.no_grad():
             proceed()
@@ -89,7 +89,7 @@ class Model:
                 postprocessing = self.networks.parsed("postprocessing", options, mode)
             except (RuntimeError, ValueError) as error:
                 raise self._refusal(error, (), ValueError) from error
-            files = tuple((p, os.stat(p).st_mtime_ns, os.stat(p).st_size) for p in paths)
+            files = tuple((path, str(state(path))) for path in paths)
             inputs_key = (allow_any_image, files)
             key = (mode, *inputs_key, *((k, v) for k, v in options.items() if k != "threshold"))
             seconds = {"preprocessing": 0.0, "networks": 0.0}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -88,11 +87,13 @@ class AnomalyInferTask(InferTask):
         Raises:
             MONAILabelException: INVALID_INPUT, an option is no number.
         """
+        from scripts.sources import state
+
         self.model.load()
         config = json.dumps(self.model.declared.config(self.mode), sort_keys=True)
         return {
             "model": request["model"],
-            "input": [[file.st_size, file.st_mtime_ns] for file in map(os.stat, request["image"])],
+            "input": [state(path) for path in request["image"]],
             "options": self.model.declared.checked_options(request, self.mode),
             "config": hashlib.sha256(config.encode()).hexdigest(),
             "weights": self.model.networks.weights,
