@@ -244,6 +244,22 @@ def test_the_sequences_of_a_study_are_one_item(tmp_path: Path) -> None:
     assert (item["name"], len(item["image"])) == ("plain", 4)
 
 
+def test_no_study_has_images_of_two_patients(tmp_path: Path) -> None:
+    """Their ids are attached to the sequences; the first one's T2 is missing."""
+    names = [f"{s}{k:03d}.nii.gz" for k in (1, 2) for s in ("t1w", "t1ce", "t2w", "flair")]
+    touch(tmp_path, *(name for name in names if name != "t2w001.nii.gz"))
+    one, two = find_inputs(str(tmp_path), sequences=FOUR)
+    assert one["name"] == "001" and "T2 is missing" in one["error"]
+    assert two == {"image": [str(tmp_path / name) for name in names[4:]], "name": "002"}
+
+
+def test_a_native_t1_is_not_taken_for_one_with_contrast(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"p1_{s}.nii.gz" for s in ("FLAIR", "T1_PRE_GD", "T1_post", "T1_pre_post", "T2_TSE")))
+    [item] = find_inputs(str(tmp_path), sequences=FOUR)
+    assert item["image"] == [str(tmp_path / f"p1_{s}.nii.gz") for s in ("T1_PRE_GD", "T1_post", "T2_TSE", "FLAIR")]
+    assert item["name"] == "p1" and "warnings" not in item
+
+
 def test_a_sequence_that_is_missing_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "p1_flair.nii.gz", "p1_t1.nii.gz", "p1_t1gd.nii.gz", "p2_flair.nii.gz")
     one, two = find_inputs(str(tmp_path), sequences=FOUR)

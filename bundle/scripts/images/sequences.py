@@ -15,7 +15,35 @@ RULES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text
 """Sequences, and the regular expressions that name them, any case; the first that is found decides.
 
 They know the usual series descriptions of scanners, BIDS suffixes and the names of BraTS' files. "mask" is no image.
+T1 is T1, T1Gd or neither by what is said of contrast, see `sequence_of`.
 """
+
+WITH_CONTRAST = "T1Gd"
+EITHER = "T1 with and without contrast"
+"""What a T1 is named as that may be the one or the other; no model takes it."""
+
+_END = "(?![a-z])"
+_KINDS = "mp2?rage|mpr|space|spc|vibe|flash|f?spgr|cube|vista|tirm|[tf]se|tfe|ffe|blade|propeller|iso|[23]d"
+"""What a name says of how an image was taken, whatever its sequence."""
+_AGENT = "(?:gd(?:.?dtpa)?|gad(?:o[a-z]*|avist)?|km|ce|[ck]ontrast|enhanced)"
+_GIVEN = (
+    f"(?:post(?![^a-z]*(?:fossa|op|surg|treat|rt|proc|trauma))(?:[^a-z0-9]*(?:{_AGENT}|c){_END})?"
+    f"|m?{_AGENT}|[+] ?(?:c|{_AGENT})|c ?[+]){_END}"
+)
+"""Words for an agent that was given; "ce" is no part of "space", nor "post" of "posterior"."""
+_NOT_GIVEN = (
+    f"(?<![a-z])(?:unenhanced|okm|non?e?[^a-z0-9]*(?:post[^a-z0-9]*)?{_AGENT}"
+    "|(?:pre(?!.?op)|nati(?:v|ve|f)|before|vor|ohne|sans"
+    "|(?:without|(?:w/|(?<![a-z0-9])w[^a-z0-9]?)o(?![0-9]))(?![^a-z]*(?:fs|fat|sat|mt)(?![a-z])))"
+    f"(?:[^a-z0-9]*{_AGENT})?){_END}"
+)
+"""Words for none, or for the time before; "without" may also be said of the suppression of fat."""
+_CONTRAST = (
+    f"(?<=^.)w?{_GIVEN}|(?<=^.)c{_END}|(?=[+]){_GIVEN}"
+    f"|(?<![a-z])(?:(?:with|w|mit|nach|and|fs|se)[^a-z0-9]+|{_KINDS}|se|fs|ax|tra|sag|cor)?{_GIVEN}"
+)
+"""What follows "t1", from its last letter on: "t1gd", "t1c" (but "t1_c" may be anything), "t1+c", "t1_gd", "t1_mprage_gd"."""
+_BIDS = "(?<![a-z])ce-(?!no)[a-z0-9]+"
 
 PLANES = "(?<![a-z])(ax(ial)?|tra(nsversal)?|sag(ittal)?|cor(onal)?)(?![a-z])"
 """What a name says of the plane of the slices, any case."""
@@ -24,10 +52,25 @@ PLANES = "(?<![a-z])(ax(ial)?|tra(nsversal)?|sag(ittal)?|cor(onal)?)(?![a-z])"
 def sequence_of(name: str) -> str | None:
     """The sequence that a file's name or a series' description speaks of, by `RULES`; None if it speaks of none.
 
+    A T1 is `WITH_CONTRAST` by a word behind "T1" that says so, or by BIDS' "ce-gadolinium", and `EITHER` if other words
+    say the contrary.
+
     Args:
         name: such as "sub-01_T1w", "BraTS-GLI-00000-000-t2f" or "t2_tirm_tra_dark-fluid"; of a path, give the file's name.
     """
-    return next((sequence for sequence, rule in RULES.items() if re.search(rule, name, re.IGNORECASE)), None)
+    sequence = next((sequence for sequence, rule in RULES.items() if re.search(rule, name, re.IGNORECASE)), None)
+    return _by_contrast(name.lower()) if sequence == "T1" else sequence
+
+
+def _by_contrast(name: str) -> str:
+    t1 = re.search(RULES["T1"], name)
+    assert t1 is not None
+    said = re.sub(_NOT_GIVEN, "|", name[t1.end() - 1 :])
+    given = re.search(_CONTRAST, said)
+    if "|" not in said:
+        return WITH_CONTRAST if given or re.search(_BIDS, name) else "T1"
+    # "with and without contrast", "w/wo"
+    return EITHER if given or re.search("(?<![a-z0-9])w(?:ith)?(?:[^a-z|]|and|or)*[|]", said) else "T1"
 
 
 @lru_cache(maxsize=1 << 16)
@@ -44,18 +87,36 @@ def named_as(name: str, channels: tuple[str, ...] = ()) -> tuple[str | None, str
     stem = stem_of(path.name)
     for channel in channels:
         words = "[-_. ]".join(map(re.escape, channel.split()))
-        last = None if channel in RULES else re.search(f"(?:^|[-_. ]){words}$", stem, re.IGNORECASE)
+        last = None if channel in (*RULES, WITH_CONTRAST) else re.search(f"(?:^|[-_. ]){words}$", stem, re.IGNORECASE)
         if last:
             return channel, str(path.parent / stem[: last.start()])
     sequence = sequence_of(stem)
     if sequence:
-        rest = re.sub(f"(?:{RULES[sequence]})[a-z0-9]*", "", stem, flags=re.IGNORECASE)
-        return sequence, str(path.parent / re.sub(PLANES, "", rest, flags=re.IGNORECASE).strip("-_. "))
+        return sequence, str(path.parent / _rest(stem, sequence))
     folder = path.parent.name
     # "lesion" may well be a folder of patients
     spoken = re.fullmatch("(?!lesion)[a-z0-9]+", folder, re.IGNORECASE)
     sequence = sequence_of(folder) if spoken else None
     return sequence, str(path.parent.parent / stem) if sequence else str(path.parent / stem)
+
+
+def _rest(stem: str, sequence: str) -> str:
+    """A name without what it says of sequences, of how they were taken and of planes; ids that are attached to such stay."""
+    rule = RULES["T1" if sequence in (WITH_CONTRAST, EITHER) else sequence]
+    found = re.search(rule, stem, re.IGNORECASE) if rule == RULES["T1"] else None
+    if found:
+        # of other sequences, "pre" and "post" may be a session
+        head, said = stem[: found.end() - 1], stem[found.end() - 1 :]
+        said = re.sub(f"{_CONTRAST}|{_NOT_GIVEN}", "_", said, flags=re.IGNORECASE)
+        stem = re.sub(_BIDS, "_", head, flags=re.IGNORECASE) + said
+    # what lies between two words of a rule may be an id
+    words = (
+        f"(?:{rule.replace('.*', '[a-z]*')})(?:[wn]{_END})?",
+        f"(?<![a-z0-9])t[12](?![0-9])(?:[wnf]{_END})?|(?:(?<![a-z0-9])[23]d)?flair|dark.?fluid",
+        f"(?<![a-z0-9])(?:{_KINDS})(?![a-z0-9])",
+        PLANES,
+    )
+    return re.sub(f"(?:[-_. ]*(?:{'|'.join(words)}))+[-_. ]*", "_", stem, flags=re.IGNORECASE).strip("-_. ")
 
 
 class Candidate(NamedTuple):
