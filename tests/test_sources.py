@@ -134,3 +134,24 @@ def test_a_case_whose_voxels_changed_is_read_anew(tmp_path: Path) -> None:
     assert [reads.once([Path(path)], "lesion", lambda n=n: n) for n in (1, 2)] == [1, 1]
     (tmp_path / "p" / "a.raw").write_bytes(bytes(90))
     assert reads.once([Path(path)], "lesion", lambda: 3) == 3
+
+
+def test_a_series_that_was_replaced_in_place_is_another_one(tmp_path: Path) -> None:
+    """The folder itself stays as it was: the files have the same names, and one even the same size."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    reads = Reads(tmp_path / "reads")
+    seen = set()
+    for n, content in enumerate((b"aaa", b"bbb", b"bbbb")):
+        for k in range(3):
+            (folder / f"{k}.dcm").write_bytes(content)
+            os.utime(folder / f"{k}.dcm", ns=(0, n))
+        os.utime(folder, ns=(0, 0))
+        assert reads.once([folder], "lesion", lambda n=n: n) == n
+        seen.add(fingerprint([{"image": str(folder)}], Compose([])))
+    assert len(seen) == 3
+    (folder / ".hidden").write_bytes(b"c")
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "0.dcm").write_bytes(b"c")
+    assert reads.once([folder], "lesion", lambda: 3) == 2
+    assert fingerprint([{"image": str(folder)}], Compose([])) in seen

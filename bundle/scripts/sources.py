@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import count, takewhile
+from stat import S_ISDIR
 from typing import Any, BinaryIO
 
 _NUMBER = re.compile(r"%[-+ 0#]*\d{0,2}(?:\.\d{1,2})?[diouxX]")
@@ -94,6 +95,8 @@ def state(path: str) -> list[Any]:
         OSError: there is no such file or folder.
     """
     status = os.stat(path)
+    if S_ISDIR(status.st_mode):
+        return [[e.name, e.stat().st_size, e.stat().st_mtime_ns] for e in visible_files(path)]
     try:
         parts = [os.stat(file) for file in data_files(path)]
     except OSError:  # the loader will say it
