@@ -314,6 +314,8 @@ def test_lgg_becomes_volumes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     write_lgg(data / "TCGA_DU_5849_19950405", flair_copied=True)
     write_lgg(data / "TCGA_HT_0000_19950405")
     (data / "TCGA_HT_0000_19950405" / "TCGA_HT_0000_19950405_4.tif").unlink()
+    write_lgg(data / "TCGA_FG_0000_19950405")
+    (data / "TCGA_FG_0000_19950405" / "TCGA_FG_0000_19950405_1.tif").unlink()
     write_lgg(data / "TCGA_XX_0000_19950405")
     (data / "TCGA_XX_0000_19950405" / "TCGA_XX_0000_19950405_4.tif").write_bytes(b"II*\0")
     (data / "data.csv").touch()
@@ -331,6 +333,7 @@ def test_lgg_becomes_volumes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert np.array_equal(np.asarray(nib.load(item["mask"]).dataobj)[7, 1], [0] * 9 + [1] * 3)
     reasons = written(tmp_path / "d.json")["left_out"]
     assert "a slice is missing" in reasons["TCGA_HT_0000_19950405"]
+    assert "a slice is missing, from 1 on there are 2, 3, 4" in reasons["TCGA_FG_0000_19950405"]
     assert "_4.tif: can't be read" in reasons["TCGA_XX_0000_19950405"]
 
     stamp = Path(item["image"]).stat().st_mtime_ns

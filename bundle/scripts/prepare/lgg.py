@@ -118,8 +118,8 @@ def _convert(
     stacks: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     numbers = [int(image.stem.rpartition("_")[2]) for image, _ in files]
-    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        raise ValueError(f"a slice is missing, there are {', '.join(map(str, numbers))}.")
+    if numbers != list(range(1, 1 + len(numbers))):
+        raise ValueError(f"a slice is missing, from 1 on there are {', '.join(map(str, numbers))}.")
     for image, mask in files:
         for path, into in ((image, stacks), (mask, masks)):
             try:
