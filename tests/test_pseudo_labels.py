@@ -76,7 +76,16 @@ def test_a_dry_run_names_the_labels_and_makes_none(tmp_path: Path) -> None:
     planned = pseudo_labels(tmp_path, FakeSlices(), dry_run=True)
     assert not list(tmp_path.iterdir())
     torch.manual_seed(0)
-    assert pseudo_labels(tmp_path, FakeSlices()).digest == planned.digest
+    whole = pseudo_labels(tmp_path, FakeSlices())
+    assert whole.digest == planned.digest
+    [maps] = tmp_path.glob("maps-*.f16")
+    content = maps.read_bytes()
+    for stopped in (0, 5, len(content) // 2):
+        maps.write_bytes(content[:stopped])
+        torch.manual_seed(0)
+        planned = pseudo_labels(tmp_path, FakeSlices(), dry_run=True)
+        assert planned.digest == whole.digest and planned.threshold != planned.threshold
+        assert maps.read_bytes() == content[:stopped]
 
 
 def test_a_dark_core_belongs_to_its_lesion() -> None:

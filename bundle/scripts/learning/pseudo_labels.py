@@ -164,7 +164,7 @@ class PseudoLabels:
         self._subjects = [slices.subjects[i] for i in diseased]
         self._own: dict[str, float] = {}
         self.threshold = float("nan")
-        if maps.path.is_file():
+        if maps.are_made(len(diseased)):
             self._choose_thresholds(slices)
 
     def _choose_thresholds(self, slices: SliceDataset) -> None:

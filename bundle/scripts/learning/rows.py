@@ -28,6 +28,10 @@ class Rows:
         """The row `n`, float16."""
         return np.fromfile(self.path, np.float16, self._values, offset=2 * self._values * n).reshape(self.shape)
 
+    def are_made(self, number: int) -> bool:
+        """Whether so many rows are there, and no more."""
+        return self.path.is_file() and self.path.stat().st_size == 2 * self._values * number
+
     def make(self, number: int, size: int, batch: Callable[[range], torch.Tensor], what: str) -> None:
         """Write the rows that aren't there, by one process at a time; one that was stopped goes on.
 
@@ -37,15 +41,14 @@ class Rows:
             batch: makes those of a range, ``(N, *shape)``.
             what: they are, for the bar.
         """
-        whole = 2 * self._values * number
-        if self.path.is_file() and self.path.stat().st_size == whole:
+        if self.are_made(number):
             return
         with exclusive(self.path.with_suffix(".lock")), self.path.open("ab") as file:
             done = file.tell() // (2 * self._values)
             if done < number:
                 # a batch is made as a whole, so that its bits don't depend on where it was stopped
                 done -= done % size
-            file.truncate(min(2 * self._values * done, whole))
+            file.truncate(2 * self._values * min(done, number))
             for begin in tqdm(range(done, number, size), what, unit="batch"):
                 rows = batch(range(begin, min(begin + size, number)))
                 file.write(rows.half().cpu().numpy().tobytes())
