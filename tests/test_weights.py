@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.weights import for_training, weights_digest
+from scripts.weights import for_training, replace_weights, weights_digest
 
 
 def test_the_digest_of_weights_is_theirs_alone() -> None:
@@ -37,3 +37,14 @@ def test_a_network_begins_with_what_fits_of_anothers_weights(tmp_path: Path) -> 
     assert begun[0].weight.equal(before) and begun[1].weight.equal(given[1].weight)
     with pytest.raises(ValueError, match="given.pt: none of its 4 weights has a name and shape of this Linear"):
         for_training(torch.nn.Linear(2, 2), "cpu", path)
+
+
+def test_weights_that_are_replaced_twice_in_a_second_are_all_kept(tmp_path: Path) -> None:
+    target, new = tmp_path / "model.pt", tmp_path / "new"
+    target.write_text("0")
+    kept = []
+    for n in range(1, 6):
+        new.write_text(str(n))
+        kept.append(tmp_path / str(replace_weights(new, target)))
+    assert [path.read_text() for path in kept] == ["0", "1", "2", "3", "4"] and target.read_text() == "5"
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, target])

@@ -104,7 +104,11 @@ def replace_weights(source: Path, target: Path) -> str | None:
         os.replace(source, target)
         renew(target)
         return None
-    kept = target.with_name(f"{target.stem}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}{target.suffix}")
+    begin = f"{target.stem}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+    kept, n = target.with_name(f"{begin}{target.suffix}"), 1
+    while kept.exists():
+        n += 1
+        kept = target.with_name(f"{begin}-{n}{target.suffix}")
     part = source.with_name(kept.name + ".part")
     shutil.copy2(target, part)
     os.replace(part, kept)
