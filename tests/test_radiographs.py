@@ -221,6 +221,22 @@ def test_unused_bits_and_the_sign_are_honoured(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(dx(tmp_path, signed, BitsStored=12, HighBit=11)), expected)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_values_in_the_upper_bits_are_refused(compressed: bool, tmp_path: Path) -> None:
+    """They were read without their upper four bits."""
+    dataset = dicom.image((DEEP & 0x0FFF) << 4, BitsStored=12, HighBit=15)
+    if compressed:
+        dataset.compress(RLELossless)
+    with pytest.raises(InvalidImageError, match=r"x.dcm: its HighBit is 15 and its BitsStored 12, .* allowed is 11\."):
+        load(dicom.save(dataset, tmp_path / "x.dcm"))
+
+
+def test_unused_bits_of_rle_are_cut_too(tmp_path: Path) -> None:
+    dataset = dicom.image(DEEP, BitsStored=12, HighBit=11)
+    dataset.compress(RLELossless)
+    np.testing.assert_array_equal(pixels(dicom.save(dataset, tmp_path / "x.dcm")), DEEP & 0x0FFF)
+
+
 def test_padding_is_dark(tmp_path: Path) -> None:
     array = GREY.copy()
     array[:5] = 0

@@ -12,6 +12,7 @@ import SimpleITK
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixel_data_handlers.util import apply_windowing
+from pydicom.uid import RLELossless
 
 from ..errors import InvalidImageError
 
@@ -51,7 +52,7 @@ def stored_values(dataset: Dataset) -> np.ndarray:
     Decoded by pydicom, or where it lacks the decoder by ITK: JPEG, JPEG-LS, JPEG 2000 and RLE.
 
     Raises:
-        InvalidImageError: the pixels end early, or neither can decode them.
+        InvalidImageError: the pixels end early, neither can decode them, or it is not known which bits they are.
     """
     name, syntax = dataset.filename, dataset.file_meta.get("TransferSyntaxUID")
     try:
@@ -68,8 +69,16 @@ def stored_values(dataset: Dataset) -> np.ndarray:
         raise InvalidImageError(f"{name}: its pixels can't be read ({error}); is the file complete?") from error
     if values.shape != (dataset.Rows, dataset.Columns):
         raise InvalidImageError(f"{name}: its pixels have the shape {values.shape}; is the file complete?")
-    compressed = syntax is not None and syntax.is_compressed
-    unused = 8 * values.dtype.itemsize - int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    # RLE keeps the bits as they are
+    compressed = syntax is not None and syntax.is_compressed and syntax != RLELossless
+    used, high = int(dataset.get("BitsStored") or dataset.BitsAllocated), dataset.get("HighBit")
+    unused = 8 * values.dtype.itemsize - used
+    if not compressed and high is not None and int(high) != used - 1:
+        # a wrong number can't be told from values that lie in the upper bits, as they could in old files
+        raise InvalidImageError(
+            f"{name}: its HighBit is {high} and its BitsStored {used}, so it is not sure which bits are the values; allowed is "
+            f"{used - 1}."
+        )
     if not compressed and values.dtype.kind in "iu" and 0 < unused < 8 * values.dtype.itemsize:
         values = (values << unused) >> unused  # sign and overlays
     return values
