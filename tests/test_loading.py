@@ -17,6 +17,7 @@ from scripts.digests import source_digest
 from scripts.images.dicom_series import describe
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.masks import load_mask
+from scripts.images.volume_files import read_volume
 from scripts.running.saving import is_of_picture, save_nifti
 from synthetic import OBLIQUE
 
@@ -81,6 +82,47 @@ def test_an_unknown_orientation_is_refused(ending: str, tmp_path: Path) -> None:
         path.write_bytes(gzip.compress(content))
     with pytest.raises(InvalidImageError, match=f"x.{ending}: its orientation is unknown"):
         loaded(str(path))
+
+
+def nrrd_in(space: str, path: Path) -> str:
+    """4 x 5 x 6 voxels of 1 mm, with a fourth axis of two where the space has time."""
+    four = space.endswith("time")
+    n = 4 if four else 3
+    axes = " ".join(f"({','.join(str(int(k == axis)) for k in range(n))})" for axis in range(n))
+    header = (
+        f"NRRD0004\ntype: short\ndimension: {n}\nspace: {space}\nsizes: 4 5 6{' 2' if four else ''}\nspace directions: {axes}\n"
+        f"endian: little\nencoding: raw\nspace origin: (10,20,30{',0' if four else ''})\n\n"
+    )
+    path.write_bytes(header.encode() + bytes(480))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"),
+    {
+        "right-anterior-superior": (1, 1),
+        "left-anterior-superior": (-1, 1),
+        "left-posterior-superior": (-1, -1),
+        "LPS": (-1, -1),
+        "left-posterior-superior-time": (-1, -1),
+    }.items(),
+)
+def test_the_space_of_a_nrrd_file_is_honoured(space: str, signs: tuple[int, int], tmp_path: Path) -> None:
+    affine = read_volume(nrrd_in(space, tmp_path / "x.nrrd")).affine.numpy()
+    np.testing.assert_array_equal(affine[:3, 3], [10 * signs[0], 20 * signs[1], 30])
+    np.testing.assert_array_equal(affine[:3, :3], np.diag([*signs, 1]))
+
+
+@pytest.mark.parametrize(
+    "space", ["scanner-xyz", "3D-right-handed", "3D-left-handed", "scanner-xyz-time", "right-anterior-superior-time"]
+)
+def test_a_space_that_says_nothing_of_the_patient_is_refused(space: str, tmp_path: Path) -> None:
+    """Such were read as left-posterior-superior."""
+    message = (
+        f"x.nrrd: its orientation is unknown .its field 'space' is {space}.; set it to one of left-posterior-superior, "
+    )
+    with pytest.raises(InvalidImageError, match=message):
+        read_volume(nrrd_in(space, tmp_path / "x.nrrd"))
 
 
 def test_a_broken_nrrd_file_and_a_mask_in_one(tmp_path: Path) -> None:

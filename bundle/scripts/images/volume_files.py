@@ -17,6 +17,9 @@ from .geometry import load_nifti, millimetres
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From the axes of ITK and DICOM (left, posterior, superior) to those of NIfTI (right, anterior, superior), and back."""
 
+SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
+"""What the axes of a NRRD file may be. Others say nothing of the patient, or have time and ITK takes them for the first."""
+
 
 class Loaded(NamedTuple):
     """What a file holds: float32 ``(X, Y, Z)`` or, of several channels, ``(X, Y, Z, C)``, and its affine in mm, RAS.
@@ -83,14 +86,21 @@ def read_by_itk(path: str, **options: Any) -> SimpleITK.Image:
         raise ValueError("is it complete, and is the file of its voxels beside it?") from error
 
 
+def _check_space(path: str, image: SimpleITK.Image) -> None:
+    space = image.GetMetaData("NRRD_space") if image.HasMetaDataKey("NRRD_space") else None
+    if space not in (*SPACES, f"{SPACES[0]}-time"):
+        said = "it has no field 'space'" if space is None else f"its field 'space' is {space}"
+        raise InvalidImageError(f"{path}: its orientation is unknown ({said}); set it to one of {', '.join(SPACES)}.")
+
+
 def _itk(path: str) -> tuple[np.ndarray, np.ndarray]:
     image = read_by_itk(path)
     if "complex" in image.GetPixelIDTypeAsString():
         raise InvalidImageError(
             f"{path}: holds complex numbers, of which the phase would be lost; give their magnitude."
         )
-    if path.lower().endswith(".nrrd") and "NRRD_space" not in image.GetMetaDataKeys():
-        raise InvalidImageError(f"{path}: its orientation is unknown (it has no field 'space'); set it.")
+    if path.lower().endswith(".nrrd"):
+        _check_space(path, image)
     dimension = image.GetDimension()
     array = SimpleITK.GetArrayFromImage(image)
     # ITK's arrays have the first axis last, but for components
