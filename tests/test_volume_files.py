@@ -65,6 +65,35 @@ def test_bad_input_names_file_and_reason(case: str, tmp_path: Path) -> None:
     assert path in str(error.value)
 
 
+SFORM = np.diag([2.0, 2.0, 5.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("qform", "warned"),
+    [
+        (SFORM, False),
+        (np.diag([-1.0, 1, 1, 1]) @ SFORM, True),
+        (np.diag([-1.0, -1, 1, 1]) @ SFORM, True),
+        (np.diag([1.0, -1, 1, 1]) @ SFORM, False),
+        # turned by 40 degrees from head to foot, and moved
+        (nib.affines.from_matvec(nib.eulerangles.euler2mat(z=0.7) @ SFORM[:3, :3], [9, 9, 9]), False),
+    ],
+    ids=["one", "mirrored", "turned over", "front and back", "oblique"],
+)
+def test_two_affines_that_exchange_left_and_right_get_a_warning(qform: Any, warned: bool, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise(40, 40, 4), SFORM)
+    for code in (1, 0):
+        image.set_sform(SFORM, 2)
+        image.set_qform(qform, code)
+        nib.save(image, tmp_path / "a.nii.gz")
+        d = LoadVolumed("image")({"image": str(tmp_path / "a.nii.gz")})
+        np.testing.assert_array_equal(d["image"].affine, SFORM)
+        expected = (
+            "The file's sform and qform exchange left and right. The sform was taken; check the side of what is marked."
+        )
+        assert d["warnings"] == ([expected] if warned and code else [])
+
+
 def test_singular_affine_is_refused() -> None:
     image = Loaded(torch.rand(40, 40, 4), torch.diag(torch.tensor([2.0, 2.0, 0.0, 1.0])))
     with pytest.raises(InvalidImageError, match="a.nrrd: its affine is singular"):

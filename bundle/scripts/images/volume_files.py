@@ -21,6 +21,9 @@ SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-s
 """What the axes of a NRRD file may be. Others say nothing of the patient, or have time and ITK takes them for the first."""
 
 
+EXCHANGED = "The file's sform and qform exchange left and right. The sform was taken; check the side of what is marked."
+
+
 class Loaded(NamedTuple):
     """What a file holds: float32 ``(X, Y, Z)`` or, of several channels, ``(X, Y, Z, C)``, and its affine in mm, RAS.
 
@@ -41,13 +44,17 @@ def read_volume(path: str) -> Loaded:
         Exception: whatever the library says of a broken file.
     """
     lower = path.lower()
-    array, affine = _nifti(path) if lower.endswith(NIFTI) else _mgz(path) if lower.endswith(".mgz") else _itk(path)
+    warnings: tuple[str, ...] = ()
+    if lower.endswith(NIFTI):
+        array, affine, warnings = _nifti(path)
+    else:
+        array, affine = _mgz(path) if lower.endswith(".mgz") else _itk(path)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    return Loaded(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), torch.from_numpy(affine))
+    return Loaded(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), torch.from_numpy(affine), warnings)
 
 
-def _nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
+def _nifti(path: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     image = load_nifti(path)
     kind = image.get_data_dtype()
     if kind.kind == "c":
@@ -62,7 +69,18 @@ def _nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
         )
     affine = np.array(image.affine, dtype=np.float64)
     affine[:3] *= millimetres(image.header)
-    return np.asarray(image.dataobj).astype(np.float32), affine
+    warnings = (EXCHANGED,) if _sides_differ(image) else ()
+    return np.asarray(image.dataobj).astype(np.float32), affine, warnings
+
+
+def _sides_differ(image: nib.Nifti1Image) -> bool:
+    """Whether what one of the file's two affines calls left is rather right by the other."""
+    try:
+        affines = [affine for affine, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+    except ValueError:  # of a broken qform nothing is taken
+        return False
+    left = [(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))[0] for affine in affines]
+    return len(left) == 2 and float(left[0] @ left[1]) < 0
 
 
 def _mgz(path: str) -> tuple[np.ndarray, np.ndarray]:
