@@ -124,6 +124,34 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         read_datalist(path, "training")
 
 
+def test_a_file_is_of_one_patient_and_in_one_split_by_whatever_link_it_is_named(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"x")
+    (tmp_path / "latest").symlink_to("p1")
+    (tmp_path / "b.png").symlink_to("latest/a.png")
+    first = {"image": "p1/a.png", "subject": "p1"}
+    for linked in ("latest/a.png", "b.png"):
+        path = write(tmp_path, {"training": [first], "test": [{"image": linked, "subject": "latest"}]})
+        with pytest.raises(ValueError, match=r"test\[0\]: has the same image as training\[0\] \(.*p1/a.png\)"):
+            read_datalist(path, "training")
+    shared: dict[str, Any] = {"image": ["b.png", "p2/a.png"]}
+    for content, refused in (
+        ({"training": [first, shared]}, False),
+        ({"training": [first, shared | {"subject": "p1"}]}, False),
+        ({"training": [first, shared | {"subject": "p2"}]}, True),
+        ({"training": ["p1/a.png"], "test": [shared]}, True),
+    ):
+        path = write(tmp_path, content)
+        if refused:
+            with pytest.raises(
+                ValueError, match=r"p1/a.png is in training\[0\] too, in another split or of another subject"
+            ):
+                read_datalist(path)
+        else:
+            assert len(read_datalist(path)) == 2
+
+
 def test_a_hundred_thousand_items_take_seconds(tmp_path: Path) -> None:
     items = [{"image": f"images/{n:06d}.png", "label": n % 2, "subject": str(n // 3)} for n in range(100_000)]
     path = write(tmp_path, {"training": items})

@@ -629,6 +629,38 @@ def test_a_dicom_series_in_a_folder_is_one_image_and_a_radiograph_without_a_suff
         folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
 
 
+def test_an_image_that_is_linked_is_that_of_the_folder_it_lies_in(tmp_path: Path) -> None:
+    """Else a patient is two, one to train on and one to test on."""
+    for n in range(4):
+        for name in ("healthy", "diseased"):
+            path = tmp_path / "data" / name / f"{name[0]}{n}" / "a.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.png").write_bytes(b"x")
+    for link, to in (
+        ("healthy/0latest", "h3"),
+        ("healthy/all", "."),
+        ("healthy/0latest.png", "h3/a.png"),
+        ("healthy/p4", "../../other"),
+        ("diseased/0/newest.png", "../d1/a.png"),
+    ):
+        (tmp_path / "data" / link).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / link).symlink_to(to)
+    folder(root=str(tmp_path / "data"), output=str(tmp_path / "d.json"))
+    items = items_of(tmp_path / "d.json")
+    assert sorted(item["subject"] for item in items) == sorted([f"{c}{n}" for c in "dh" for n in range(4)] + ["p4"])
+    assert written(tmp_path / "d.json")["left_out"] == {
+        "healthy/0latest": "links to a folder that was searched.",
+        "healthy/all": "links to a folder that was searched.",
+        "data/healthy/0latest.png": "is the same file as data/healthy/h3/a.png.",
+        "data/diseased/0/newest.png": "is the same file as data/diseased/d1/a.png.",
+    }
+    (tmp_path / "data" / "diseased" / "d9").symlink_to("../healthy/h1")
+    with pytest.raises(ValueError, match="healthy/h1/a.png and diseased/d9/a.png are one file"):
+        folder(root=str(tmp_path / "data"), output=str(tmp_path / "d.json"))
+
+
 def test_a_mask_belongs_to_one_image_or_is_named(tmp_path: Path) -> None:
     for name in ("healthy/1.png", "diseased/1.png", "diseased/2.png", "masks/1.png", "masks/2_mask.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Files that are written whole or not at all, by one process at a time."""
+"""Files that are written whole or not at all, by one process at a time, and folders that are searched once."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -51,3 +51,35 @@ def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as partial:
         partial.write_bytes(content)
+
+
+def each_folder(
+    source: Path, passed_over: Callable[[Path, str], None]
+) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """A folder and all in it at any depth, through links, each real folder once, with what lies in it by name.
+
+    Folders proper come before links to folders. What is taken out of a list of entries is not searched, as of `os.walk`.
+
+    Args:
+        source: where to begin.
+        passed_over: is told each folder that can't be read or was searched before, and why.
+    """
+    seen = set()
+    waiting = [source]
+    linked: list[Path] = []
+    while waiting or linked:
+        folder = waiting.pop() if waiting else linked.pop(0)
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError as error:
+            passed_over(folder, f"can't be read ({error.strerror})")
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            passed_over(folder, "links to a folder that was searched")
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield folder, entries
+        for entry in entries:
+            if os.path.isdir(entry.path):  # unlike the entry's own, of a link to itself too
+                (linked if entry.is_symlink() else waiting).append(Path(entry.path))

@@ -14,7 +14,8 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,29 @@ def read_datalist(path: str | Path, split: str | None = None, labelled: bool = F
 
     Raises:
         ValueError: it names the file, the entry, what was wrong, what is allowed and what was given. Two entries with the
-            same image, or a subject in two splits, are refused too, whichever split is asked for.
+            same image, a file of two subjects or a subject or file in two splits are refused too, whichever split is asked
+            for; links to a file are that file.
     """
     source = Path(path)
     wanted: list[Item] = []
     images: dict[tuple[str, ...], str] = {}
+    owners: dict[str, tuple[str, str, str | None]] = {}
     splits: dict[str, str] = {}
+    real_folder = cache(os.path.realpath)
     for where, section, entry in entries(source, split):
         try:
             item = checked(entry, source)
             if labelled and split in (None, section) and "label" not in item:
                 raise ValueError("has no 'label'; training needs 0, 1 or -1, or a list with one a slice.")
-            files = tuple(os.path.normpath(p) for p in paths_of(item))
+            files = tuple(real_path(p, real_folder) for p in paths_of(item))
             if files in images:
                 raise ValueError(f"has the same image as {images[files]} ({files[0]}).")
             images[files] = where
+            for file in files:
+                owner = owners.setdefault(file, (where, section, item.get("subject")))
+                subjects = {owner[2], item.get("subject")} - {None}
+                if owner[1] != section or len(subjects) > 1:
+                    raise ValueError(f"{file} is in {owner[0]} too, in another split or of another subject.")
             before = splits.setdefault(item["subject"], section) if "subject" in item else section
             if before != section:
                 raise ValueError(
@@ -146,6 +155,18 @@ def checked(entry: Any, source: Path) -> Item:
 def paths_of(item: Mapping[str, Any]) -> list[str]:
     """The files of an item's image, one a channel."""
     return [item["image"]] if isinstance(item["image"], str) else item["image"]
+
+
+def real_path(path: str, real_folder: Callable[[str], str] = os.path.realpath) -> str:
+    """Where a file lies, whatever links lead there.
+
+    Args:
+        path: of the file.
+        real_folder: of a folder; where one is remembered, each file costs one look at the disk.
+    """
+    folder, name = os.path.split(path)
+    real = os.path.join(real_folder(folder), name)
+    return os.path.realpath(real) if name in ("", ".", "..") or os.path.islink(real) else real
 
 
 def _shown(value: Any) -> str:

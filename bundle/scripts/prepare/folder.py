@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
+from ..files import each_folder
 from ..images.dicom_series import describe
 from ..images.formats import DICOM, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
 from .options import folder_of
@@ -40,7 +41,7 @@ def folder(
     a volume is one image, in a folder of its own such as healthy/patient1. A mask has the path of its image, but for the
     ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter. Of a
     diseased volume with a mask, slices without a marked voxel are labelled healthy, the others diseased; one whose mask marks
-    nothing is left out.
+    nothing is left out. An image that lies in a folder and is linked in another is that of the first.
 
     Args:
         root: the folder.
@@ -55,11 +56,15 @@ def folder(
     made = Preparation("folder", folder_of(root), dict(locals()))
     check_number("least_voxels", least_voxels, 1, 10**9, whole=True)
     check_number("every", every, 1, 10**3, whole=True)
-    others = {"mask": dict(_files(Path(root) / "masks")), "foreground": dict(_files(Path(root) / "foregrounds"))}
+    others = {field: dict(_files(Path(root) / f"{field}s", made)) for field in ("mask", "foreground")}
     found = {name: defaultdict[str, list[str]](list) for name in CLASSES}
+    real: dict[str, str] = {}
     for name, paths_of in found.items():
-        for bare, path in _files(Path(root) / name):
+        for bare, path in _files(Path(root) / name, made):
             paths_of[bare].append(path)
+            before = real.setdefault(os.path.realpath(Path(root, name, path)), f"{name}/{path}")
+            if not before.startswith(f"{name}/"):
+                raise ValueError(f"{root}: {before} and {name}/{path} are one file; it can't be healthy and diseased.")
     for field, files in others.items():
         for bare, path in files.items():
             fitting = [name for name in CLASSES if bare in found[name]]
@@ -95,26 +100,33 @@ def folder(
     made.write(f"Expected are images ({', '.join(SUFFIXES)}) in the folders healthy and diseased.")
 
 
-def _files(folder: Path) -> Iterator[tuple[str, str]]:
+def _files(folder: Path, made: Preparation) -> Iterator[tuple[str, str]]:
     """Every image in a folder at any depth, in order: its path without the ending, and its path.
+
+    Links to files come last, so that what they link to is known by its own name.
 
     Raises:
         ValueError: slices of a DICOM series lie in the folder itself, so that none tells patients apart.
     """
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if f[0] != ".")
-        is_series: bool | None = None
-        for name in sorted(names):
-            file = Path(place, name)
-            path = file.relative_to(folder).as_posix()
-            if name[0] == "." or not (name.lower().endswith(SUFFIXES) or is_dicom(file)):
-                continue
-            if is_dicom(file):
-                if is_series is None and (is_series := describe(place)[0] in VOLUMETRIC):
-                    series = Path(place).relative_to(folder).as_posix()
-                    if series == ".":
-                        raise ValueError(f"{folder}: holds slices of DICOM series; give each series a folder in it.")
-                    yield series, series
-                if is_series:
-                    continue
-            yield stem(path), path
+
+    def path_of(file: Path) -> str:
+        return file.relative_to(folder).as_posix()
+
+    def passed_over(place: Path, why: str) -> None:
+        made.damaged(f"{folder.name}/{path_of(place)}", f"{why}.")
+
+    found: list[Path] = []
+    series: list[Path] = []
+    for place, entries in each_folder(folder, passed_over) if folder.is_dir() else ():
+        entries[:] = [entry for entry in entries if entry.name[0] != "."]
+        files = [Path(entry.path) for entry in entries if not os.path.isdir(entry.path)]
+        slices = [file for file in files if is_dicom(file)]
+        if slices and describe(place)[0] in VOLUMETRIC:
+            if place == folder:
+                raise ValueError(f"{folder}: holds slices of DICOM series; give each series a folder in it.")
+            series.append(place)
+            files = [file for file in files if file not in slices]
+        found += [file for file in files if file.name.lower().endswith(SUFFIXES) or file in slices]
+    yield from ((path_of(place), path_of(place)) for place in series)
+    for file in sorted(found, key=lambda file: (file.is_symlink(), file)):
+        yield stem(path_of(file)), path_of(file)

@@ -7,12 +7,13 @@ import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..checks import check_number, is_true
 from ..files import write
-from ..learning.datalists import FILES, checked, paths_of
+from ..learning.datalists import FILES, checked, paths_of, real_path
 from ..wording import some
 from .counting import Item, described, label_counts
 from .reads import Reads
@@ -56,7 +57,8 @@ class Preparation:
         self.items: list[tuple[Item, str | None]] = []
         self.left_out: dict[str, str] = {}
         self.passed_over: Counter[str] = Counter()
-        self._images: set[str] = set()
+        self._images: dict[tuple[str, ...], str] = {}
+        self._real_folder = cache(os.path.realpath)
         self.reads = Reads(self.output.with_name(self.output.name + ".read"))
         self._listings: dict[Path, frozenset[str]] = {}
 
@@ -77,15 +79,14 @@ class Preparation:
         """One image, with ``subject``; its paths are relative to the folder; `section` is the published one, if there is."""
         item = {k: self._relative(v) if k in FILES else v for k, v in item.items()}
         try:
-            checked(item, self.output)
+            image = tuple(real_path(p, self._real_folder) for p in paths_of(checked(item, self.output)))
         except ValueError as error:
             self.damaged(str(item.get("image")), str(error))
             return
-        image = "\n".join(paths_of(item))
         if image in self._images:
-            self.damaged(str(item["image"]), "is named twice")
+            self.damaged(str(item["image"]), f"is the same file as {self._images[image]}.")
             return
-        self._images.add(image)
+        self._images[image] = str(item["image"])
         self.items.append((item, section))
 
     def _relative(self, value: Any) -> Any:

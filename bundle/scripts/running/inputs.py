@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import is_true
+from ..files import each_folder
 from ..images.dicom_series import describe
 from ..images.formats import (
     DICOM,
@@ -177,34 +178,17 @@ def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]
 
 def _files(source: Path, left_out: defaultdict[str, list[str]]) -> Iterator[Path]:
     """All files in a folder in the order of their paths, through links, each folder once, but not what is hidden or ours."""
-    seen = set()
-    # folders proper come before links to them
-    waiting = [source]
-    linked: list[Path] = []
     found = []
-    while waiting or linked:
-        folder = waiting.pop() if waiting else linked.pop(0)
-        name = folder.relative_to(source).as_posix()
-        try:
-            status = folder.stat()
-            entries = sorted(os.scandir(folder), key=lambda e: e.name)
-        except OSError as error:
-            left_out["can't be read"].append(f"{name}: {error.strerror}")
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            left_out["links to a folder that was searched"].append(name)
-            continue
-        seen.add((status.st_dev, status.st_ino))
+    for folder, content in each_folder(source, lambda f, why: left_out[why].append(f.relative_to(source).as_posix())):
         if folder != source and is_result(folder):
-            left_out["of our own results"].append(name)
-            continue
-        for entry in entries:
+            left_out["of our own results"].append(folder.relative_to(source).as_posix())
+            content.clear()
+        for entry in list(content):
             if entry.name.startswith("."):
                 if entry.name.lower().endswith(VOLUMES + PICTURES + DICOM) or os.path.isdir(entry.path):
-                    left_out["hidden"].append(Path(name, entry.name).as_posix())
-            elif os.path.isdir(entry.path):  # unlike the entry's own, of a link to itself too
-                (linked if entry.is_symlink() else waiting).append(Path(entry.path))
-            else:
+                    left_out["hidden"].append(Path(entry.path).relative_to(source).as_posix())
+                content.remove(entry)
+            elif not os.path.isdir(entry.path):
                 found.append(Path(entry.path))
     yield from sorted(found)
 
