@@ -15,6 +15,9 @@ from monai.data import MetaTensor
 
 from scripts.bundle import bundle_root
 from scripts.images.brain import ExtractBraind
+from scripts.images.normalization import BACKGROUND
+from scripts.judging.baselines import Brightness
+from scripts.judging.on_input import cases_of
 from scripts.judging.readings import COUNTERFACTUAL, OURS, P_DISEASED, PAPER, STUDENT
 from scripts.judging.splits import items_of
 from scripts.judging.truth import Truth, slice_labels, truth_of
@@ -133,6 +136,45 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
         }
     said = capsys.readouterr().out
     assert "; pointing game, boxes found (there are no boxes)." in said and "2 patients, 2 volumes" in said
+
+
+@pytest.mark.parametrize("level", [-1024.0, 500.0])
+def test_where_air_is_not_0_changes_no_number(patients: Path, level: float) -> None:
+    """Baselines see the image at the zero that the networks see it at; a reader's offset is nothing of the lesion."""
+    plain = evaluate(patients, patients / "plain", "preview")
+    for path in patients.glob("*/flair.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.float32(level), image.affine), path)
+    moved = evaluate(patients, patients / "moved", "preview")
+    assert MEDIAN in plain["test"]["foreground"]
+    for domain in ("foreground", "image"):
+        for name, values in plain["test"][domain].items():
+            for measure, value in values.items():
+                assert moved["test"][domain][name][measure] == pytest.approx(value, abs=1e-5), (name, measure)
+
+
+def test_a_baseline_sees_the_intensities_that_the_networks_see() -> None:
+    """Without the level of air, the coil's field and what is not finite."""
+    seen = torch.rand(2, 8, 8, 2, generator=torch.Generator().manual_seed(0)) * 1.5 - 0.75
+    field = torch.linspace(0.5, 2, 8).view(1, 8, 1, 1).expand(2, 8, 8, 2).contiguous()
+    scale, level = torch.tensor([100.0, 7.0]), torch.tensor([-1024.0, 3.0])
+    shape = (-1, 1, 1, 1)
+    raw = (seen + 1) * scale.view(shape) * field + level.view(shape)
+    raw[:, 3, 4, 1] = torch.nan
+    seen[:, 3, 4, 1] = BACKGROUND
+    lps = torch.diag(torch.tensor([-1.0, -1, 1, 1]).double())
+    meta = {"intensity_scale": scale, "intensity_level": level, "input_affine": lps}
+    volume = {
+        "image": MetaTensor(seen, affine=lps, meta=meta),
+        "input_image": MetaTensor(raw, affine=lps),
+        "foreground": MetaTensor(torch.ones(1, 8, 8, 2), affine=lps),
+        "bias_field": MetaTensor(field, affine=lps),
+    }
+    both = [Brightness(("T1", "FLAIR"), channel) for channel in (0, 1)]
+    cases = cases_of({"image": "a", "label": [0, 1]}, volume, {}, {}, both)
+    for z, case in enumerate(cases):
+        for channel, baseline in enumerate(both):
+            np.testing.assert_allclose(case.maps[baseline.name], seen[channel, ..., z], atol=1e-4)
 
 
 def baselines() -> list[str]:

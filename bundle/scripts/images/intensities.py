@@ -43,8 +43,9 @@ class RepairIntensitiesd(MapTransform):
     """Make an image finite and put its zero where no signal is; tell a skull-stripped image from a whole head.
 
     NaN, infinity, padding values and spikes become background. Where air is not at 0, as after an offset or a z-score, its
-    level is taken off. Adds ``missing``, bool ``(1, X, Y, Z)``, what was not finite or a spike, and ``stripped``,
-    likewise, where the image was stripped before, see `stripped_foreground`.
+    level is taken off; that of each channel is kept in the image's meta as ``intensity_level``. Adds ``missing``, bool ``(1, X,
+    Y, Z)``, what was not finite or a spike, and ``stripped``, likewise, where the image was stripped before, see
+    `stripped_foreground`.
 
     Args:
         keys: images, axial.
@@ -74,12 +75,15 @@ class RepairIntensitiesd(MapTransform):
                 x[absent] = min(0.0, float(x[~absent].min(initial=0)))
             pixdim = image.pixdim.tolist()
             foreground = stripped_foreground(array[0], pixdim)
+            levels = []
             for x in array:
                 level = _zero(x, foreground, warnings)
+                levels.append(level)
                 if foreground is not None:
                     x[~foreground] = level
                 x -= level
             d[key] = MetaTensor(torch.from_numpy(array), meta=image.meta)
+            d[key].meta["intensity_level"] = torch.tensor(levels)
             d["missing"] = torch.from_numpy(missing.any(axis=0))[None]
             if foreground is not None:
                 d["stripped"] = torch.from_numpy(foreground)[None]

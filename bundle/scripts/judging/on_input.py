@@ -59,7 +59,7 @@ def cases_of(
     grid = to_grid(torch.cat(parts), image.affine, affine, original.shape[1:])
     on_input = axial(MetaTensor(grid, affine=affine)).as_tensor().numpy()
     inside = on_input[0] >= 0.5
-    x = _normalised(image, original, on_input[1] >= 0.5)
+    x = _normalised(image, original, on_input[1] >= 0.5, volume.get("bias_field"))
 
     row = {n: i for i, n in enumerate(slice_numbers(image))}
     if assessed is None:
@@ -96,12 +96,30 @@ def cases_of(
     return cases
 
 
-def _normalised(image: MetaTensor, original: MetaTensor, inside: Array) -> Array:
-    """The input ``(C, H, W, D)`` at its own resolution on the networks' intensity scale; the lowest value outside."""
+def _normalised(image: MetaTensor, original: MetaTensor, inside: Array, field: MetaTensor | None) -> Array:
+    """The input ``(C, H, W, D)`` at its own resolution on the networks' intensity scale; the lowest value outside.
+
+    What the preprocessing did to the intensities is done to it too: the level of air is taken off, the coil's field is taken
+    out, and what is not finite is no signal. Else baselines would see less than the networks do.
+
+    Args:
+        image: preprocessed.
+        original: the input ``(C, X, Y, Z)``.
+        inside: bool ``(H, W, D)``.
+        field: see `images.bias_field.CorrectFieldd`.
+    """
     scale = torch.as_tensor(image.meta["intensity_scale"])
     # without an offset, no signal is -1
     offset = torch.as_tensor(image.meta.get("intensity_offset", scale))
-    shape = (-1, 1, 1, 1)
-    x: Array = ((axial(original).as_tensor() - offset.view(shape)) / scale.view(shape)).clamp(-1, 1).numpy()
+    level = torch.as_tensor(image.meta.get("intensity_level", torch.zeros_like(scale)))
+    offset, level, scale = (values.view(-1, 1, 1, 1) for values in (offset, level, scale))
+    signal = original - level
+    if field is not None and bool(((field != 1) & (field > 0)).any()):
+        known = (field.as_tensor()[:1] > 0).float()  # 0 is the padding of a crop
+        affine = torch.as_tensor(original.affine)
+        on_input = to_grid(torch.cat([field.as_tensor() * known, known]), field.affine, affine, original.shape[1:])
+        # both fade at the edges, beyond which nothing is known of the field
+        signal = signal / torch.where(on_input[-1:] > 0, on_input[:-1] / on_input[-1:], 1)
+    x: Array = ((axial(signal).as_tensor() - offset) / scale).nan_to_num(nan=BACKGROUND).clamp(-1, 1).numpy()
     x[:, ~inside] = BACKGROUND
     return x
