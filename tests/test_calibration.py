@@ -125,19 +125,19 @@ def test_the_temperature_of_known_logits_is_found() -> None:
         # of one slice each: neighbours average probabilities, not logits
         logit = 5 * torch.randn(1, generator=draw)
         label = int(torch.rand(1, generator=draw) < (logit / 2.5).sigmoid())
-        logits.append(logit)
+        logits.append((logit, None))
         cases.append(SliceCase(f"p{volume}", 0, np.zeros((2, 2)), ones, None, label))
     found = fitted_temperature(cases, logits)
     assert found == pytest.approx(2.5, rel=0.05)
-    p, labels = torch.cat(logits), torch.tensor([c.diseased for c in cases])
+    p, labels = torch.cat([logit for logit, _ in logits]), torch.tensor([c.diseased for c in cases])
     losses = [negative_log_likelihood((p / t).sigmoid(), labels) for t in (found * 0.9, found, found * 1.1)]
     assert losses[1] == min(losses)
     errors = [calibration_error((p / t).sigmoid().tolist(), labels.tolist()) for t in (1.0, found)]
     assert errors[0] > 0.1 > 0.03 > errors[1]
     separable = [SliceCase("a", 0, np.zeros((2, 2)), ones, None, int(v > 0)) for v in (-1, 1)]
-    assert fitted_temperature([separable[0]], [torch.tensor([-1.0])]) is None
+    assert fitted_temperature([separable[0]], [(torch.tensor([-1.0]), None)]) is None
     separable[1].volume = "b"
-    assert fitted_temperature(separable, [torch.tensor([-1.0]), torch.tensor([1.0])]) is None
+    assert fitted_temperature(separable, [(torch.tensor([v]), None) for v in (-1.0, 1.0)]) is None
 
 
 def test_the_reliability_curve_by_hand() -> None:

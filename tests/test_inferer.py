@@ -59,6 +59,10 @@ def test_probability_with_neighbours() -> None:
     expected = [[1 / 3, 0.5, 0.25, 0.25, 2 / 3], [1.0, nan, 0.6, 0.8, nan], [nan, nan, 0.7, nan, nan]]
     torch.testing.assert_close(with_neighbours(p), torch.tensor(expected), rtol=0, atol=1e-6, equal_nan=True)
     assert with_neighbours(torch.tensor([0.3])).tolist() == pytest.approx([0.3])
+    # what does not count for its neighbours is averaged with them all the same
+    counted = torch.tensor([False, True, True, False, True])
+    expected = [[1 / 3, 2 / 3, 1 / 3, 0.25, 1.0], [1.0, nan, 0.4, 0.8, nan], [nan, nan, 0.7, nan, nan]]
+    torch.testing.assert_close(with_neighbours(p, counted), torch.tensor(expected), rtol=0, atol=1e-6, equal_nan=True)
 
 
 def test_guidance_is_to_healthy() -> None:
@@ -225,6 +229,8 @@ def test_callers_choice_of_slices() -> None:
     assert torch.equal(result["assessed"], chosen) and result["probability"].isnan().tolist() == [[True, False, False]]
     assert torch.equal(result["counterfactual"][..., 0], x[..., 0])
     assert float(lesion(result["counterfactual"])[0, 1].abs()) < 0.25
+    # the sliver, which is not looked at by default, changes nothing of its neighbour
+    torch.testing.assert_close(result["probability"][0, 1:], torch.tensor([1.0, 1 / 3]), rtol=0, atol=1e-6)
 
 
 def test_nothing_to_assess() -> None:

@@ -101,7 +101,7 @@ class Evaluation:
         if groups := by_group(grouped, cases["test"], method, self.threshold, "foreground"):
             record["test"]["groups"] = {group: reached.values for group, reached in groups.items()}
             write_groups(groups, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_groups")
-        slices = sum(record[split]["slices"] for split in cases)
+        slices = sum(kept.assessed for kept in cases.values())
         record["seconds_per_slice_in_networks"] = sum(kept.seconds for kept in cases.values()) / slices
         write(self.output_dir / "results.json", json.dumps(record, indent=2, allow_nan=False).encode())
         for name in ("test_scores", "test_foreground"):

@@ -32,7 +32,7 @@ class KeptCases:
     def __iter__(self) -> Iterator[SliceCase]:
         for path in self.paths:
             kept = _opened(path)
-            probability = probabilities(kept["logits"], self.temperature)
+            probability = probabilities(kept["logits"], self.temperature, kept["counted"])
             for packed in kept["cases"]:
                 case = SliceCase(**_unpacked(packed))
                 if self.boxes_are_lesions and case.truth is None and case.boxes is not None:
@@ -44,9 +44,14 @@ class KeptCases:
         return KeptCases([p for p in self.paths if p in paths], self.temperature, self.boxes_are_lesions)
 
     @property
-    def logits(self) -> list[torch.Tensor]:
-        """Of each volume, see `readings.probabilities`."""
-        return [_opened(path)["logits"].clone() for path in self.paths]
+    def logits(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each volume, and the slices that count for their neighbours, see `readings.probabilities`."""
+        return [(_opened(path)["logits"].clone(), _opened(path)["counted"].clone()) for path in self.paths]
+
+    @property
+    def assessed(self) -> int:
+        """How many slices the networks saw, those beside a labelled one too."""
+        return sum(int((~logits.isnan()).sum()) for logits, _ in self.logits)
 
     @property
     def warnings(self) -> list[list[str]]:
@@ -66,20 +71,29 @@ def _opened(path: Path) -> dict[str, Any]:
     return kept
 
 
-def keep(path: Path, cases: list[SliceCase], logits: torch.Tensor, seconds: float, warnings: list[str]) -> None:
+def keep(
+    path: Path,
+    cases: list[SliceCase],
+    logits: torch.Tensor,
+    counted: torch.Tensor,
+    seconds: float,
+    warnings: list[str],
+) -> None:
     """Write a volume's file, whole or not at all.
 
     Args:
         path: of the file.
         cases: with maps and scores as if p(diseased) were 1.
         logits: of all slices of the input's file, see `readings.probabilities`.
+        counted: likewise.
         seconds: that the networks took.
         warnings: of the preprocessing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         packed = [_packed(vars(case)) for case in cases]
-        torch.save({"cases": packed, "logits": logits, "seconds": seconds, "warnings": warnings}, partial)
+        content = {"logits": logits, "counted": counted, "seconds": seconds, "warnings": warnings}
+        torch.save({"cases": packed, **content}, partial)
 
 
 def _packed(value: Any) -> Any:

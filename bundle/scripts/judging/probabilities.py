@@ -59,14 +59,16 @@ def negative_log_likelihood(probability: torch.Tensor, diseased: torch.Tensor) -
     return float(torch.nn.functional.binary_cross_entropy(p, diseased.double()))
 
 
-def fitted_temperature(cases: Iterable[SliceCase], logits: Sequence[torch.Tensor]) -> float | None:
+def fitted_temperature(
+    cases: Iterable[SliceCase], logits: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+) -> float | None:
     """The temperature at which p(diseased), as the inferer gives it, makes the labels likeliest.
 
     None where none does: all slices are of one class, or so few or easy that the likeliest lies beyond `TEMPERATURES`.
 
     Args:
         cases: slices, one volume after another.
-        logits: of each of these volumes, see `readings.probabilities`.
+        logits: of each of these volumes, and the slices that count for their neighbours, see `readings.probabilities`.
     """
     labels: dict[str, dict[int, int]] = {}
     for case in cases:
@@ -78,8 +80,8 @@ def fitted_temperature(cases: Iterable[SliceCase], logits: Sequence[torch.Tensor
     def loss(log_temperature: float) -> float:
         temperature = float(np.exp(log_temperature))
         p = [
-            probabilities(of_volume, temperature)[list(labels_of)]
-            for of_volume, labels_of in zip(logits, labels.values(), strict=True)
+            probabilities(of_volume, temperature, counted)[list(labels_of)]
+            for (of_volume, counted), labels_of in zip(logits, labels.values(), strict=True)
         ]
         return negative_log_likelihood(torch.cat(p), diseased)
 

@@ -77,14 +77,15 @@ def baseline_readings(x: torch.Tensor, foreground: torch.Tensor, baselines: Sequ
     return maps, {name: slice_score(a, foreground, torch.ones(len(a))) for name, a in maps.items()}
 
 
-def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def probabilities(logits: torch.Tensor, temperature: float, counted: torch.Tensor | None = None) -> torch.Tensor:
     """p(diseased) of a volume's slices, as the inferer gives it.
 
     Args:
         logits: of diseased minus that of healthy, ``(D,)``, NaN where not assessed.
         temperature: see `method.slices.SliceInferer`.
+        counted: see `method.slices.with_neighbours`.
     """
-    return with_neighbours((logits / temperature).sigmoid())
+    return with_neighbours((logits / temperature).sigmoid(), counted)
 
 
 def gated(case: SliceCase, probability: float) -> SliceCase:

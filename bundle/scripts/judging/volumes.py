@@ -20,7 +20,7 @@ from ..digests import code_digest
 from ..errors import ExhaustedError, cause_of, out_of_resources
 from ..fingerprints import fingerprint, settings_of
 from ..images.geometry import axial, slice_numbers
-from ..method.slices import CPU_BATCH, SliceInferer, each
+from ..method.slices import CPU_BATCH, SliceInferer, assessed_slices, each
 from ..ranks import each_once, join
 from ..weights import weights_digest
 from .baselines import Baseline
@@ -125,23 +125,32 @@ class LabelledVolumes:
                 logger.warning("%s: %s", wanted[n]["image"], warning)
         return kept, dict(failed[n] for n in sorted(failed))
 
-    def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, float, list[str]]:
-        """What `keep` keeps of a volume, with the seconds that the networks took and the preprocessing's warnings."""
+    def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, torch.Tensor, float, list[str]]:
+        """What `keep` keeps of a volume, with the seconds that the networks took and the preprocessing's warnings.
+
+        Of its labelled slices, that is what inference gives; labels of 0 and 1 in slices with less foreground than it asks for
+        are judged too.
+        """
         volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
         image: MetaTensor = volume["image"]
         numbers = slice_numbers(image)
         depth = axial(volume["input_image"]).shape[3]
-        wanted = None
+        inputs, inside = (volume[key].as_tensor()[None].to(self.device) for key in ("image", "foreground"))
+        enough = assessed_slices(inside, self.inferer.min_area)
+        wanted = enough
         if isinstance(item.get("label"), list):
             labels = slice_labels(item, volume["input_image"], Truth(None, None), ())
-            wanted = torch.tensor([[labels[n] >= 0 for n in numbers]], device=self.device)
-        inputs, inside = (volume[key].as_tensor()[None].to(self.device) for key in ("image", "foreground"))
+            labelled = torch.tensor([[labels[n] >= 0 for n in numbers]], device=self.device)
+            # beside a labelled slice, what inference looks at counts for it; what lies further away does not
+            near = torch.nn.functional.max_pool1d(labelled.float(), 3, 1, 1) > 0
+            wanted = labelled | enough & near
         start = time.perf_counter()
         pred = self.inferer(inputs, self.network, inside, assessed=wanted)
         seconds = time.perf_counter() - start
         found = each(pred, lambda values: values[0].cpu())
         assessed = found["assessed"]
-        logits = torch.full((depth,), torch.nan)
+        logits, counted = torch.full((depth,), torch.nan), torch.zeros(depth, dtype=torch.bool)
+        counted[numbers] = enough[0].cpu()
         if bool(assessed.any()):
             logits[torch.tensor(numbers)[assessed]] = self._logits(inputs[0].movedim(-1, 0)[assessed.to(self.device)])
         slices = each(found, lambda values: values.movedim(-1, 0).nan_to_num())
@@ -154,7 +163,7 @@ class LabelledVolumes:
         on_input = [baseline for baseline in self.baselines if not baseline.on_networks_grid]
         healthy = found.get("counterfactual", found.get("counterpart"))
         cases = cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key)
-        return cases, logits, seconds, list(volume.get("warnings", []))
+        return cases, logits, counted, seconds, list(volume.get("warnings", []))
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """Of diseased minus that of healthy, ``(N,)``."""

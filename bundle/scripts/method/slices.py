@@ -56,16 +56,19 @@ def assessed_slices(foreground: torch.Tensor, min_area: int) -> torch.Tensor:
     return (foreground[..., 0, :, :, :] >= 0.5).sum(dim=(-3, -2)) >= max(min_area, 1)
 
 
-def with_neighbours(probability: torch.Tensor) -> torch.Tensor:
+def with_neighbours(probability: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
     """Each slice's probabilities averaged with the slices above and below, in parts 1 : 2 : 1, as lesions span slices.
 
     Args:
         probability: of disease or, a pixel, of lesion, ``(..., D)``, NaN where not assessed, which counts for no neighbour.
+        counted: bool ``(..., D)``, the slices that count for their neighbours; by default all.
 
     Returns:
         ``(..., D)``, NaN where it was.
     """
-    around = torch.nn.functional.pad(probability, (1, 1), value=torch.nan).unfold(-1, 3, 1)  # (..., D, 3)
+    counting = probability if counted is None else probability.where(counted, torch.nan)
+    below, above = (torch.nn.functional.pad(counting, ends, value=torch.nan) for ends in ((1, -1), (-1, 1)))
+    around = torch.stack([below, probability, above], dim=-1)  # (..., D, 3)
     weight = around.new_tensor([1.0, 2.0, 1.0]).where(~around.isnan(), 0)
     mean = (around.nan_to_num() * weight).sum(dim=-1) / weight.sum(dim=-1)
     return mean.where(~probability.isnan(), torch.nan)
@@ -143,15 +146,16 @@ class SliceInferer(Inferer):
             inputs: ``(B, C, H, W, D)`` in [-1, 1].
             network: what `slices` takes.
             foreground: ``(B, 1, H, W, D)``, inside from 0.5 on; by default the whole image.
-            assessed: bool ``(B, D)``, the slices to run; by default those with enough foreground.
+            assessed: bool ``(B, D)``, the slices to run; by default those with enough foreground. Others count for no
+                neighbour, so that those get what they get by default.
 
         Returns:
             What `slices` gives, each ``(B, ..., D)``, probabilities `with_neighbours`; and ``assessed``.
         """
         x = convert_to_tensor(inputs).float()
         inside = torch.ones_like(x[:, :1]) if foreground is None else convert_to_tensor(foreground).to(x.device)
-        if assessed is None:
-            assessed = assessed_slices(inside, self.min_area)
+        enough = assessed_slices(inside, self.min_area)
+        assessed = enough if assessed is None else assessed
         slices, inside = x.movedim(-1, 1), inside.movedim(-1, 1)  # (B, D, C, H, W)
         found = self.unassessed(slices)
         found["probability"] = torch.full(assessed.shape, torch.nan, device=x.device)
@@ -160,9 +164,9 @@ class SliceInferer(Inferer):
             for name, values in self._batches(chosen, inside[assessed] >= 0.5, network).items():
                 found[name][assessed] = values  # type: ignore[literal-required]  # of the same names
         of_volumes = each(found, lambda values: values.movedim(1, -1))
-        of_volumes["probability"] = with_neighbours(of_volumes["probability"])
+        of_volumes["probability"] = with_neighbours(of_volumes["probability"], enough)
         if "student" in of_volumes:
-            of_volumes["student"] = with_neighbours(of_volumes["student"])
+            of_volumes["student"] = with_neighbours(of_volumes["student"], enough[:, None, None, None])
         of_volumes["assessed"] = assessed
         return of_volumes
 
