@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from scripts.bundle import bundle_root
+from scripts.errors import ExhaustedError, cause_of
 from scripts.images.brain import ExtractBraind
 from scripts.images.normalization import BACKGROUND
 from scripts.judging.baselines import Brightness
@@ -302,6 +305,27 @@ def test_what_is_read_from_disk_is_what_the_inferer_gives(
         np.testing.assert_allclose(case.maps[method], on_input, atol=1e-5)
 
 
+def test_without_subjects_each_file_is_a_patient(patients: Path) -> None:
+    """Though all have the name flair.nii.gz."""
+    changed(patients, lambda split, item: {k: v for k, v in item.items() if k != "subject"})
+    test = evaluate(patients, patients / "out", "preview")["test"]
+    assert (test["patients"], test["volumes"]) == (2, 2)
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[Path]:
+    yield Path("/dev/full")
+
+
+def test_a_full_disk_is_not_the_fault_of_a_volume(patients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.judging.kept.replacing", full_disk)
+    with pytest.raises(RuntimeError) as caught:
+        evaluate(patients, patients / "out", "preview")
+    error = cause_of(caught.value)
+    assert isinstance(error, ExhaustedError)
+    assert "validationA/flair.nii.gz: stopped here" in str(error) and "No space left on device" in str(error)
+
+
 def test_labels_alone(patients: Path) -> None:
     """Without a mask the threshold is chosen by labels, and pixels are judged in healthy slices only."""
     changed(patients, lambda split, item: {k: v for k, v in item.items() if k != "mask"})
@@ -462,3 +486,17 @@ def test_calibration_by_its_config(patients: Path, masks: bool, read: bool, caps
     assert (shipped["threshold"], record["temperature"]) == (values["threshold"], 1.0)
     if masks and read:
         assert shipped["dice_threshold"] == pytest.approx(shipped["dice_oracle"], abs=2e-3)
+
+
+def test_calibration_leaves_out_a_volume_without_a_labelled_slice(patients: Path) -> None:
+    """The temperature is that of the other volume alone."""
+    apart = {"validationA": [-1, 0, 1, 1, 0, -1], "validationB": [-1] * 6}
+    changed(patients, lambda split, item: item | {"label": apart.get(item["subject"], item["label"]), "mask": None})
+    values = []
+    for name in ("both", "one"):
+        manifest = patients / f"{name}.json"
+        parser = parsed(patients, "preview", "evaluate", "calibrate", manifest=str(manifest))
+        parser.get_parsed_content("run")
+        values.append(read_manifest(manifest)["calibration"]["values"])
+        changed(patients, lambda split, item: None if item["subject"] == "validationB" else item)
+    assert values[0] == values[1]

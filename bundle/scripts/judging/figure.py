@@ -74,7 +74,7 @@ def figure(
             ax.set(xticks=[], yticks=[])
         for ax, column in zip(axes[0], columns, strict=True):
             ax.set_title(column)
-        row[0].set_ylabel(f"{place}: Dice {overlap:.2f}\n{case}")
+        row[0].set_ylabel(f"{place}: Dice {overlap:.2f}\n{str(case)[-40:]}")  # a subject may be a path
         row[0].text(0.03, 0.95, "R", transform=row[0].transAxes, color="white", va="center")
         a = case.maps[method].T
         alpha = np.clip((a - low) / (high - low), 0, 1) * case.foreground.T

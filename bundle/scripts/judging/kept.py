@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -45,13 +46,14 @@ class KeptCases:
 
     @property
     def logits(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each volume, and the slices that count for their neighbours, see `readings.probabilities`."""
-        return [(_opened(path)["logits"].clone(), _opened(path)["counted"].clone()) for path in self.paths]
+        """Of each volume with cases, and the slices that count for their neighbours, see `readings.probabilities`."""
+        opened = (_opened(path) for path in self.paths)
+        return [(kept["logits"].clone(), kept["counted"].clone()) for kept in opened if kept["cases"]]
 
     @property
     def assessed(self) -> int:
         """How many slices the networks saw, those beside a labelled one too."""
-        return sum(int((~logits.isnan()).sum()) for logits, _ in self.logits)
+        return sum(int((~_opened(path)["logits"].isnan()).sum()) for path in self.paths)
 
     @property
     def warnings(self) -> list[list[str]]:
@@ -90,10 +92,13 @@ def keep(
         warnings: of the preprocessing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    packed = [_packed(vars(case)) for case in cases]
+    content = io.BytesIO()
+    known = {"logits": logits, "counted": counted, "seconds": seconds, "warnings": warnings}
+    torch.save({"cases": packed, **known}, content)
+    # not by torch, whose error does not say that the disk is full
     with replacing(path) as partial:
-        packed = [_packed(vars(case)) for case in cases]
-        content = {"logits": logits, "counted": counted, "seconds": seconds, "warnings": warnings}
-        torch.save({"cases": packed, **content}, partial)
+        partial.write_bytes(content.getbuffer())
 
 
 def _packed(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ def cases_of(
     Maps are compared on the input's own grid, in the order left, posterior, superior.
 
     Args:
-        item: of a datalist; without a subject, its file is one.
+        item: of a datalist; without a subject, its file is one, as in training.
         volume: what the preprocessing gave for it.
         maps: for each method ``(D, 1, H, W)`` on the grid of the preprocessed image.
         scores: for each method or classifier ``(D,)``.
@@ -71,7 +70,7 @@ def cases_of(
     area = inside.sum(axis=(0, 1))
     means = {name: quotient((a * inside).sum(axis=(0, 1), dtype=float), area) for name, a in above.items()}
     name = str(item["image"] if isinstance(item["image"], str) else item["image"][0])
-    subject = str(item.get("subject", Path(name).name.split(".")[0]))
+    subject = str(item.get("subject", name))
     voxel_ml = float(affine[:3, :3].double().det().abs()) / 1000
     cases = []
     for n, label in enumerate(labels):
