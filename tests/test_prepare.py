@@ -588,6 +588,12 @@ def test_what_radiologists_drew_is_for_evaluation(tmp_path: Path) -> None:
     expected[32:, :16] = True
     assert np.array_equal(np.asarray(Image.open(tmp_path / first["mask"])) > 0, expected)
     assert "mask" not in third and len(third["boxes"]) == 1  # too small for a pixel
+    (tmp_path / "s.csv").write_text("subject,split\np,train\nq,test\nr,train\n")
+    arrays(output=str(tmp_path / "s.json"), split=str(tmp_path / "s.csv"), **paths)
+    content = written(tmp_path / "s.json")
+    assert [[item["subject"] for item in content[s]] for s in ("training", "test")] == [["r"], ["q"]]
+    reason = f"p is in {tmp_path / 'r.json'}, for the test, but the split has it in 'training'."
+    assert content["left_out"] == {"x-00000": reason, "x-00001": reason}
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def arrays(
         healthy: the column whose 1 means healthy, such as no_finding; by default all others are.
         regions: a .json file of what radiologists drew, see `regions.regions_of`. A picture with a region named as
             `diseased` is diseased, whatever the table says; its regions are written as boxes and, beside it, as a mask. As
-            regions are for evaluation only, all pictures of the patients in this file are in test, whatever the table says.
+            regions are for evaluation only, all pictures of the patients in this file are in test, whatever the table says;
+            those that a `split` has elsewhere are left out.
         split: a CSV with the columns subject and split; the patients that it does not name are left out.
         fractions: of the patients in training, validation and test, where the table gives no split.
         seed: of the draw.
@@ -81,6 +82,8 @@ def arrays(
         )
         if label is None:
             made.passed(f"neither {diseased} nor {healthy}")
+        elif subject in judged and made.split is not None and made.split.get(subject, "test") != "test":
+            made.damaged(name, f"{subject} is in {regions}, for the test, but the split has it in {made.split[subject]!r}.")
         elif not 0 <= number < len(pictures):
             made.damaged(name, f"there are {len(pictures)} images.")
         else:
