@@ -368,7 +368,8 @@ def test_the_bundled_split_of_brats_is_by_patient() -> None:
     assert [sections.count(s) for s in ("training", "validation", "test")] == [22, 5, 7]
 
 
-def test_brain_mr(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [int, float])
+def test_brain_mr(tmp_path: Path, number: Any) -> None:
     rows = []
     for patient, split, trusted, missing in (("a", "train", 1, 0), ("b", "val", 0, 0), ("c", "test", 1, 1)):
         for name in ("flair", "t1", "brain"):
@@ -377,13 +378,13 @@ def test_brain_mr(tmp_path: Path) -> None:
         rows += [
             {
                 "patient": patient,
-                "z": z,
+                "z": number(z),
                 "split": split,
-                "has_tumour": int(TUMOUR[z] > 0),
-                "mid_slice": int(0 < z < 5),
-                "t1_missing": missing,
-                "t1gd_missing": 0,
-                "brain_mask_trusted": trusted,
+                "has_tumour": number(TUMOUR[z] > 0),
+                "mid_slice": number(0 < z < 5),
+                "t1_missing": number(missing),
+                "t1gd_missing": number(0),
+                "brain_mask_trusted": number(trusted),
                 "site": "DU",
             }
             for z in reversed(range(6))
@@ -564,6 +565,22 @@ def test_arrays_become_pictures(tmp_path: Path) -> None:
         arrays(output=str(tmp_path / "b.json"), **common)
     arrays(output=str(tmp_path / "b.json"), overwrite=True, **common)
     assert np.array_equal(Image.open(tmp_path / "png" / "x-00000.png"), pictures[0])
+
+
+@pytest.mark.parametrize("written_as", [int, float, "{:.2f}".format])
+def test_numbers_of_a_table_are_read_however_they_are_written(written_as: Any, tmp_path: Path) -> None:
+    """1.0 is diseased, as 1 is; what is no number is refused."""
+    np.savez(tmp_path / "x.npz", images=np.arange(3 * 64 * 64, dtype=np.uint8).reshape(3, 64, 64))
+    values = [(0, 1, 0), (1, 0, 1), (2, 0, 0)]
+    rows = [dict(zip(("row", "effusion", "normal"), map(written_as, v), strict=True)) for v in values]
+    write_csv(tmp_path / "x.csv", rows)
+    options = {"root": str(tmp_path / "x.npz"), "images": str(tmp_path / "png"), "healthy": "normal"}
+    arrays(output=str(tmp_path / "d.json"), **options)
+    assert {item["subject"]: item["label"] for item in items_of(tmp_path / "d.json")} == {"x-00000": 1, "x-00001": 0}
+    for wrong in ("yes", "", "nan"):
+        write_csv(tmp_path / "x.csv", [*rows, rows[0] | {"effusion": wrong}])
+        with pytest.raises(ValueError, match=f"x.csv: row 5 must have a number as 'effusion', got '{wrong}'"):
+            arrays(output=str(tmp_path / "e.json"), **options)
 
 
 def test_what_radiologists_drew_is_for_evaluation(tmp_path: Path) -> None:

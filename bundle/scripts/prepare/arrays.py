@@ -63,7 +63,7 @@ def arrays(
     source, target = Path(root), Path(images)
     made = Preparation("arrays", target, options)
     table = source.with_suffix(".csv")
-    rows = rows_of(table, ("row", diseased, *([healthy] if healthy else [])))
+    rows = rows_of(table, (), ("row", diseased, *([healthy] if healthy else [])))
     try:
         with np.load(source) as content:
             pictures = content["images"]
@@ -72,18 +72,20 @@ def arrays(
     if pictures.dtype != np.uint8 or pictures.ndim != 3:
         raise ValueError(f"{source}: 'images' must be uint8 (N, H, W), got {pictures.dtype} {pictures.shape}.")
     drawn = regions_of(regions, diseased, pictures.shape[1:]) if regions else {}
-    judged = {subject_of(row, source.stem) for row in rows if int(row["row"]) in drawn}
+    judged = {subject_of(row, source.stem) for row in rows if int(float(row["row"])) in drawn}
     target.mkdir(parents=True, exist_ok=True)
     for row in tqdm(rows, desc=source.name, unit="image"):
-        number, name, subject = int(row["row"]), name_of(row, source.stem), subject_of(row, source.stem)
+        number, name, subject = int(float(row["row"])), name_of(row, source.stem), subject_of(row, source.stem)
         found = drawn.get(number, Regions([], None))
-        label = (
-            DISEASED if row[diseased] == "1" or found.boxes else HEALTHY if not healthy or row[healthy] == "1" else None
-        )
+        is_diseased = float(row[diseased]) == 1 or found.boxes
+        is_healthy = not healthy or float(row[healthy]) == 1
+        label = DISEASED if is_diseased else HEALTHY if is_healthy else None
         if label is None:
             made.passed(f"neither {diseased} nor {healthy}")
         elif subject in judged and made.split is not None and made.split.get(subject, "test") != "test":
-            made.damaged(name, f"{subject} is in {regions}, for the test, but the split has it in {made.split[subject]!r}.")
+            made.damaged(
+                name, f"{subject} is in {regions}, for the test, but the split has it in {made.split[subject]!r}."
+            )
         elif not 0 <= number < len(pictures):
             made.damaged(name, f"there are {len(pictures)} images.")
         else:
@@ -102,7 +104,7 @@ def arrays(
 
 def name_of(row: Mapping[str, str], stem: str) -> str:
     """Of a line's picture, without suffix."""
-    return f"{stem}-{int(row['row']):05d}"
+    return f"{stem}-{int(float(row['row'])):05d}"
 
 
 def subject_of(row: Mapping[str, str], stem: str) -> str:

@@ -16,7 +16,8 @@ from .splitting import section_of
 
 SEQUENCES = ("flair", "t1", "t1gd")
 MISSING = {"t1": "t1_missing", "t1gd": "t1gd_missing"}
-COLUMNS = ("patient", "z", "split", "has_tumour", "mid_slice", "brain_mask_trusted", *MISSING.values())
+COLUMNS = ("patient", "split")
+NUMBERS = ("z", "has_tumour", "mid_slice", "brain_mask_trusted", *MISSING.values())
 
 
 def brain_mr(
@@ -52,23 +53,25 @@ def brain_mr(
     wanted = [choice(s, SEQUENCES, "sequences") for s in texts(sequences, "sequences")]
     masks, inner = is_true(brain_masks, "brain_masks"), is_true(middle, "middle")
     patients: dict[str, list[dict[str, str]]] = {}
-    for row in rows_of(Path(root) / "slices.csv", COLUMNS):
+    for row in rows_of(Path(root) / "slices.csv", COLUMNS, NUMBERS):
         patients.setdefault(row["patient"], []).append(row)
     for patient, rows in tqdm(sorted(patients.items()), desc="brain_mr", unit="patient"):
-        rows.sort(key=lambda row: int(row["z"]))
+        rows.sort(key=lambda row: float(row["z"]))
         needed = [*wanted, "seg", *(["brain"] if masks else [])]
         absent = [name for name in needed if f"{name}.nii.gz" not in made.names(Path(root) / "volumes" / patient)]
-        copied = [name for name in wanted if name in MISSING and any(row[MISSING[name]] == "1" for row in rows)]
+        copied = [name for name in wanted if name in MISSING and any(float(row[MISSING[name]]) == 1 for row in rows)]
         if absent or copied:
             made.damaged(patient, f"has no {' and no '.join(absent or copied)}.")
-        elif masks and rows[0]["brain_mask_trusted"] == "0":
+        elif masks and float(rows[0]["brain_mask_trusted"]) == 0:
             made.damaged(patient, "its brain mask is marked as not to be trusted.")
         else:
             folder = f"volumes/{patient}"
             paths = [f"{folder}/{name}.nii.gz" for name in wanted]
             item = {
                 "image": paths if len(paths) > 1 else paths[0],
-                "label": [-1 if inner and row["mid_slice"] != "1" else int(row["has_tumour"]) for row in rows],
+                "label": [
+                    -1 if inner and float(row["mid_slice"]) != 1 else int(float(row["has_tumour"])) for row in rows
+                ],
                 "mask": f"{folder}/seg.nii.gz",
                 **({"foreground": f"{folder}/brain.nii.gz"} if masks else {}),
                 "subject": patient,

@@ -86,12 +86,16 @@ def _place(path: str) -> Path:
 
 def _label(row: dict[str, str], finding: str, healthy: str, uncertain_is: float | None) -> int | None:
     """0, 1, or None if the image is to be left out. An empty field means that the report does not speak of it."""
-    try:
-        value = float(row[finding]) if row[finding] else None
-    except ValueError as error:
-        raise ValueError(f"{finding!r} must be 1, 0, -1 or empty, got {row[finding]!r}.") from error
+    value = _value(row, finding)
     value = uncertain_is if value == -1 else value
     if value == 1:
         return DISEASED
-    is_healthy = value == 0 if healthy == "without_finding" else row["No Finding"] in ("1", "1.0")
+    is_healthy = value == 0 if healthy == "without_finding" else _value(row, "No Finding") == 1
     return HEALTHY if is_healthy else None
+
+
+def _value(row: dict[str, str], column: str) -> float | None:
+    try:
+        return float(row[column]) if row[column] else None
+    except ValueError as error:
+        raise ValueError(f"{column!r} must be 1, 0, -1 or empty, got {row[column]!r}.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,13 @@ def choice(value: Any, allowed: Sequence[str], name: str) -> str:
     return str(value)
 
 
-def rows_of(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
-    """The lines of a CSV that has these columns.
+def rows_of(table: Path, columns: Collection[str], numbers: Collection[str] = ()) -> list[dict[str, str]]:
+    """The lines of a CSV that has these columns, those of `numbers` too, which hold a number in each line.
 
     Raises:
-        ValueError: it can't be read, or a column or a value is missing.
+        ValueError: it can't be read, or a column or a value is missing, or is no number.
     """
+    columns = [*columns, *numbers]
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -67,6 +69,17 @@ def rows_of(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
             )
             if short is not None:
                 raise ValueError(f"{table}: row {short} ends too early; is the file complete?")
+            for n, row in enumerate(rows, start=2):
+                for column in numbers:
+                    if not _is_number(row[column]):
+                        raise ValueError(f"{table}: row {n} must have a number as {column!r}, got {row[column]!r}.")
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: can't be read as a CSV ({error}).") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
