@@ -294,6 +294,30 @@ def test_the_decathlon(tmp_path: Path) -> None:
     assert t2.shape == (4, 4, 6) and np.array_equal(t2.dataobj, np.asarray(flair.dataobj) + 30)
 
 
+def test_the_decathlon_takes_no_other_volume_for_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However new it is; what it wrote itself is not read again."""
+    data, images = tmp_path / "data", tmp_path / "images"
+    write_volume(data / "imagesTr" / "B_1.nii.gz", channels=4)
+    write_volume(data / "labelsTr" / "B_1.nii.gz", marked=TUMOUR)
+    entry = {"image": "./imagesTr/B_1.nii.gz", "label": "./labelsTr/B_1.nii.gz"}
+    (data / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    options: dict[str, Any] = {"root": str(data), "sequences": "flair", "images": str(images)}
+    theirs = images / "B_1" / "flair.nii.gz"
+    write_volume(theirs, marked=TUMOUR)
+    before = theirs.read_bytes()
+    with pytest.raises(ValueError, match="flair.nii.gz: is there already and is another volume"):
+        msd_brain(output=str(tmp_path / "d.json"), **options)
+    assert theirs.read_bytes() == before
+    msd_brain(output=str(tmp_path / "d.json"), overwrite=True, **options)
+    assert np.array_equal(nib.load(theirs).dataobj, nib.load(data / "imagesTr" / "B_1.nii.gz").dataobj[..., 0])
+    with monkeypatch.context() as patched:
+        patched.setattr("scripts.prepare.msd_brain.load_nifti", lambda path: pytest.fail("reads it again"))
+        msd_brain(output=str(tmp_path / "d.json"), **options)
+    theirs.unlink()
+    msd_brain(output=str(tmp_path / "d.json"), **options)
+    assert theirs.exists()
+
+
 def write_lgg(folder: Path, flair_copied: bool = False) -> None:
     folder.mkdir(parents=True)
     for z in range(1, 13):

@@ -72,7 +72,15 @@ def msd_brain(
         name = image.name.split(".nii")[0]
         try:
             lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
-            paths = [image] if whole else _written(image, wanted, Path(str(images)) / name, may_replace)
+            paths = [image]
+            if not whole:
+                paths = [Path(str(images), name, f"{sequence}.nii.gz") for sequence in wanted]
+                made.reads.once(
+                    [image],
+                    ["volumes", [os.path.abspath(path) for path in paths]],
+                    partial(_write, image, wanted, paths, may_replace),
+                    again=not {path.name for path in paths} <= made.names(paths[0].parent),
+                )
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))
             continue
@@ -100,14 +108,11 @@ def _entries(table: Path) -> list[dict[str, str]]:
     return entries
 
 
-def _written(image: Path, sequences: Sequence[str], folder: Path, may_replace: bool) -> list[Path]:
-    """A file a sequence, written unless it is there."""
-    paths = [folder / f"{name}.nii.gz" for name in sequences]
-    if not all(path.exists() and path.stat().st_mtime_ns >= image.stat().st_mtime_ns for path in paths):
-        volume = load_nifti(str(image))
-        if volume.ndim != 4 or volume.shape[3] != len(CHANNELS):
-            raise ValueError(f"{image.name}: has {volume.shape} voxels; four channels are expected.")
-        array = np.asarray(volume.dataobj)
-        for name, path in zip(sequences, paths, strict=True):
-            save(nib.Nifti1Image(array[..., CHANNELS.index(name)], volume.affine), path, may_replace)
-    return paths
+def _write(image: Path, sequences: Sequence[str], paths: Sequence[Path], may_replace: bool) -> None:
+    """A file a sequence; one that is there must be that volume."""
+    volume = load_nifti(str(image))
+    if volume.ndim != 4 or volume.shape[3] != len(CHANNELS):
+        raise ValueError(f"{image.name}: has {volume.shape} voxels; four channels are expected.")
+    array = np.asarray(volume.dataobj)
+    for name, path in zip(sequences, paths, strict=True):
+        save(nib.Nifti1Image(array[..., CHANNELS.index(name)], volume.affine), path, may_replace)
