@@ -247,6 +247,29 @@ def test_another_output_is_not_written_over(tmp_path: Path) -> None:
         brats(root=str(tmp_path / "data"), output=str(path), sequences="t1")
 
 
+@pytest.mark.parametrize("change", ["label", "section", "digest"])
+def test_what_was_corrected_by_hand_is_not_written_over(change: str, tmp_path: Path) -> None:
+    """Nor a file of an earlier version, which can't tell; one that was laid out anew alone is the same."""
+    write_case(tmp_path / "data" / "BraTS2021_00000")
+    path = tmp_path / "d.json"
+    brats(root=str(tmp_path / "data"), output=str(path))
+    path.write_text(json.dumps(written(path), indent=4))
+    brats(root=str(tmp_path / "data"), output=str(path))
+    content = written(path)
+    if change == "label":
+        content["training"][0]["label"][1] = -1
+    elif change == "section":
+        content["demo"] = content.pop("training")
+    else:
+        del content["digest"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"d.json: may have been changed by hand .* --overwrite true"):
+        brats(root=str(tmp_path / "data"), output=str(path))
+    assert written(path) == content
+    brats(root=str(tmp_path / "data"), output=str(path), overwrite=True)
+    assert written(path)["training"][0]["label"] == [0, 1, 0, 1, 1, 0]
+
+
 def test_options_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     common: dict[str, Any] = {"root": str(tmp_path / "data"), "output": str(tmp_path / "d.json")}

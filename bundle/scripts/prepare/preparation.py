@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check_number, is_true
+from ..digests import json_digest
 from ..files import write
 from ..learning.datalists import FILES, checked, paths_of, real_path
 from ..wording import some
@@ -19,7 +20,7 @@ from .counting import Item, described, label_counts
 from .reads import Reads
 from .splitting import SECTIONS, checked_fractions, read_split, split_subjects
 
-OWN = ("prepared_by", "left_out", "passed_over")
+OWN = ("prepared_by", "left_out", "passed_over", "digest")
 """What a file that was prepared holds beside its sections."""
 
 
@@ -32,8 +33,8 @@ class Preparation:
         options: of the command, by which the file is known again.
 
     Raises:
-        ValueError: there is such a file, of another command or with other options, and `overwrite` is not true; it can't be
-            written; or an option that can't be.
+        ValueError: there is such a file, of another command or with other options or changed since, and `overwrite` is not
+            true; it can't be written; or an option that can't be.
     """
 
     def __init__(self, command: str, folder: Path, options: Mapping[str, Any]) -> None:
@@ -73,6 +74,11 @@ class Preparation:
             raise ValueError(
                 f"{self.output}: is there already, and not from this command with these options; give another --output, or "
                 "--overwrite true."
+            )
+        if there.pop(OWN[3], None) != json_digest(there):
+            raise ValueError(
+                f"{self.output}: may have been changed by hand since it was prepared; give another --output, or, to lose what "
+                "was changed, --overwrite true."
             )
 
     def add(self, item: Item, section: str | None = None) -> None:
@@ -126,8 +132,14 @@ class Preparation:
             chosen[sections[item["subject"]]].append(item)
         if not self.items:
             raise ValueError(f"{self.root}: nothing to list was found. {expected}{self._reasons()}")
-        made_by, left_out, passed_over = OWN
-        content = {made_by: self.made_by, **chosen, left_out: self.left_out, passed_over: self.passed_over}
+        made_by, left_out, passed_over, digest = OWN
+        content: dict[str, Any] = {
+            made_by: self.made_by,
+            **chosen,
+            left_out: self.left_out,
+            passed_over: self.passed_over,
+        }
+        content[digest] = json_digest(content)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         # an item a line, so that a person can read it
         parts = []
