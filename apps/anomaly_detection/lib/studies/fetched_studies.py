@@ -1,0 +1,186 @@
+"""Series of a DICOMweb server that were fetched: their images, the volumes they make and what is known of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from pydicom.dataset import Dataset
+
+from lib.studies.base import Studies
+from lib.studies.dicom_server import DicomServer
+from lib.studies.fetched import instances_in, picture_of, volume_of
+from lib.studies.names import plain
+from lib.studies.register import exclusively
+from lib.studies.tags import FINAL, FINAL_OF, SCORE
+
+logger = logging.getLogger(__name__)
+
+
+def _unused(tag: str, tags: Collection[str]) -> str:
+    """`tag`, with a number if there is one of that name: a series may be replaced again by as many images."""
+    names = chain([tag], (f"{tag}-{n}" for n in count(2)))
+    return next(name for name in names if name not in tags)
+
+
+class FetchedStudies(Studies, DICOMWebDatastore):
+    """Studies on a DICOMweb server, by their SeriesInstanceUIDs, as far as they are read here.
+
+    Series are fetched whole or not at all, and again when their images on the server are others.
+
+    Args:
+        modalities: of the series, in DICOM's words; every other one is left out.
+        args, kwargs: of MONAI Label's `DICOMWebDatastore`.
+    """
+
+    def __init__(self, *args: Any, modalities: Sequence[str], **kwargs: Any) -> None:
+        self._modalities = modalities
+        super().__init__(*args, **kwargs)
+        self._server = DicomServer(self._client)
+
+    def modality(self, image_id: str) -> str | None:
+        return str(self._described(image_id).get("Modality") or "") or None
+
+    def _described(self, image_id: str) -> Mapping[str, Any] | Dataset:
+        """What is said of a series, here if it was fetched, or by the server."""
+        known = self._info_of(plain(image_id, "image id"))
+        return known if known is not None else self._server.one_series(image_id)
+
+    def _info_of(self, image_id: str) -> dict[str, Any] | None:
+        """What is known of a series that was fetched; None also where the register was lost, and the file found again."""
+        known = self._datastore.objects.get(image_id)
+        return dict(known.image.info) if known and known.image.info.get("StudyInstanceUID") else None
+
+    def input_of(self, image_id: str) -> str:
+        path = self.get_image_uri(image_id)
+        # of a radiograph the DICOM file itself, which says its view and how it is to be shown
+        return str(picture_of(self._folder_of(image_id)).resolve()) if self._is_picture(image_id) else path
+
+    def _is_picture(self, image_id: str) -> bool:
+        from scripts.images.formats import takes_pictures
+
+        return takes_pictures([self.modality(image_id) or "MR"])
+
+    def get_image_uri(self, image_id: str) -> str:
+        from scripts.images.formats import takes_pictures
+
+        plain(image_id, "image id")
+        path = Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
+        if self._is_fetched(image_id) and self._is_complete(image_id):
+            return str(path.resolve())
+        series = self._server.one_series(image_id)
+        modality = str(series.get("Modality", ""))
+        if modality not in self._modalities:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"{image_id}: is {modality or 'of no modality'}; allowed is {', '.join(self._modalities)}.",
+            )
+        expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
+        with tempfile.TemporaryDirectory(dir=self._datastore_path, prefix=".fetch-") as partial:
+            fetched = Path(partial) / "series"
+            fetched.mkdir()
+            number = self._server.retrieve(str(series.StudyInstanceUID), image_id, fetched)
+            if not number and not expected:
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"Series {image_id} holds no image.")
+            if number < expected:
+                raise MONAILabelException(
+                    MONAILabelError.SERVER_ERROR,
+                    f"{image_id}: {number} of {expected} instances came from {self._server.url}; try again.",
+                )
+            nifti = volume_of(image_id, fetched, takes_pictures([modality]))
+            try:
+                info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}
+                names = ("SeriesDescription", "ProtocolName", "StudyInstanceUID", "RetrieveURL")
+                info |= {k: str(series.get(k, "")) for k in names}
+                self._take_in(image_id, fetched, nifti, {**info, "SeriesInstanceUID": image_id})
+            finally:
+                os.unlink(nifti)
+        return str(path.resolve())
+
+    def _folder_of(self, image_id: str) -> Path:
+        """Where the images of a series are, each named by its SOPInstanceUID."""
+        return Path(self._datastore.image_path()) / image_id
+
+    def _is_fetched(self, image_id: str) -> bool:
+        folder = self._folder_of(image_id)
+        known = self._info_of(image_id) is not None
+        return known and folder.is_dir() and folder.with_name(f"{image_id}.nii.gz").is_file()
+
+    def _is_complete(self, image_id: str) -> bool:
+        """Whether a series that was fetched has the same images on the server; while that can't be told, it is used."""
+        study = str(self._datastore.objects[image_id].image.info["StudyInstanceUID"])
+        try:
+            return self._server.instances(study, image_id) == instances_in(self._folder_of(image_id))
+        except MONAILabelException as error:
+            logger.warning(
+                "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
+            )
+            return True
+
+    @exclusively
+    def _take_in(self, image_id: str, fetched: Path, nifti: str, info: Mapping[str, Any]) -> None:
+        """Put fetched images in the place of those of before.
+
+        If they are not the same, results of those go, and a reader's label is kept under a tag that says of what it is.
+
+        Args:
+            image_id: of the series.
+            fetched: folder of the images; it is moved.
+            nifti: the volume that they make.
+            info: on the series.
+        """
+        folder = self._folder_of(image_id)
+        known = self._datastore.objects.get(image_id) or ImageLabelModel(image=DataModel(info={}))
+        before = instances_in(folder)
+        changed = bool(before or known.labels) and before != instances_in(fetched)
+        name = f"{image_id}.nii.gz"
+        writers = {folder.with_name(name): lambda part: shutil.copyfile(nifti, part)}
+        kept, gone = dict(known.labels), {}
+        old_info = dict(known.image.info)
+        if changed:
+            for key in (SCORE, "p_diseased", "stored", "dice"):
+                old_info.pop(key, None)
+            gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
+            kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
+            if FINAL in gone:
+                tag, label = _unused(f"{FINAL_OF}{len(before)}-images", kept), gone[FINAL]
+                source = self._place(image_id, FINAL, name)
+                writers[self._place(image_id, tag, name)] = lambda part: shutil.copyfile(source, part)
+                kept[tag] = label
+            logger.warning(
+                "%s: has other images than before (%d then, %d now) and was fetched again. Results of before are gone%s.",
+                image_id,
+                len(before),
+                len(instances_in(fetched)),
+                f"; the reader's label is kept under the tag {tag!r}" if FINAL in gone else "",
+            )
+
+        def change(parts: Mapping[Path, Path]) -> None:
+            image = DataModel(info={**old_info, **info, "ts": int(time.time()), "name": name}, ext=".nii.gz")
+            self._datastore.objects[image_id] = ImageLabelModel(image=image, labels=kept)
+
+        self._replace(writers, change)
+        for tag, label in gone.items():
+            (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
+        # last: while the folder holds other images than the server, all this is done again
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(fetched, folder)
+
+    def series(self, image_id: str) -> list[Dataset]:
+        """The instances of a series, in order, or its radiograph, as `get_image_uri` fetched them before."""
+        from scripts.dicom.series import read_images
+
+        if not self._is_fetched(image_id):
+            self.get_image_uri(image_id)
+        folder = self._folder_of(image_id)
+        return read_images(picture_of(folder) if self._is_picture(image_id) else folder)
