@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import shutil
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -24,9 +28,11 @@ from lib.demonstration.mr_series import series_from_nifti
 from lib.grids import reordered
 from lib.studies.dicom_server import DicomServer
 from lib.studies.dicomweb import DICOMwebStudies
+from lib.studies.folder_studies import FolderStudies
 from lib.studies.names import UID
 from lib.studies.tags import FINAL, SCORE
-from test_studies import files_up_to
+from main import AnomalyDetection
+from test_studies import files_up_to, write_images
 
 GRID = (7, 6, 8)
 AFFINE = np.diag([-2.0, -3.0, 5.0, 1.0])
@@ -319,6 +325,121 @@ def test_each_slice_has_its_own_rescale(case: str, photometric: str, tmp_path: P
         image.RescaleSlope, image.RescaleIntercept = slope, intercept
     volume = np.asarray(fetched(images, tmp_path).dataobj)
     np.testing.assert_array_equal(volume, stored * np.array(slopes) + np.array(intercepts))
+
+
+# -- what is replaced while it is worked on
+
+
+def replaced(images: list[Dataset]) -> list[Dataset]:
+    """Others on the same grid: all black, with UIDs of their own."""
+    others = [copy.deepcopy(image) for image in images]
+    for n, image in enumerate(others):
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{n + 1}"
+        image.PixelData = bytes(len(image.PixelData))
+    return others
+
+
+class Run:
+    """Stands in for a model's task: a mask of the volume that it reads, during which something may happen."""
+
+    model = SimpleNamespace(
+        declared=SimpleNamespace(channels=["FLAIR"], modalities=["MR"], reference="FLAIR", version="1")
+    )
+    is_original = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.meanwhile = folder, lambda: None
+
+    def made_with(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def run(self, request: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        [path] = request["image"]
+        mask = write_mask(self.folder / "given.nii.gz", path)
+        self.meanwhile()
+        params = {"score": 0.5, "p_diseased": 0.9, "options": {}, "weights": "w", "version": "1"}
+        return mask, {**params, "result": {}}, {"input_image": SimpleNamespace(meta={"source": path})}
+
+
+def app_of(studies: Any, task: Run, monkeypatch: pytest.MonkeyPatch) -> AnomalyDetection:
+    app = object.__new__(AnomalyDetection)
+    app._datastore, app._sessions, app._one_at_a_time = studies, None, threading.Lock()
+    app._infers, app.models = {"lesion_mask": task}, [task.model]
+    monkeypatch.setattr("main.write_results", lambda *args: {"anomaly_map": task.folder / "given.nii.gz"})
+    return app
+
+
+@pytest.mark.parametrize("tag", ["original", "mine"])
+def test_a_mask_is_not_kept_for_images_that_came_while_it_was_made(
+    tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid, task = Archive(*images), str(images[0].SeriesInstanceUID), Run(tmp_path)
+    studies = studies_on(archive, tmp_path / "cache")
+    app = app_of(studies, task, monkeypatch)
+    request = {"model": "lesion_mask", "image": uid, "save_label": True, "label_tag": tag}
+
+    def another_request() -> None:
+        archive.instances = replaced(images)
+        studies.get_image_uri(uid)
+
+    task.meanwhile = another_request
+    with pytest.raises(MONAILabelException, match="the series was replaced meanwhile; run it again") as error:
+        app.infer(dict(request))
+    assert error.value.error == MONAILabelError.INVALID_INPUT
+    assert not archive.asked["store"] and SCORE not in studies.get_image_info(uid)
+    assert not studies.get_label_uri(uid, tag) and not (tmp_path / "given.nii.gz").exists()
+    task.meanwhile = lambda: None
+    assert app.infer(dict(request))["tag"] == tag and studies.get_label_uri(uid, tag)
+    sent = [i for i in archive.instances if i.Modality == "SEG"]
+    assert len(sent) == (tag == "original")
+
+
+def test_no_segmentation_is_made_for_images_that_came_while_its_mask_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    studies = studies_on(archive, tmp_path / "cache")
+    app = app_of(studies, Run(tmp_path), monkeypatch)
+    result = app.infer({"model": "lesion_mask", "image": uid})
+    path = app.dicom_segmentation(uid, result)
+    (reference,) = pydicom.dcmread(path).ReferencedSeriesSequence
+    # those that the mask marks something on
+    assert {i.ReferencedSOPInstanceUID for i in reference.ReferencedInstanceSequence} <= {
+        i.SOPInstanceUID for i in images
+    }
+    Path(path).unlink()
+    archive.instances = replaced(images)
+    studies.get_image_uri(uid)
+    with pytest.raises(MONAILabelException, match="the series was replaced meanwhile; run it again"):
+        app.dicom_segmentation(uid, result)
+
+
+def test_in_a_folder_too_a_mask_is_not_kept_for_another_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "studies", "a", "b")
+    task, studies = Run(tmp_path), FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
+    app = app_of(studies, task, monkeypatch)
+    monkeypatch.setattr(studies, "taken_by", lambda images, modalities: images)
+    request = {"model": "lesion_mask", "image": "a", "save_label": True}
+    task.meanwhile = lambda: shutil.copyfile(tmp_path / "studies" / "b.nii.gz", tmp_path / "studies" / "a.nii.gz")
+    with pytest.raises(MONAILabelException, match="a: the series was replaced meanwhile; run it again"):
+        app.infer(dict(request))
+    assert SCORE not in studies.get_image_info("a") and not studies.get_label_uri("a", "original")
+    task.meanwhile = lambda: None
+    app.infer(dict(request))
+    assert studies.get_image_info("a")[SCORE] == 0.5
+
+
+def test_a_readers_label_of_images_that_were_replaced_is_refused_once(half: Any, tmp_path: Path) -> None:
+    archive, studies, uid, images = half
+    sent, mask = archive.asked["store"], write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+    archive.instances = replaced(images[4:])
+    with pytest.raises(MONAILabelException, match="were replaced on http://archive.example/dicom-web.*submit it again"):
+        studies.save_label(uid, mask, FINAL, {})
+    assert archive.asked["store"] == sent and not studies.get_label_uri(uid, FINAL)
+    studies.save_label(uid, mask, FINAL, {})
+    assert archive.asked["store"] == sent + 1 and studies.get_label_uri(uid, FINAL)
 
 
 # -- what is listed

@@ -28,6 +28,7 @@ from lib.studies.connection import client_of
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.tags import ORIGINAL, result_tag
+from lib.studies.unchanged import stamps_of
 from lib.studies.uploads import is_upload
 from lib.tasks.infer_task import AnomalyInferTask, allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
@@ -140,7 +141,8 @@ class AnomalyDetection(MONAILabelApp):
         are kept, and on a DICOMweb server a Segmentation and a Parametric Map. All else is kept under its model's name.
 
         Raises:
-            MONAILabelException: see `AnomalyInferTask`; no such image or model.
+            MONAILabelException: see `AnomalyInferTask`; no such image or model; INVALID_INPUT, what is to be kept was made
+                of images that others took the place of.
         """
         request = dict(request)
         task = self._infers.get(str(request.get("model")))
@@ -161,25 +163,26 @@ class AnomalyDetection(MONAILabelApp):
         original = self._is_original(task, image, datastore) if stored else task.is_original
         tag = result_tag(request.get("label_tag"), request["model"], original)
         with turn(self._one_at_a_time):
+            read = stamps_of(request["image"]) if stored else {}
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
         warn(params, warnings)
         label = file
         try:  # not in its turn: the next one need not wait for a disk or the DICOM server
             if stored and request.get("save_label"):
-                if tag != ORIGINAL:  # map, counterpart and score of an image are those of its original
-                    datastore.save_label(image, file, tag, {"params": params})
-                else:
-                    with tempfile.TemporaryDirectory() as folder:
+                with tempfile.TemporaryDirectory() as folder:
+                    results = {}
+                    if tag == ORIGINAL:  # map and counterpart of an image are those of its original
                         results = write_results(result, result["input_image"].meta["source"], Path(folder))
-                        datastore.save_results(image, tag, file, results, params)
+                    datastore.save_results(image, tag, file, results, params, read)
                 # last of all, when it is also where it was sent to
                 datastore.mark_done(image, tag, params, made_with)
                 label = image
         except BaseException:
             os.unlink(file)
             raise
-        return {"label": label, "tag": tag if label == image else ORIGINAL, "file": file, "params": params}
+        tag = tag if label == image else ORIGINAL
+        return {"label": label, "tag": tag, "file": file, "params": params, "read": read}
 
     def _warnings_of(self, request: Mapping[str, Any], declared: Declaration, datastore: Datastore) -> list[str]:
         """What is to be said of an image that is named as a sequence which the model doesn't take.
@@ -259,7 +262,7 @@ class AnomalyDetection(MONAILabelApp):
         """The path of a DICOM Segmentation of what `infer` gave for a series.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, the studies are no DICOM.
+            MONAILabelException: INVALID_INPUT, the studies are no DICOM, or the series was replaced meanwhile.
         """
         datastore = self.datastore()
         if not isinstance(datastore, DICOMwebStudies):
@@ -267,7 +270,7 @@ class AnomalyDetection(MONAILabelApp):
         handle, path = tempfile.mkstemp(suffix=".dcm")
         os.close(handle)
         try:
-            datastore.segmentation_of(image, result["file"], result["params"]).save_as(path)
+            datastore.segmentation_of(image, result["file"], result["params"], result["read"]).save_as(path)
         except BaseException:
             os.unlink(path)
             raise

@@ -21,6 +21,7 @@ from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import Register, exclusively, stamp_of
 from lib.studies.tags import COUNTERFACTUAL_TAG, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
+from lib.studies.unchanged import check_unchanged
 from lib.studies.uploads import holds_itself
 
 if TYPE_CHECKING:
@@ -244,9 +245,15 @@ class Studies(Register):
 
     @exclusively
     def save_results(
-        self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
+        self,
+        image_id: str,
+        tag: str,
+        labels: str,
+        results: Mapping[str, Path],
+        params: Mapping[str, Any],
+        read: Mapping[str, list[int]] | None = None,
     ) -> None:
-        """Keep what a model gave for an image, and the image's score for the worklist.
+        """Keep what a model gave for an image, and of its original the image's score for the worklist.
 
         Args:
             image_id: of the image.
@@ -254,8 +261,13 @@ class Studies(Register):
             labels: the file of the label map.
             results: the files of the float results, by their tags.
             params: the scores and what they were made with, see `AnomalyInferTask`.
+            read: the stamps of the files that it was made of, see `stamps_of`.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, they are others now; SERVER_ERROR, the disk is full.
         """
-        scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]}
+        check_unchanged(image_id, read)
+        scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]} if tag == ORIGINAL else {}
         # of the label map alone: they are most of the register, which is written whole for every study
         without_slices = {key: value for key, value in params.items() if key != "slices"}
         kept = {name: (str(path), {"params": dict(without_slices)}) for name, path in results.items()}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -23,7 +22,8 @@ from lib.studies.objects import predicted, predicted_map, predicted_overlay, rev
 from lib.studies.register import exclusively
 from lib.studies.reviews import Reviews
 from lib.studies.storing import RefusedError
-from lib.studies.tags import FINAL, MAP_TAG
+from lib.studies.tags import FINAL, MAP_TAG, ORIGINAL
+from lib.studies.unchanged import check_unchanged, stamps_of
 from lib.studies.uploads import holds_itself
 
 if TYPE_CHECKING:
@@ -99,7 +99,12 @@ class DICOMwebStudies(FetchedStudies):
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
         holds_itself(label_filename)
-        image = self.get_image_uri(image_id)
+        with self._one_at_a_time(image_id):
+            self._save_label(image_id, label_filename, label_tag, label_info)
+        return image_id
+
+    def _save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> None:
+        image = self._seen(image_id)
         converted = None
         try:
             if label_filename.endswith(".bin"):
@@ -128,7 +133,22 @@ class DICOMwebStudies(FetchedStudies):
                 again = "" if isinstance(error.__cause__, RefusedError) else "; submit it again to send it"
                 message = f"{error.msg} The label is kept on this server alone{again}."
                 raise MONAILabelException(error.error, message) from error
-        return image_id
+
+    def _seen(self, image_id: str) -> str:
+        """The path of a series that somebody has drawn on.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, it is found only now that other images have taken the place of those.
+        """
+        before = stamps_of([str(self._volume_of(image_id))])
+        path = self.get_image_uri(image_id)
+        if all(before.values()) and stamps_of(list(before)) != before:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"The images of {image_id} were replaced on {self._server.url}. Look whether the label is of the new ones, "
+                "and submit it again. Nothing was stored.",
+            )
+        return path
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Refused: what lies here is fetched. A file of a client's name could take the place of a series or of what is known.
@@ -141,16 +161,26 @@ class DICOMwebStudies(FetchedStudies):
             f"Studies are those of {self._server.url}: store the image on that server. Nothing was stored here.",
         )
 
-    def segmentation_of(self, image_id: str, mask: str, params: Mapping[str, Any]) -> Dataset:
+    def segmentation_of(
+        self, image_id: str, mask: str, params: Mapping[str, Any], read: Mapping[str, list[int]] | None = None
+    ) -> Dataset:
         """A predicted mask of a series as a DICOM Segmentation.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, see `predicted`.
+            MONAILabelException: INVALID_INPUT, see `predicted` and `check_unchanged`.
         """
-        return predicted(self.series(image_id), mask, params)
+        with self._one_at_a_time(image_id):
+            check_unchanged(image_id, read)
+            return predicted(self.series(image_id), mask, params)
 
     def save_results(
-        self, image_id: str, tag: str, labels: str, results: Mapping[str, Path], params: Mapping[str, Any]
+        self,
+        image_id: str,
+        tag: str,
+        labels: str,
+        results: Mapping[str, Path],
+        params: Mapping[str, Any],
+        read: Mapping[str, list[int]] | None = None,
     ) -> None:
         """As for a folder; then what is stored of them goes to the DICOM server, once for every setting that made it.
 
@@ -158,14 +188,15 @@ class DICOMwebStudies(FetchedStudies):
         server refuses for good is a warning in the log.
 
         Raises:
-            MONAILabelException: SERVER_ERROR, not all could be sent; the message says what was kept and sent.
+            MONAILabelException: INVALID_INPUT, the images were replaced, see `check_unchanged`; SERVER_ERROR, not all could be
+                sent; the message says what was kept and sent.
         """
-        if not self._store_results:
-            super().save_results(image_id, tag, labels, results, params)
+        if not self._store_results or tag != ORIGINAL:
+            super().save_results(image_id, tag, labels, results, params, read)
             return
-        # a batch, in a process of its own, may be at the same image
-        with FileLock(f"{self._datastore_config_path}.{plain(image_id, 'image id')}.lock", is_singleton=True):
+        with self._one_at_a_time(image_id):
             self._read_again()
+            check_unchanged(image_id, read)
             made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
             known = self._datastore.objects.get(image_id)
             stored = dict(known.image.info.get("stored", {})) if known else {}
@@ -175,7 +206,7 @@ class DICOMwebStudies(FetchedStudies):
             sent = [*stored.get(made_with, ()), *[""] * len(makers)][: len(makers)]
             images = [] if all(sent) else self.series(image_id)
             missing = {n: make(images, file, params) for n, (make, file) in enumerate(makers) if not sent[n]}
-            super().save_results(image_id, tag, labels, results, params)
+            super().save_results(image_id, tag, labels, results, params, read)
             for n, dataset in missing.items():
                 if self._is_taken(image_id, dataset):
                     sent[n] = str(dataset.SeriesInstanceUID)

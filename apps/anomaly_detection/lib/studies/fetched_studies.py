@@ -12,6 +12,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -72,12 +73,18 @@ class FetchedStudies(Studies, DICOMWebDatastore):
         return takes_pictures([self.modality(image_id) or "MR"])
 
     def get_image_uri(self, image_id: str) -> str:
+        plain(image_id, "image id")
+        path = self._volume_of(image_id)
+        if not self._is_current(image_id):
+            with self._one_at_a_time(image_id):
+                self._read_again()
+                if not self._is_current(image_id):  # another one may have fetched it meanwhile
+                    self._fetch(image_id)
+        return str(path.resolve())
+
+    def _fetch(self, image_id: str) -> None:
         from scripts.images.formats import takes_pictures
 
-        plain(image_id, "image id")
-        path = Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
-        if self._is_fetched(image_id) and self._is_complete(image_id):
-            return str(path.resolve())
         series = self._server.one_series(image_id)
         modality = str(series.get("Modality", ""))
         if modality not in self._modalities:
@@ -105,16 +112,20 @@ class FetchedStudies(Studies, DICOMWebDatastore):
                 self._take_in(image_id, fetched, nifti, {**info, "SeriesInstanceUID": image_id})
             finally:
                 os.unlink(nifti)
-        return str(path.resolve())
+
+    def _volume_of(self, image_id: str) -> Path:
+        return Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
 
     def _folder_of(self, image_id: str) -> Path:
         """Where the images of a series are, each named by its SOPInstanceUID."""
         return Path(self._datastore.image_path()) / image_id
 
     def _is_fetched(self, image_id: str) -> bool:
-        folder = self._folder_of(image_id)
         known = self._info_of(image_id) is not None
-        return known and folder.is_dir() and folder.with_name(f"{image_id}.nii.gz").is_file()
+        return known and self._folder_of(image_id).is_dir() and self._volume_of(image_id).is_file()
+
+    def _is_current(self, image_id: str) -> bool:
+        return self._is_fetched(image_id) and self._is_complete(image_id)
 
     def _is_complete(self, image_id: str) -> bool:
         """Whether a series that was fetched has the same images on the server; while that can't be told, it is used."""
@@ -126,6 +137,10 @@ class FetchedStudies(Studies, DICOMWebDatastore):
                 "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
             )
             return True
+
+    def _one_at_a_time(self, image_id: str) -> BaseFileLock:
+        """For what is done with a series while it may not be replaced: a batch, in a process of its own, may be at it too."""
+        return FileLock(f"{self._datastore_config_path}.{plain(image_id, 'image id')}.lock", is_singleton=True)
 
     @exclusively
     def _take_in(self, image_id: str, fetched: Path, nifti: str, info: Mapping[str, Any]) -> None:

@@ -81,7 +81,7 @@ class EveryStudy(BatchInferTask):
                 logger.warning("FAILED %s: %s", task["image"], message)
                 return {"status": "failed", "error": message}
             logger.info("%s: score %s", task["image"], result["params"]["score"])
-            return {**result, "status": "ok"}
+            return {**{key: value for key, value in result.items() if key != "read"}, "status": "ok"}
 
         def done(image_id: str) -> bool:
             try:
