@@ -31,6 +31,7 @@ from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.names import UID
 from lib.studies.tags import FINAL, SCORE
+from lib.tasks.triage import MostAnomalousFirst
 from main import AnomalyDetection
 from test_studies import files_up_to, write_images
 
@@ -625,6 +626,35 @@ def test_only_series_that_are_named_as_the_models_sequence_or_as_nothing_are_wor
     assert studies.named(str(series["Head"].SeriesInstanceUID)) is None
     assert studies.named(str(by_protocol.SeriesInstanceUID)) == "T2"
     assert all((studies.named(str(series[n].SeriesInstanceUID)) == "FLAIR") is (s == "FLAIR") for n, s in names.items())
+
+
+def test_series_that_are_no_volumes_are_passed_over_and_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = [make_series(tmp_path / f"{n}", f"AX FLAIR {n}") for n in range(3)]
+    series.sort(key=lambda images: str(images[0].SeriesInstanceUID))
+    uids = [str(images[0].SeriesInstanceUID) for images in series]
+    lacking = series[0].pop(3)
+    archive = Archive(*(image for images in series for image in images))
+    studies = studies_on(archive, tmp_path / "cache")
+    monkeypatch.setattr(studies, "get_unlabeled_images", lambda: ["1.2", *uids])  # the first is gone from the server
+    app = app_of(studies, Run(tmp_path), monkeypatch)
+    app._strategies, app._auto_update_scoring = {"random": MostAnomalousFirst()}, False
+    for _ in range(2):
+        sample = app.next_sample({})
+        assert (sample["id"], sample["unread"]) == (uids[1], 4)
+    assert archive.asked["retrieve"] == 2
+    said = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
+    assert "There is no series 1.2 " in said[0] and "between instance numbers 3 and 5" in said[1] and len(said) == 4
+    # until the missing one comes
+    archive.instances.append(lacking)
+    assert app.next_sample({})["id"] == uids[0] and archive.asked["retrieve"] == 3
+    archive.away = True
+    monkeypatch.setattr(studies, "get_unlabeled_images", lambda: uids[2:])
+    with pytest.raises(MONAILabelException, match="doesn't answer as it should"):
+        app.next_sample({})
+    archive.away, archive.instances = False, []
+    assert app.next_sample({}) == {}
 
 
 # -- what goes back

@@ -46,6 +46,8 @@ class FetchedStudies(Studies, DICOMWebDatastore):
 
     def __init__(self, *args: Any, modalities: Sequence[str], **kwargs: Any) -> None:
         self._modalities = modalities
+        # by its id the images of a series that is no volume, and why
+        self._unfit: dict[str, tuple[set[str], str]] = {}
         super().__init__(*args, **kwargs)
         self._server = DicomServer(self._client)
 
@@ -92,11 +94,15 @@ class FetchedStudies(Studies, DICOMWebDatastore):
                 MONAILabelError.INVALID_INPUT,
                 f"{image_id}: is {modality or 'of no modality'}; allowed is {', '.join(self._modalities)}.",
             )
+        study = str(series.StudyInstanceUID)
+        unfit, why = self._unfit.get(image_id, (set(), ""))
+        if unfit and self._server.instances(study, image_id) == unfit:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, why)
         expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
         with tempfile.TemporaryDirectory(dir=self._datastore_path, prefix=".fetch-") as partial:
             fetched = Path(partial) / "series"
             fetched.mkdir()
-            number = self._server.retrieve(str(series.StudyInstanceUID), image_id, fetched)
+            number = self._server.retrieve(study, image_id, fetched)
             if not number and not expected:
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"Series {image_id} holds no image.")
             if number < expected:
@@ -104,7 +110,12 @@ class FetchedStudies(Studies, DICOMWebDatastore):
                     MONAILabelError.SERVER_ERROR,
                     f"{image_id}: {number} of {expected} instances came from {self._server.url}; try again.",
                 )
-            nifti = volume_of(image_id, fetched, takes_pictures([modality]))
+            try:
+                nifti = volume_of(image_id, fetched, takes_pictures([modality]))
+            except MONAILabelException as error:
+                if isinstance(error.__cause__, ValueError):  # not of this machine, such as its memory
+                    self._unfit[image_id] = instances_in(fetched), error.msg
+                raise
             try:
                 info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}
                 names = ("SeriesDescription", "ProtocolName", "StudyInstanceUID", "RetrieveURL")

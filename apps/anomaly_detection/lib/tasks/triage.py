@@ -30,6 +30,8 @@ LISTING_WAITS = (5.0, 30.0)
 class MostAnomalousFirst(Strategy):
     """The unread study with the highest stored score; then those without a score, by their id. Nothing is left to chance.
 
+    One whose image can't be used is named in the log, and the next one follows.
+
     Args:
         modalities: of the studies, in DICOM's words; none allows all.
     """
@@ -44,7 +46,19 @@ class MostAnomalousFirst(Strategy):
         unread = datastore.taken_by(unread, self._modalities) if self._modalities else unread
         scores = {i: _number(datastore.get_image_info(i).get(SCORE)) for i in unread}
         ranked = sorted(scores, key=lambda i: (scores[i] is None, -(scores[i] or 0.0), i))
-        return {"id": ranked[0], "score": scores[ranked[0]], "unread": len(ranked)} if ranked else None
+        first = next((i for i in ranked if _is_usable(i, datastore)), None)
+        return None if first is None else {"id": first, "score": scores[first], "unread": len(ranked)}
+
+
+def _is_usable(image_id: str, datastore: Studies) -> bool:
+    try:
+        datastore.get_image_uri(image_id)
+    except MONAILabelException as error:
+        if error.error == MONAILabelError.SERVER_ERROR:  # the next one would fail too
+            raise
+        logger.warning("%s is passed over: %s", image_id, error.msg)
+        return False
+    return True
 
 
 def _number(score: Any) -> float | None:
