@@ -548,15 +548,50 @@ def test_no_client_puts_a_file_beside_what_was_fetched(half: Any, name: str, tmp
 
 
 @pytest.mark.parametrize("status", [None, 401, 503])
-def test_a_server_that_does_not_answer_on_segmentations_is_said(status: int | None, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_on_segmentations_is_said(
+    status: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = make_series(tmp_path / "series")
     archive = Archive(*images, segmentation_series(images[0], "MANUAL", uid="1.2.9"))
     if status:
         archive.lost = {"1.2.9": status}
     else:
-        archive.away = "metadata"
+
+        def goes_away(study: str, series: str) -> list[dict[str, Any]]:
+            archive.away = True
+            raise requests.ConnectionError("reset")
+
+        monkeypatch.setattr(archive, "retrieve_series_metadata", goes_away)
     with pytest.raises(MONAILabelException, match="doesn't answer as it should"):
         studies_on(archive, tmp_path / "cache").get_unlabeled_images()
+
+
+@pytest.mark.parametrize("failure", [requests.ReadTimeout("60 s"), requests.ConnectionError("reset"), 502, 504])
+def test_one_segmentation_that_is_never_answered_does_not_stop_the_others(
+    failure: Exception | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, others = (make_series(tmp_path / name, name) for name in ("AX FLAIR", "COR FLAIR"))
+    slow, read = (segmentation_series(i[0], "MANUAL", uid=f"1.2.9.{n}") for n, i in enumerate((images, others)))
+    archive, given = Archive(*images, *others, slow, read), Archive.retrieve_series_metadata
+
+    def metadata(study: str, series: str) -> list[dict[str, Any]]:
+        rows = given(archive, study, series)
+        if series == "1.2.9.0" and isinstance(failure, Exception):
+            raise failure
+        return rows
+
+    monkeypatch.setattr(archive, "retrieve_series_metadata", metadata)
+    if isinstance(failure, int):
+        archive.lost = {"1.2.9.0": failure}
+    studies = studies_on(archive, tmp_path / "cache")
+    for _ in range(2):
+        assert studies.get_unlabeled_images() == [images[0].SeriesInstanceUID]
+    # readers need not wait again and again for one that takes a minute
+    assert archive.asked["metadata"] == (2 if isinstance(failure, requests.Timeout) else 3)
+    studies._reviews._left_out.clear()  # the time is over
+    archive.lost = {}
+    monkeypatch.undo()
+    assert studies.get_unlabeled_images() == []
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import requests
-from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 from pydicom.dataset import Dataset
 
 from lib.studies.dicom_server import AWAY, DicomServer
+
+SLOW_WAIT = 600.0
+"""Seconds before a segmentation is asked for again that the server took too long for."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +30,8 @@ class Reviews:
 
     def __init__(self, server: DicomServer, path: Path) -> None:
         self._server, self._path = server, path
+        # by the keys of those that are left out, until when; lost with the process, as the server may be mended
+        self._left_out: dict[str, float] = {}
 
     def reviewed(self) -> set[str]:
         """Series with a segmentation that a reader drew or corrected; those of an algorithm don't count.
@@ -44,7 +51,7 @@ class Reviews:
         try:
             for seg in self._server.series(Modality="SEG"):
                 key = f"{seg.SeriesInstanceUID} {seg.get('NumberOfSeriesRelatedInstances') or ''}"
-                found = known[key] if key in known else self._read_by(seg)
+                found = known[key] if key in known else self._looked_into(seg, key)
                 if found is not None:
                     now[key] = found
         finally:
@@ -52,13 +59,20 @@ class Reviews:
                 write(self._path, json.dumps({**known, **now}).encode())
         return {series for uids in now.values() for series in uids}
 
-    def _read_by(self, seg: Dataset) -> list[str] | None:
-        """The series that a series of segmentations shows to be read; None where the server fails on this one."""
+    def _looked_into(self, seg: Dataset, key: str) -> list[str] | None:
+        """The series that a series of segmentations shows to be read; None where it can't be looked into."""
+        if time.monotonic() < self._left_out.get(key, 0.0):
+            return None
         try:
             return self._server.read_by(str(seg.StudyInstanceUID), str(seg.SeriesInstanceUID))
         except MONAILabelException as error:
-            if _is_away(error.__cause__):
+            if _gives_nothing(error.__cause__):
                 raise
+            # no answer on this one: is there one on anything else?
+            with suppress(ImageNotFoundException):
+                self._server.one_series(str(seg.SeriesInstanceUID))
+            if isinstance(error.__cause__, requests.exceptions.Timeout):
+                self._left_out[key] = time.monotonic() + SLOW_WAIT
             logger.warning(
                 "Segmentation %s can't be fetched, and is no reading: %s", seg.SeriesInstanceUID, error.__cause__
             )
@@ -68,9 +82,7 @@ class Reviews:
             return []
 
 
-def _is_away(error: BaseException | None) -> bool:
-    """Whether a server answers nothing at all, by what one request came to."""
-    response = getattr(error, "response", None)
-    if response is not None:
-        return response.status_code in AWAY
-    return not isinstance(error, requests.exceptions.InvalidJSONError)
+def _gives_nothing(error: BaseException | None) -> bool:
+    """Whether a server says that it answers nobody now, or not this client; what it says of one object isn't that."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in AWAY and status not in (408, 502, 504)
