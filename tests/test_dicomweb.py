@@ -495,7 +495,7 @@ def test_each_segmentation_is_asked_for_once_also_after_a_restart(tmp_path: Path
     # a second one in the series of the first
     archive.instances.append(segmentation_series(images[0], "MANUAL", uid="1.2.9.0"))
     assert again.get_labeled_images() == [uid] and archive.asked["metadata"] == 52
-    (kept,) = (tmp_path / "cache").rglob("segmentations.json")
+    (kept,) = (tmp_path / "cache").rglob("readings.json")
     kept.write_text('{"half')
     assert again.get_labeled_images() == [uid] and archive.asked["metadata"] == 52 + 51
 
@@ -533,7 +533,20 @@ def test_a_segmentation_with_values_that_are_none_does_not_stop_the_others(tmp_p
     assert studies_on(archive, tmp_path / "cache").get_labeled_images() == [uid]
 
 
-@pytest.mark.parametrize("name", ["datastore_v2.json.part", "datastore_v2.json", "segmentations.json", "1.2.3", ""])
+@pytest.mark.parametrize("answer", [[], {"error": 1}, [{"0020000E": {}}]], ids=["nothing", "an error", "garbage"])
+def test_one_odd_answer_does_not_hide_a_reading_for_ever(
+    answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive = Archive(*images, segmentation_series(images[0], "MANUAL", uid="1.2.9"))
+    with monkeypatch.context() as odd:
+        odd.setattr(archive, "retrieve_series_metadata", lambda study, series: answer)
+        assert len(studies_on(archive, tmp_path / "cache").get_unlabeled_images()) == 1
+    # the server is well again, and this one has started anew
+    assert studies_on(archive, tmp_path / "cache").get_unlabeled_images() == []
+
+
+@pytest.mark.parametrize("name", ["datastore_v2.json.part", "datastore_v2.json", "readings.json", "1.2.3", ""])
 def test_no_client_puts_a_file_beside_what_was_fetched(half: Any, name: str, tmp_path: Path) -> None:
     """One of that name would take the place of a series, or of what is known."""
     _, studies, uid, _ = half

@@ -84,6 +84,8 @@ class DicomServer:
         """The series that a series of segmentations shows to be read, by its Segment Algorithm Types (PS3.3 C.8.20.4)."""
         with self._answering():
             metadata = self._client.retrieve_series_metadata(study, series)
+            if not (isinstance(metadata, list) and metadata):
+                raise ValueError(f"no metadata of series {series}")
         instances = [Dataset.from_json(d) for d in metadata]  # which the server is not to blame for
         return sorted(
             {

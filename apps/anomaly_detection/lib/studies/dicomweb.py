@@ -46,7 +46,8 @@ class DICOMwebStudies(FetchedStudies):
     def __init__(self, *args: Any, store_results: bool = True, **kwargs: Any) -> None:
         self._store_results = store_results
         super().__init__(*args, **kwargs)
-        self._reviews = Reviews(self._server, Path(self._datastore_path) / "segmentations.json")
+        # not segmentations.json, in which 0.2 kept odd answers as findings
+        self._reviews = Reviews(self._server, Path(self._datastore_path) / "readings.json")
 
     def status(self) -> dict[str, Any]:
         """As for a folder; while the DICOM server is away, what is wrong: studies that were fetched can still be read."""

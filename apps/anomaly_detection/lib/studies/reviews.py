@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ class Reviews:
 
     Args:
         server: that has the segmentations.
-        path: the file in which it is kept what was found in each.
+        path: the file in which it is kept what was found in each that could be looked into.
     """
 
     def __init__(self, server: DicomServer, path: Path) -> None:
@@ -79,7 +80,8 @@ class Reviews:
             return None
         except Exception as error:  # other software's can be wrong in every way
             logger.warning("Segmentation %s can't be read, and is no reading: %s", seg.SeriesInstanceUID, error)
-            return []
+            self._left_out[key] = math.inf
+            return None
 
 
 def _gives_nothing(error: BaseException | None) -> bool:
