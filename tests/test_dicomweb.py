@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import shutil
@@ -764,6 +765,64 @@ def test_a_result_that_the_server_did_not_get_is_kept_and_sent_when_it_answers(s
     save(studies, uid, mask)
     save(studies, uid, mask)
     assert [i.Modality for i in archive.instances[8:]] == ["SEG", "OT"]
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_what_is_sent_again_as_its_answer_was_lost_is_there_once(
+    arrives: bool, sending: Sending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, studies, uid, mask = sending
+    given, tried = Archive.store_instances, []
+
+    def lost(datasets: list[Dataset]) -> Dataset:
+        tried.append((datasets[0].SeriesInstanceUID, datasets[0].file_meta.MediaStorageSOPInstanceUID))
+        if arrives:
+            given(archive, datasets)
+        raise requests.ReadTimeout("60 s")
+
+    monkeypatch.setattr(archive, "store_instances", lost)
+    another = studies_on(archive, tmp_path / "cache")
+    for server in (studies, another):
+        with contextlib.suppress(MONAILabelException):
+            server.save_label(uid, mask, FINAL, {})
+    assert len(tried) == (1 if arrives else 2) and len(set(tried)) == 1
+    for server in (studies, another, studies_on(archive, tmp_path / "cache")):
+        with contextlib.suppress(MONAILabelException):
+            save(server, uid, mask)
+    assert len(set(tried)) == (3 if arrives else 2)
+    monkeypatch.undo()
+    if not arrives:
+        studies.save_label(uid, mask, FINAL, {})
+    save(studies, uid, mask)
+    there = [(i.SeriesInstanceUID, i.SOPInstanceUID) for i in archive.instances[8:]]
+    assert sorted(i.Modality for i in archive.instances[8:]) == ["OT", "SEG", "SEG"] and set(tried) <= set(there)
+    assert another.get_label_info(uid, FINAL)["SeriesInstanceUID"] in dict(there)
+    # another label is another object, and so is one that is submitted once more
+    other = write_mask(tmp_path / "other.nii.gz", studies.get_image_uri(uid), depth=2)
+    for file in (other, other):
+        studies.save_label(uid, file, FINAL, {})
+    assert len(archive.instances) == 8 + 3 + 2 and not studies.get_image_info(uid)["sending"]
+
+
+def test_a_server_that_knows_no_such_series_has_not_got_the_object(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, studies, uid, mask = sending
+    archive.away_for = "SEG"
+    with pytest.raises(MONAILabelException, match="went away"):
+        studies.save_label(uid, mask, FINAL, {})
+    archive.away_for, given = None, Archive.search_for_instances
+
+    def instances(study: str, series: str, fields: list[str], offset: int | None = None) -> list[dict[str, Any]]:
+        if rows := given(archive, study, series, fields, offset):
+            return rows
+        response = requests.Response()
+        response.status_code = 404
+        raise requests.HTTPError("no such series", response=response)
+
+    monkeypatch.setattr(archive, "search_for_instances", instances)
+    studies.save_label(uid, mask, FINAL, {})
+    assert [i.Modality for i in archive.instances[8:]] == ["SEG"]
 
 
 @pytest.mark.parametrize("refused", ["SEG", "OT"])

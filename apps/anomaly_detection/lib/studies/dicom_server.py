@@ -71,6 +71,15 @@ class DicomServer:
         search = partial(self._client.search_for_instances, study, series, fields=["SOPInstanceUID"])
         return {str(row.SOPInstanceUID) for row in self._found(search, "SOPInstanceUID")}
 
+    def has(self, dataset: Dataset) -> bool:
+        """Whether an object is on the server."""
+        try:
+            return dataset.SOPInstanceUID in self.instances(dataset.StudyInstanceUID, dataset.SeriesInstanceUID)
+        except MONAILabelException as error:
+            if _says_no(error.__cause__):  # some have no empty list for a series that they don't know
+                return False
+            raise
+
     def retrieve(self, study: str, series: str, folder: Path) -> int:
         """Save the instances of a series as ``SOPInstanceUID.dcm``; returns their number."""
         with self._answering():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -101,6 +102,7 @@ class DICOMwebStudies(FetchedStudies):
     ) -> str:
         holds_itself(label_filename)
         with self._one_at_a_time(image_id):
+            self._read_again()
             self._save_label(image_id, label_filename, label_tag, label_info)
         return image_id
 
@@ -116,6 +118,8 @@ class DICOMwebStudies(FetchedStudies):
             seg = None
             if label_tag == FINAL and not self._is_picture(image_id):
                 seg = reviewed(self.series(image_id), file, self.version)
+                what = f"{FINAL} {hashlib.sha256(seg.PixelData).hexdigest()}"
+                self._named_as_before(image_id, what, seg)
                 label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
             # first: were it kept after it was sent, a full disk would leave another one on the server at every try
             super().save_label(image_id, file, label_tag, label_info)
@@ -129,7 +133,7 @@ class DICOMwebStudies(FetchedStudies):
                 os.unlink(converted)
         if seg is not None:
             try:
-                self._server.store(seg)
+                self._send(image_id, what, seg)
             except MONAILabelException as error:
                 again = "" if isinstance(error.__cause__, RefusedError) else "; submit it again to send it"
                 message = f"{error.msg} The label is kept on this server alone{again}."
@@ -209,14 +213,14 @@ class DICOMwebStudies(FetchedStudies):
             missing = {n: make(images, file, params) for n, (make, file) in enumerate(makers) if not sent[n]}
             super().save_results(image_id, tag, labels, results, params, read)
             for n, dataset in missing.items():
-                if self._is_taken(image_id, dataset):
-                    sent[n] = str(dataset.SeriesInstanceUID)
-                    self._note(image_id, {"stored": {**stored, made_with: sent}})
+                now_sent = [*sent[:n], str(dataset.SeriesInstanceUID), *sent[n + 1 :]]
+                if self._is_taken(image_id, f"{n} {made_with}", dataset, {"stored": {**stored, made_with: now_sent}}):
+                    sent = now_sent
 
-    def _is_taken(self, image_id: str, dataset: Dataset) -> bool:
-        """Send a part of a result that is kept here; whether the server takes such an object."""
+    def _is_taken(self, image_id: str, what: str, dataset: Dataset, then: Mapping[str, Any]) -> bool:
+        """Send a part of a result that is kept here, see `_send`; whether the server takes such an object."""
         try:
-            self._server.store(dataset)
+            self._send(image_id, what, dataset, then)
         except MONAILabelException as error:
             if isinstance(error.__cause__, RefusedError):
                 logger.warning("%s: %s It is kept here all the same.", image_id, error.msg)
@@ -227,14 +231,40 @@ class DICOMwebStudies(FetchedStudies):
             raise MONAILabelException(error.error, message) from error
         return True
 
+    def _send(self, image_id: str, what: str, dataset: Dataset, then: Mapping[str, Any] | None = None) -> None:
+        """Send an object, once: if the answer is lost, it is asked for the next time, and the same one is sent again.
+
+        Args:
+            image_id: of its series.
+            what: tells it from all else that is sent for the series.
+            dataset: the object.
+            then: to be noted when it is there.
+        """
+        if not (self._named_as_before(image_id, what, dataset) and self._server.has(dataset)):
+            uids = [str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)]
+            self._note(image_id, {"sending": {**self._sending(image_id), what: uids}})
+            self._server.store(dataset)
+        others = {key: uids for key, uids in self._sending(image_id).items() if key != what}
+        self._note(image_id, {"sending": others, **(then or {})})
+
+    def _sending(self, image_id: str) -> dict[str, list[str]]:
+        """What was sent for a series without an answer that it is there: the UIDs of series and instance."""
+        return dict(self._datastore.objects[image_id].image.info.get("sending", {}))
+
+    def _named_as_before(self, image_id: str, what: str, dataset: Dataset) -> bool:
+        """Give an object the UIDs under which it may be on the server; whether there are such."""
+        uids = self._sending(image_id).get(what)
+        if uids:
+            dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uids
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        return bool(uids)
+
     @exclusively
     def _note(self, image_id: str, sent: Mapping[str, Any]) -> None:
         try:
             self._keep(image_id, {}, sent)
         except MONAILabelException as error:
-            message = (
-                f"{image_id}: its result was sent, but that can't be noted on the studies' disk: it may be sent twice."
-            )
+            message = f"{image_id}: what is sent to {self._server.url} can't be noted on the studies' disk."
             raise MONAILabelException(error.error, message) from error
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
