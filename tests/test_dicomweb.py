@@ -444,6 +444,36 @@ def test_a_readers_label_of_images_that_were_replaced_is_refused_once(half: Any,
     assert archive.asked["store"] == sent + 1 and studies.get_label_uri(uid, FINAL)
 
 
+# -- what another process wrote
+
+
+def test_what_another_process_wrote_is_seen_without_a_watcher(
+    half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(self: Any) -> None:
+        raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr("monailabel.datastore.local.Observer.start", none_left)
+    archive, _, uid, _ = half
+    server, batch = (studies_on(archive, tmp_path / "cache") for _ in range(2))
+    mask = write_mask(tmp_path / "mask.nii.gz", server.get_image_uri(uid))
+    for n in range(2):
+        batch.save_results(uid, "original", mask, {"anomaly_map": Path(mask)}, {**PARAMS, "score": 0.25 + n})
+        assert server.get_image_info(uid)[SCORE] == 0.25 + n
+        batch.save_label(uid, mask, f"mine{n}", {"number": n})
+        assert Path(server.get_label_uri(uid, f"mine{n}")).is_file()
+        assert server.get_label_info(uid, f"mine{n}")["number"] == n
+    assert set(server.json()["objects"][uid]["labels"]) >= {"mine0", "mine1"}
+    archive.instances = [i for i in archive.instances if i.Modality != "SEG"]
+    server.remove_label(uid, FINAL)
+    assert server.get_labeled_images() == batch.get_labeled_images() == [] == batch.datalist()
+    batch.save_label(uid, mask, FINAL, {})
+    archive.instances = [i for i in archive.instances if i.Modality != "SEG"]
+    assert server.get_labeled_images() == [uid] and len(server.datalist()) == 1
+    server.remove_image(uid)
+    assert not server.get_image_info(uid) and not batch.get_image_info(uid) and batch.datalist() == []
+
+
 # -- what is listed
 
 

@@ -52,6 +52,7 @@ class DICOMwebStudies(FetchedStudies):
 
     def status(self) -> dict[str, Any]:
         """As for a folder; while the DICOM server is away, what is wrong: studies that were fetched can still be read."""
+        self._read_again()
         try:
             return super().status()
         except MONAILabelException as error:
@@ -72,6 +73,7 @@ class DICOMwebStudies(FetchedStudies):
         return spoken_sequence(self._described(image_id))
 
     def _labeled(self) -> set[str]:
+        self._read_again()
         labeled = {image_id for image_id, obj in self._datastore.objects.items() if FINAL in obj.labels}
         return labeled | self._reviews.reviewed()
 
@@ -268,4 +270,5 @@ class DICOMwebStudies(FetchedStudies):
             raise MONAILabelException(error.error, message) from error
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        self._read_again()
         return LocalDatastore.datalist(self, full_path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
 
@@ -34,10 +34,18 @@ def _unused(tag: str, tags: Collection[str]) -> str:
     return next(name for name in names if name not in tags)
 
 
-class FetchedStudies(Studies, DICOMWebDatastore):
+class _Unwatched(LocalDatastore):
+    """Without the watcher of files that MONAI Label's datastore for DICOMweb asks for: a system may have no more of them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "auto_reload": False})
+
+
+class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
     """Studies on a DICOMweb server, by their SeriesInstanceUIDs, as far as they are read here.
 
-    Series are fetched whole or not at all, and again when their images on the server are others.
+    Series are fetched whole or not at all, and again when their images on the server are others. What another process, such as
+    a batch, wrote of them is read whenever it is asked for.
 
     Args:
         modalities: of the series, in DICOM's words; every other one is left out.
@@ -51,6 +59,22 @@ class FetchedStudies(Studies, DICOMWebDatastore):
         super().__init__(*args, **kwargs)
         self._server = DicomServer(self._client)
 
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        self._read_again()
+        return dict(super().get_image_info(image_id))
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        self._read_again()
+        return dict(super().get_label_info(label_id, label_tag))
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        self._read_again()
+        return super().get_label_uri(label_id, label_tag)
+
+    def json(self) -> dict[str, Any]:
+        self._read_again()
+        return dict(super().json())
+
     def modality(self, image_id: str) -> str | None:
         return str(self._described(image_id).get("Modality") or "") or None
 
@@ -61,6 +85,7 @@ class FetchedStudies(Studies, DICOMWebDatastore):
 
     def _info_of(self, image_id: str) -> dict[str, Any] | None:
         """What is known of a series that was fetched; None also where the register was lost, and the file found again."""
+        self._read_again()
         known = self._datastore.objects.get(image_id)
         return dict(known.image.info) if known and known.image.info.get("StudyInstanceUID") else None
 
