@@ -46,11 +46,12 @@ def series(volume: np.ndarray, affine: np.ndarray, **attributes: Any) -> list[Da
     """MR images, one for each slice of ``(X, Y, Z)`` along its third axis; its affine has perpendicular axes, RAS."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    uid, frame = generate_uid(), generate_uid()
+    study, uid, frame = generate_uid(), generate_uid(), generate_uid()
     slices = []
     for k in range(volume.shape[2]):
         about = {"Modality": "MR", "SOPClassUID": MRImageStorage, "ViewPosition": None, "SeriesInstanceUID": uid}
-        about |= {"FrameOfReferenceUID": frame, "InstanceNumber": k + 1, "SeriesDescription": "t2_flair_tra"}
+        about |= {"StudyInstanceUID": study, "FrameOfReferenceUID": frame}
+        about |= {"InstanceNumber": k + 1, "SeriesDescription": "t2_flair_tra"}
         about |= {"PixelSpacing": [float(spacing[1]), float(spacing[0])], "SliceThickness": float(spacing[2])}
         about |= {"ImageOrientationPatient": [float(v) for v in (lps[:3, :2] / spacing[:2]).T.ravel()]}
         about |= {"ImagePositionPatient": [round(float(v), 6) for v in lps[:3, 3] + k * lps[:3, 2]]}

@@ -212,6 +212,20 @@ def test_a_series_that_can_no_longer_be_fetched_whole_stays_as_it_was(half: Any)
     assert len(studies.series(uid)) == 4
 
 
+@pytest.mark.parametrize("attribute", ["SeriesInstanceUID", "StudyInstanceUID"])
+def test_images_of_another_series_are_not_taken(
+    attribute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    others = [copy.deepcopy(image) for image in images]
+    setattr(others[5], attribute, "1.2.3")
+    monkeypatch.setattr(archive, "retrieve_series", lambda study, series, media_types: others)
+    with pytest.raises(MONAILabelException, match="it gave one of .*1.2.3") as error:
+        studies_on(archive, tmp_path / "cache").get_image_uri(uid)
+    assert error.value.error == MONAILabelError.SERVER_ERROR and not list((tmp_path / "cache").rglob("*.dcm"))
+
+
 def test_while_the_server_is_away_what_was_fetched_is_used(half: Any, caplog: pytest.LogCaptureFixture) -> None:
     archive, studies, uid, _ = half
     archive.away = True

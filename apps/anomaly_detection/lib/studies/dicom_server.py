@@ -85,6 +85,12 @@ class DicomServer:
         with self._answering():
             # as they are stored: not every server can decompress
             instances = self._client.retrieve_series(study, series, media_types=(("application/dicom", "*"),))
+            for instance in instances:
+                found = instance.StudyInstanceUID, instance.SeriesInstanceUID
+                if found != (study, series):
+                    raise ValueError(
+                        f"asked for series {series} of study {study}, it gave one of {found[1]} of {found[0]}"
+                    )
         for instance in instances:
             instance.save_as(folder / f"{plain(str(instance.SOPInstanceUID), 'SOPInstanceUID')}.dcm")
         return len(instances)
