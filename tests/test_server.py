@@ -47,6 +47,7 @@ from lib.demonstration.label_server import label_server
 from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.servers import ServeError, running, watch
 from lib.http.answers import without_paths
+from lib.http.fields import json_object
 from lib.http.guard import Guard
 from lib.http.ohif import PICTURES
 from lib.http.processes import SERVER
@@ -514,9 +515,29 @@ def test_params_that_are_no_object(server: Server, params: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"note": "\\ud83d"}', "holds a text that is no Unicode"),
+        ('{"\\ud83d": 1}', "holds a text that is no Unicode"),
+        ('{"note": ' + "[" * 60 + "]" * 60 + "}", "nested more than 50 deep"),
+        ('{"note": ' + '{"a":' * 60 + "1" + "}" * 61, "nested more than 50 deep"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"note": ' + "1" * 5000 + "}", "is not JSON"),
+        ('{"note": 1e400}', "holds a number that is not finite"),
+    ],
+)
+def test_json_that_not_every_program_reads(text: str, message: str) -> None:
+    with pytest.raises(MONAILabelException, match=message) as refusal:
+        json_object(text, "info")
+    assert refusal.value.error == MONAILabelError.INVALID_INPUT
+    assert json_object('{"note": "\\ud83d\\ude00", "at": [[[1]]]}', "info") == {"note": "\U0001f600", "at": [[[1]]]}
+
+
+@pytest.mark.parametrize(
     ("path", "body", "message"),
     [
         ("/activelearning/nobody", {}, "There is no strategy 'nobody'; there are most_anomalous_first, random"),
+        ("/activelearning/random", {"client_id": "\ud83d"}, "holds a text that is no Unicode"),
         ("/activelearning/random", {"strategy": ["x"]}, "There is no strategy ['x']; there are"),
         ("/scoring/nobody", {}, "There is no method 'nobody'; there are dice"),
         ("/train/nobody", {}, "There is no model 'nobody'; there are classifier, diffusion"),

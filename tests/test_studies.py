@@ -511,6 +511,86 @@ def test_what_is_known_survives_another_process_and_a_broken_file(
     assert again.status()["left_out"] == {}
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def endless() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("info", "is_kept"),
+    [
+        ({"note": "\ud83d"}, True),
+        ({"note": nested(400)}, True),
+        ({"note": float("inf")}, True),
+        ({"note": endless()}, False),
+    ],
+    ids=["half an emoji", "nested", "infinite", "endless"],
+)
+def test_what_is_written_of_the_studies_can_be_read_again(
+    studies: FolderStudies, info: dict[str, Any], is_kept: bool
+) -> None:
+    """The next process would set the file aside, with every score and all that was entered."""
+    studies.update_image_info("b", {"anomaly_score": 0.7, "image_label": "healthy"})
+    if is_kept:
+        studies.update_image_info("a", info)
+    else:
+        before = kept(studies)
+        with pytest.raises(MONAILabelException, match="This can't be kept .* Nothing was stored"):
+            studies.update_image_info("a", info)
+        assert kept(studies) == before
+    again = FolderStudies(studies._datastore_path, [["FLAIR"]])
+    assert not list(Path(studies._datastore_path).glob("*.broken"))
+    assert again.get_image_info("b")["anomaly_score"] == 0.7 and again.get_label_info("a", FINAL)["reader"] == "R"
+    assert again.get_image_info("a").get("note") == (info["note"] if is_kept else None)
+    os.unlink(again.get_dataset_archive(None))
+
+
+def test_a_register_that_is_nested_too_deeply_is_set_aside(studies: FolderStudies) -> None:
+    Path(studies._datastore_config_path).write_text("[" * 100_000)
+    assert FolderStudies(studies._datastore_path, [["FLAIR"]]).get_labeled_images() == ["a"]
+    assert len(list(Path(studies._datastore_path).glob("*.broken"))) == 1
+
+
+def test_files_named_in_another_encoding_are_left_out(studies: FolderStudies, caplog: pytest.LogCaptureFixture) -> None:
+    root = os.fsencode(studies._datastore_path)
+    source = studies.get_image_uri("b")
+    shutil.copy(source, root + b"/M\xfcller.nii.gz")
+    os.makedirs(root + b"/labels/M\xfcller")
+    shutil.copy(source, root + b"/labels/M\xfcller/b.nii.gz")
+    with caplog.at_level(logging.INFO):
+        assert studies.list_images() == ["a", "b"]
+    assert "M\\udcfcller.nii.gz" in caplog.text
+    left_out = studies.status()["left_out"]
+    assert left_out["with too long a path or one with signs that a name can't have"] == 1
+    assert left_out["in labels under a tag with signs that a name can't have"] == 1
+    json.dumps(studies.json(), ensure_ascii=False).encode()
+    assert FolderStudies(studies._datastore_path, [["FLAIR"]]).get_label_info("a", FINAL)["reader"] == "R"
+
+
+def test_names_are_as_long_as_file_systems_take_in_bytes(studies: FolderStudies, tmp_path: Path) -> None:
+    folder = Path(studies._datastore_path) / ("\u0449" * 60) / ("\u0449" * 60)
+    folder.mkdir(parents=True)
+    shutil.copy(studies.get_image_uri("b"), folder / "flair.nii.gz")
+    assert studies.list_images() == ["a", "b"]
+    fits = "\u0449" * 99 + "ab"
+    shutil.copy(studies.get_image_uri("b"), Path(studies._datastore_path) / f"{fits}.nii.gz")
+    assert fits in studies.list_images()
+    studies.save_label(fits, write_mask(tmp_path / "m.nii.gz"), FINAL, {})
+    assert fits in studies.get_labeled_images()
+    # what is longer all the same is said of the disk, whose own error is the one that counts
+    with pytest.raises(MONAILabelException, match="File name too long") as refusal:
+        studies._replace({tmp_path / ("x" * 300): lambda part: part.write_bytes(b"x")}, lambda parts: None)
+    assert refusal.value.error == MONAILabelError.SERVER_ERROR
+
+
 def test_what_the_register_goes_by_is_not_changed_from_outside(studies: FolderStudies, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from monailabel.endpoints import activelearning, batch_infer, scoring, train
@@ -13,6 +14,8 @@ from monailabel.interfaces.utils.app import app_instance
 CHECK_SUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]*")
 MAX_TASK = 100_000
 """Characters of a task's request: Linux takes no longer argument of a command than 128 KiB."""
+MAX_DEPTH = 50
+"""Of lists and objects in one another: readers of JSON give up at some hundreds."""
 CHOICES = {
     activelearning: ("strategy", "_strategies"),
     scoring: ("method", "_scoring_methods"),
@@ -30,29 +33,45 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"{name} is not JSON ({error}).") from error
     if not isinstance(value, dict):
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT,
             f'{name} must be a JSON object such as {{"threshold": 0.1}}, got {text[:50]}.',
         )
-    finite(value, name)
+    as_json(value, name)
     return value
 
 
-def finite(value: Any, name: str) -> str:
-    """The value as JSON.
+def as_json(value: Any, name: str) -> str:
+    """The value as JSON that every program reads; Python's own reader takes more than that.
 
     Raises:
-        MONAILabelException: INVALID_INPUT, a number in it is infinite or none: Python reads those, no JSON can hold them.
+        MONAILabelException: INVALID_INPUT, a number in it is infinite or none, a text is no Unicode, such as half an emoji, or
+            it is nested more deeply than `MAX_DEPTH`.
     """
+
+    def refuse(what: str) -> MONAILabelException:
+        return MONAILabelException(MONAILabelError.INVALID_INPUT, f"{name} {what}.")
+
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [v for part in level if isinstance(part, dict | list) for v in _within(part)]
+    if level:
+        raise refuse(f"holds lists or objects that are nested more than {MAX_DEPTH} deep")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise refuse("holds a text that is no Unicode") from error
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError as error:
-        raise MONAILabelException(
-            MONAILabelError.INVALID_INPUT, f"{name} holds a number that is not finite."
-        ) from error
+        raise refuse("holds a number that is not finite") from error
+
+
+def _within(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
@@ -70,7 +89,7 @@ def check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
     params = given.get("params") or {}
     for values in (params, *(v for v in params.values() if isinstance(v, dict))):
         _check_task(values)
-    if len(finite(params, "the request")) > MAX_TASK:
+    if len(as_json(params, "the request")) > MAX_TASK:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, f"The request of a task has at most {MAX_TASK} characters."
         )

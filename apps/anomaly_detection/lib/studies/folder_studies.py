@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import logging
 import os
 import tempfile
@@ -103,6 +104,11 @@ class FolderStudies(Studies):
         # no glob: it takes a folder that can't be read for an empty one
         there = labels.iterdir() if labels.is_dir() else ()
         for tag in sorted(p.name for p in there if p.is_dir() and not p.name.startswith(".")):
+            try:
+                plain(tag, "")
+            except MONAILabelException:
+                left_out["in labels under a tag with signs that a name can't have"].append(f"{tag}/")
+                continue
             for file in sorted(labels.joinpath(tag).iterdir()):
                 if file.name.startswith(".part."):  # of a process that was killed
                     file.unlink(missing_ok=True)
@@ -167,6 +173,7 @@ class FolderStudies(Studies):
         reasons = self._reasons()
         said = "; ".join(f"{len(names)} {reason} ({some(names)})" for reason, names in reasons.items())
         said = f"{len(self._listed())} studies in {self._datastore_path}. Not studies: {said or 'nothing'}."
+        said = said.encode(errors="backslashreplace").decode()  # a name on the disk may be in another encoding
         if said != self._said:
             logger.info(said)
             self._said = said
@@ -260,7 +267,10 @@ class FolderStudies(Studies):
                     ("label", self.get_label_uri(image_id, FINAL)),
                 ):
                     archive.write(source, f"{what}/{image_id}{self._to_id(source)[1]}")
-            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
+            # not pydantic's JSON, see `Register`
+            archive.writestr(
+                "metadata.json", json.dumps(self._datastore.model_dump(exclude={"base_path"}), default=str)
+            )
         return path
 
     @exclusively

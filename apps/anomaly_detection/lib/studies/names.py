@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+MAX_BYTES = 200
+"""Of a name in UTF-8. File systems take 255, and it gets an ending, and a beginning while it is written."""
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """Of images and labels, in any case: one volume with its orientation."""
 OTHER_FORMATS = (
@@ -31,12 +33,18 @@ def plain(name: str, what: str) -> str:
     """`name`, if it can be a file's name and nothing else.
 
     Raises:
-        MONAILabelException: INVALID_INPUT, it holds a path.
+        MONAILabelException: INVALID_INPUT, it holds a path, is too long, or can't be encoded as UTF-8.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", name) or name.startswith("."):
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[^/\\\x00-\x1f\ud800-\udfff]+", name)
+        or len(name.encode()) > MAX_BYTES
+        or name.startswith(".")
+    ):
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT,
-            f"{what} {name!r} is not allowed: a name without slashes, not beginning with a dot.",
+            f"{what} {name!r} is not allowed: a name without slashes, of at most {MAX_BYTES} bytes in UTF-8, not beginning "
+            "with a dot.",
         )
     return name
 

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ def _check_places(datastore: LocalDatastoreModel) -> None:
         names += [image_id, obj.image.ext, *obj.labels, *(label.ext for label in obj.labels.values())]
     if elsewhere := [name for name in names if "/" in name or name == ".."]:
         raise ValueError(f"{elsewhere[0]!r} leads elsewhere")
+
+
+def _read(text: str) -> LocalDatastoreModel:
+    """What is known, from JSON as `json` writes it: pydantic's own reader refuses half an emoji, and deep lists.
+
+    Raises:
+        ValueError: it is none, or it leads elsewhere.
+        RecursionError: it is nested too deeply.
+    """
+    datastore: LocalDatastoreModel = LocalDatastoreModel.model_validate(json.loads(text))
+    _check_places(datastore)
+    return datastore
 
 
 def exclusively(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,11 +103,10 @@ class Register(LocalDatastore):
                 version = status.st_ino, status.st_mtime_ns, status.st_size
                 if version == self._version_read:
                     return
-                datastore = LocalDatastoreModel.model_validate_json(file.read())
-                _check_places(datastore)
+                datastore = _read(file.read())
         except FileNotFoundError:
             return
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             kept = path.with_name(f"{path.name}.{time.time_ns()}.broken")
             os.replace(path, kept)
             logger.error(
@@ -110,8 +122,14 @@ class Register(LocalDatastore):
 
     def _staged_info(self) -> Path:
         part = Path(f"{self._datastore_config_path}.part")
-        content = self._datastore.model_dump(exclude={"base_path"})
-        part.write_text(json.dumps(content, default=str), encoding="utf-8")
+        try:
+            content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), default=str)
+            _read(content)  # what the next process can't read, it would set aside, with all that is known
+        except (ValueError, RecursionError) as error:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"This can't be kept ({error}). Nothing was stored."
+            ) from error
+        part.write_text(content, encoding="utf-8")
         sync(part)
         return part
 
@@ -154,4 +172,5 @@ class Register(LocalDatastore):
             ) from error
         finally:
             for part in (*parts.values(), info):
-                part.unlink(missing_ok=True)
+                with suppress(OSError):  # what could not be written may not be removed either: too long a name
+                    part.unlink()
