@@ -61,6 +61,7 @@ def studies(tmp_path: Path) -> FolderStudies:
     write_images(tmp_path / "studies", "a", "b")
     studies = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
     studies.save_label("a", write_mask(tmp_path / "mask.nii.gz"), FINAL, {"reader": "R"})
+    studies.list_images()
     return studies
 
 
@@ -457,8 +458,176 @@ def test_what_is_known_of_a_link_that_leads_nowhere_for_a_while_stays(tmp_path: 
     assert studies.list_images() == again.list_images() == ["p2-flair-a"]
     (tmp_path / "not mounted").rename(away)
     assert (studies.list_images(), studies.json()["objects"]) == before
+    # gone for good: what is known stays beside its label, until that goes
     folder.unlink()
+    assert studies.list_images() == ["p2-flair-a"]
+    assert studies.status()["left_out"] == {"in labels that belong to no image": 1}
+    studies.remove_image("p1-flair-a")
     assert studies.list_images() == list(studies.json()["objects"]) == ["p2-flair-a"]
+
+
+def other_image(path: Path, shape: Any = SHAPE, value: float = 5.0) -> None:
+    """Another patient's volume, as large as the one it takes the place of."""
+    nib.save(nib.Nifti1Image(np.full(shape, value, np.float32), AFFINE), path)
+
+
+def later(path: Path) -> None:
+    """As a copy, or a touch, leaves a file: with another time of change."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize("case", ["same grid", "another grid", "gone in between", "another server"])
+def test_what_is_known_of_an_image_is_not_said_of_another_in_its_place(
+    studies: FolderStudies, case: str, tmp_path: Path
+) -> None:
+    image = Path(studies.get_image_uri("a"))
+    params = {"score": 0.9, "p_diseased": 0.8}
+    studies.save_results("a", "original", write_mask(tmp_path / "p.nii.gz"), results(tmp_path), params)
+    studies.save_label("a", write_mask(tmp_path / "mine.nii.gz"), "mine", {})
+    studies.update_image_info("a", {"PatientID": "OLD", "image_label": [0, 1]})
+    studies.list_images()
+    drawn, digest = Path(studies.get_label_uri("a", FINAL)).read_bytes(), studies.get_image_info("a")["sha256"]
+    if case == "gone in between":
+        image.unlink()
+        assert studies.list_images() == ["b"] and studies.status()["completed"] == 0
+        with pytest.raises(ImageNotFoundException):
+            studies.get_image_uri("a")
+        with pytest.raises(MONAILabelException, match="There is another image 'a'"):
+            studies.add_image("a", studies.get_image_uri("b"), {})
+    other_image(image, (30, 31, 8) if case == "another grid" else SHAPE)
+    if case == "another server":
+        studies = FolderStudies(studies._datastore_path, [["FLAIR"]])
+    assert studies.get_unlabeled_images() == ["a", "b"]
+    with pytest.raises(MONAILabelException, match="No study has a label of a reader"):
+        studies.get_dataset_archive(None)
+    info = studies.get_image_info("a")
+    assert set(info) == {"ts", "name", "path", "stamp", "before"}
+    assert info["before"] == {"PatientID": "OLD", "image_label": [0, 1]}
+    aside = f"final-of-{digest[:12]}"
+    assert set(studies.get_labels_by_image_id("a")) == {aside, f"{aside}-mine"}
+    assert Path(studies.get_label_uri("a", aside)).read_bytes() == drawn
+    assert studies.get_label_info("a", aside)["reader"] == "R"
+    assert sorted(p.parent.name for p in Path(studies._datastore_path).rglob("labels/*/a.nii.gz")) == [
+        aside,
+        f"{aside}-mine",
+    ]
+    # nor does a second one take the place of what was set aside
+    shutil.copy(studies.get_image_uri("b"), image)
+    studies.list_images()
+    assert Path(studies.get_label_uri("a", aside)).read_bytes() == drawn
+    assert studies.get_image_info("a")["before"] == {"PatientID": "OLD", "image_label": [0, 1]}
+
+
+def test_labels_of_one_image_that_was_replaced_twice_are_both_kept(studies: FolderStudies, tmp_path: Path) -> None:
+    image = Path(studies.get_image_uri("a"))
+    content, drawn = image.read_bytes(), []
+    for n in range(2):
+        image.write_bytes(content)
+        studies.list_images()
+        studies.save_label("a", write_mask(tmp_path / "m.nii.gz", where=10 + n), FINAL, {})
+        studies.list_images()
+        drawn.append(Path(studies.get_label_uri("a", FINAL)).read_bytes())
+        other_image(image)
+        studies.list_images()
+    tags = sorted(studies.get_labels_by_image_id("a"))
+    assert tags[1] == f"{tags[0]}-2"
+    assert [Path(studies.get_label_uri("a", tag)).read_bytes() for tag in tags] == drawn
+
+
+@pytest.mark.parametrize("case", ["copied", "moved", "gone for a while", "of a version before"])
+def test_what_is_known_of_an_image_stays_wherever_it_is_copied_to(studies: FolderStudies, case: str) -> None:
+    folder = Path(studies._datastore_path)
+    studies.update_image_info("a", {"PatientID": "P", "anomaly_score": 0.5})
+    if case == "of a version before":
+        path = Path(studies._datastore_config_path)
+        known = json.loads(path.read_text())
+        for obj in known["objects"].values():
+            del obj["image"]["info"]["stamp"]
+            obj["image"]["info"].pop("sha256", None)
+        path.write_text(json.dumps(known))
+    if case == "moved":
+        (folder / "p").mkdir()
+        (folder / "a.nii.gz").rename(folder / "p" / "x.nii.gz")
+        for label in folder.rglob("labels/*/a.nii.gz"):
+            label.rename(label.with_name("p-x.nii.gz"))
+        assert studies.get_labeled_images() == ["p-x"]
+        (folder / "p" / "x.nii.gz").rename(folder / "p-x.nii.gz")
+        assert studies.get_labeled_images() == ["p-x"]
+        return
+    if case == "gone for a while":
+        content = (folder / "a.nii.gz").read_bytes()
+        (folder / "a.nii.gz").unlink()
+        assert studies.list_images() == ["b"]
+        (folder / "a.nii.gz").write_bytes(content)
+    later(folder / "a.nii.gz")
+    for server in (studies, FolderStudies(str(folder), [["FLAIR"]])):
+        assert server.get_labeled_images() == ["a"]
+        assert server.get_label_info("a", FINAL)["reader"] == "R"
+        info = server.get_image_info("a")
+        assert (info["PatientID"], info["anomaly_score"]) == ("P", 0.5)
+
+
+def test_of_two_files_with_one_id_the_first_keeps_it(studies: FolderStudies, tmp_path: Path) -> None:
+    folder = Path(studies._datastore_path)
+    (folder / "p1").mkdir()
+    (folder / "a.nii.gz").rename(folder / "p1" / "x.nii.gz")
+    studies.list_images()
+    studies.save_label("p1-x", write_mask(tmp_path / "m.nii.gz"), FINAL, {"reader": "R"})
+    other_image(folder / "p1-x.nii.gz")
+    for server in (studies, FolderStudies(str(folder), [["FLAIR"]])):
+        assert server.get_labeled_images() == ["p1-x"] and server.get_image_info("p1-x")["name"] == "p1/x.nii.gz"
+        assert server.status()["left_out"]["with the id of another"] == 1
+    # while the first can't be read too; the second has it once the first is gone for good, and no label
+    (folder / "p1").rename(tmp_path / "share")
+    (folder / "p1").symlink_to(tmp_path / "not mounted")
+    assert studies.list_images() == ["b"]
+    (folder / "p1").unlink()
+    assert studies.get_unlabeled_images() == ["b", "p1-x"]
+    assert studies.get_image_info("p1-x")["name"] == "p1-x.nii.gz"
+
+
+@pytest.mark.parametrize("what", ["digest", "label"])
+def test_an_image_whose_labels_can_not_be_set_aside_is_not_listed(
+    studies: FolderStudies, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    image = Path(studies.get_image_uri("a"))
+    before = studies.json()["objects"]["a"]
+    if what == "digest":
+        later(image)
+        monkeypatch.setattr("lib.studies.replaced.digest_at", fails)
+    else:
+        other_image(image)
+        monkeypatch.setattr("lib.studies.replaced.os.replace", fails)
+    assert studies.list_images() == ["b"] and studies.json()["objects"]["a"] == before
+    reason = f"that changed and can't be read or set aside now ({os.strerror(errno.ESTALE)})"
+    assert studies.status()["left_out"] == {reason: 1}
+    monkeypatch.undo()
+    assert studies.list_images() == ["a", "b"] and (studies.get_labeled_images() == ["a"]) is (what == "digest")
+
+
+def test_a_result_is_not_kept_for_an_image_that_was_replaced_meanwhile(tmp_path: Path) -> None:
+    folder = tmp_path / "studies"
+    write_images(folder, "a")
+    app = AnomalyDetection(str(tmp_path), str(folder), {"bundle": str(write_small_bundle(tmp_path)), "device": "cpu"})
+    task = app._infers["lesion_mask"]
+    run, files = task.run, []
+
+    def replaced(request: Any) -> Any:
+        found = run(request)
+        files.append(found[0])
+        other_image(folder / "a.nii.gz")
+        app.datastore().list_images()
+        return found
+
+    task.run = replaced
+    with pytest.raises(MONAILabelException, match="The file of a changed while it was looked at") as refusal:
+        app.infer({"model": "lesion_mask", "image": "a", "save_label": True})
+    assert refusal.value.error == MONAILabelError.SERVER_ERROR and not os.path.exists(files[0])
+    assert "anomaly_score" not in app.datastore().get_image_info("a")
+    assert app.datastore().get_labels_by_image_id("a") == {}
 
 
 def test_labels_that_can_not_be_listed_are_not_forgotten(
@@ -539,6 +708,7 @@ def test_what_is_written_of_the_studies_can_be_read_again(
 ) -> None:
     """The next process would set the file aside, with every score and all that was entered."""
     studies.update_image_info("b", {"anomaly_score": 0.7, "image_label": "healthy"})
+    studies.list_images()
     if is_kept:
         studies.update_image_info("a", info)
     else:

@@ -166,6 +166,11 @@ class AnomalyDetection(MONAILabelApp):
             read = stamps_of(request["image"]) if stored else {}
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
+            if stored and task.made_with(request)["input"] != made_with["input"]:
+                os.unlink(file)
+                raise MONAILabelException(
+                    MONAILabelError.SERVER_ERROR, f"The file of {image} changed while it was looked at. Try again."
+                )
         warn(params, warnings)
         label = file
         try:  # not in its turn: the next one need not wait for a disk or the DICOM server

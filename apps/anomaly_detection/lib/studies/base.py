@@ -20,7 +20,7 @@ from lib.grids import grid_of, reordered
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import Register, exclusively, stamp_of
-from lib.studies.tags import COUNTERFACTUAL_TAG, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
+from lib.studies.tags import COUNTERFACTUAL_TAG, DIGEST, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
 from lib.studies.unchanged import check_unchanged
 from lib.studies.uploads import holds_itself
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OWN = frozenset(
-    ("name", "path", "ts", "stored", "sending", "params", "made_with", STAMP)
+    ("name", "path", "ts", "stored", "sending", "params", "made_with", STAMP, DIGEST)
     + ("StudyInstanceUID", "SeriesInstanceUID", "Modality")
 )
 """Keys in what is known of an image or a label that say where it is and what was done: no client changes them."""

@@ -17,8 +17,8 @@ def image_files(
     left_out: Mapping[str, list[str]],
     unread: set[str],
     formats: tuple[str, ...],
-) -> Iterator[str]:
-    """The paths of the image files in a folder, relative to it; links are followed.
+) -> Iterator[tuple[str, list[int]]]:
+    """The paths of the image files in a folder, relative to it, with their size and time of change (ns); links are followed.
 
     Args:
         root: the folder.
@@ -66,14 +66,15 @@ def image_files(
                 left_out[other if file.lower().endswith(OTHER_FORMATS) else "other files"].append(name)
             else:
                 try:
-                    regular = stat.S_ISREG(os.stat(os.path.join(folder, file)).st_mode)
+                    status = os.stat(os.path.join(folder, file))
+                    regular = stat.S_ISREG(status.st_mode)
                 except FileNotFoundError:
                     regular = False
                 except OSError as error:
                     unreadable(error)
                     continue
                 if regular:
-                    yield name
+                    yield name, [status.st_size, status.st_mtime_ns]
                 else:
                     left_out["links that lead nowhere"].append(name)
 

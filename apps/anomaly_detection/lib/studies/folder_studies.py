@@ -10,7 +10,8 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from lib.studies.folder_files import image_files, may_come_back
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import exclusively, stamp_of
-from lib.studies.tags import FINAL, STAMP
+from lib.studies.replaced import digest_at, is_another, set_aside
+from lib.studies.tags import DIGEST, FINAL, STAMP
 
 if TYPE_CHECKING:
     from scripts.images.sequences import Candidate
@@ -76,15 +78,25 @@ class FolderStudies(Studies):
 
     @exclusively
     def _reconcile_datastore(self) -> None:
-        known = self._datastore.objects
+        known = dict(self._datastore.objects)
         left_out: defaultdict[str, list[str]] = defaultdict(list)
         objects: dict[str, ImageLabelModel] = {}
         ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
         unread: set[str] = set()
-        for name in image_files(self._root, self._datastore.label_path(None), ours, left_out, unread, self._formats):
+        labels = Path(self._datastore.label_path(None))
+        files = list(image_files(self._root, labels, ours, left_out, unread, self._formats))
+        names = {i: str(old.image.info.get("name") or f"{i}{old.image.ext}") for i, old in known.items()}
+        stuck: set[str] = set()
+        there_now = {name for name, _ in files}
+        for name, stamp in files:
             stem, ext = self._to_id(name)
             image_id = stem.replace("/", "-")
-            if image_id in objects:
+            old = known.get(image_id)
+            is_other = old is not None and names[image_id] != name
+            # of files whose paths give one id, the one that has it keeps it
+            if image_id in objects or (
+                is_other and (names[image_id] in there_now or may_come_back(self._root, names[image_id], unread))
+            ):
                 left_out["with the id of another"].append(name)
                 continue
             try:
@@ -92,15 +104,23 @@ class FolderStudies(Studies):
             except MONAILabelException:
                 left_out["with too long a path or one with signs that a name can't have"].append(name)
                 continue
-            old = known.get(image_id)
-            if old is None or old.image.info.get("name") != name:
-                old = ImageLabelModel(image=DataModel(ext=ext, info={"ts": int(time.time()), "name": name}))
-            objects[image_id] = ImageLabelModel(image=old.image)
+            if old is None:
+                old = ImageLabelModel(image=DataModel(info={"ts": int(time.time())}))
+            else:
+                try:
+                    if is_another(old.image.info, self._root / name, stamp, not is_other):
+                        old = known[image_id] = set_aside(image_id, old, labels)
+                except OSError as error:
+                    left_out[f"that changed and can't be read or set aside now ({error.strerror})"].append(name)
+                    stuck.add(image_id)
+                    continue
+            info = {**old.image.info, "name": name, STAMP: stamp}
+            objects[image_id] = ImageLabelModel(image=DataModel(ext=ext, info=info))
         missing = {i: old for i, old in known.items() if i not in objects}
-        names = {i: str(old.image.info.get("name") or f"{i}{old.image.ext}") for i, old in missing.items()}
-        self._away = {i for i, name in names.items() if may_come_back(self._root, name, unread)}
-        objects |= {i: missing[i] for i in self._away}
-        labels = Path(self._datastore.label_path(None))
+        self._away = stuck | {i for i in missing if may_come_back(self._root, names[i], unread)}
+        # what is known of an image that is gone stays beside its labels: they are not those of the next one of that name
+        gone = {i for i in missing.keys() - self._away if any(self._label_files(i, missing[i]))}
+        objects |= {i: missing[i] for i in self._away | gone}
         # no glob: it takes a folder that can't be read for an empty one
         there = labels.iterdir() if labels.is_dir() else ()
         for tag in sorted(p.name for p in there if p.is_dir() and not p.name.startswith(".")):
@@ -116,7 +136,7 @@ class FolderStudies(Studies):
                 image_id, ext = self._to_id(file.name)
                 if image_id in self._away:
                     continue
-                if not ext or file.name.startswith(".") or image_id not in objects:
+                if not ext or file.name.startswith(".") or image_id not in objects.keys() - gone:
                     left_out["in labels that belong to no image"].append(f"{tag}/{file.name}")
                     continue
                 label = known[image_id].labels.get(tag) if image_id in known else None
@@ -129,6 +149,9 @@ class FolderStudies(Studies):
                     left_out["labels that are broken, empty or of another image"].append(f"{tag}/{file.name}")
                 else:
                     objects[image_id].labels[tag] = label
+        for image_id in objects.keys() - self._away - gone:
+            self._identify(objects[image_id])
+        self._away |= gone
         self._left_out = dict(left_out)
         if objects != known:
             # at once, as other threads read it
@@ -142,6 +165,20 @@ class FolderStudies(Studies):
     @property
     def _root(self) -> Path:
         return Path(self._datastore.image_path())
+
+    def _label_files(self, image_id: str, known: ImageLabelModel) -> Iterator[Path]:
+        """The files of an image's labels that are there."""
+        for tag, label in known.labels.items():
+            file = Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}"
+            if file.is_file():
+                yield file
+
+    def _identify(self, known: ImageLabelModel) -> None:
+        """Enter by what an image's file is known again wherever it was copied to, if a reader said something about it."""
+        info = known.image.info
+        if (FINAL in known.labels or "image_label" in info) and DIGEST not in info:
+            with suppress(OSError):  # it changes: the next time
+                info[DIGEST] = digest_at(self._root / info["name"], info[STAMP])
 
     def _whole(self, image: Path, tag: str, file: Path, label: DataModel) -> DataModel | None:
         """What is known of a label if its file is fit to be one; a reader's is read, once for every change."""
@@ -289,7 +326,8 @@ class FolderStudies(Studies):
             )
         self._look()
         if image_id in self._datastore.objects:
-            if filecmp.cmp(image_filename, self._file_of(image_id), shallow=False):
+            path = self._file_of(image_id)
+            if path.is_file() and filecmp.cmp(image_filename, path, shallow=False):
                 return image_id
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,

@@ -15,9 +15,13 @@ FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
 SCORE = "anomaly_score"
 """Key in an image's info: the score that orders the worklist."""
 STAMP = "stamp"
-"""Key in a label's info: size and time of change (ns) of the file that was found to be whole."""
+"""Key in the info of an image, and of a label that was found to be whole: size and time of change (ns) of the file."""
+DIGEST = "sha256"
+"""Key in an image's info: of the file, where something is known that can't be computed anew."""
+BEFORE = "before"
+"""Key in an image's info: what was known of the file whose place this one took."""
 FINAL_OF = "final-of-"
-"""Begins the tag of a reader's label of a series that had other images then."""
+"""Begins the tag of a reader's label of a series that had other images then, or of another file."""
 
 
 def result_tag(tag: Any, model: str, is_original: bool) -> str:

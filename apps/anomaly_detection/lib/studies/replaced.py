@@ -1,0 +1,99 @@
+"""Images that took the place of others: what was known is of the others."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Mapping
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import DataModel, ImageLabelModel
+
+from lib.studies.register import stamp_of
+from lib.studies.tags import BEFORE, COUNTERFACTUAL_TAG, DIGEST, FINAL, FINAL_OF, MAP_TAG, ORIGINAL, SCORE, STAMP
+
+logger = logging.getLogger(__name__)
+
+COMPUTED = ("ts", "name", STAMP, DIGEST, BEFORE, SCORE, "p_diseased", "dice", "strategy")
+"""Keys in an image's info that nobody entered."""
+
+
+def digest_at(path: Path, stamp: list[int]) -> str:
+    """The SHA-256 of the file that has this size and time of change.
+
+    Raises:
+        OSError: it can't be read, or has others by now.
+    """
+    from scripts.digests import digest_of
+
+    digest = digest_of(path)
+    if digest is None or stamp_of(path) != stamp:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return digest
+
+
+def is_another(info: Mapping[str, Any], path: Path, stamp: list[int], is_named_so: bool) -> bool:
+    """Whether a file is not the one that something is known of; one that was only copied or renamed is.
+
+    Args:
+        info: what is known.
+        path: of the file.
+        stamp: its size and time of change.
+        is_named_so: whether the known one has that name. Where versions before kept no stamp, that alone counts.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    known = info.get(STAMP)
+    if known is None or known == stamp:
+        return known is None and not is_named_so
+    return known[0] != stamp[0] or DIGEST not in info or digest_at(path, stamp) != info[DIGEST]
+
+
+def set_aside(image_id: str, old: ImageLabelModel, labels: Path) -> ImageLabelModel:
+    """Put aside what is known of an image that another one took the place of.
+
+    Results of models go. What readers drew is kept under tags that say of what file it is, and what was entered of the image
+    under the key `BEFORE`.
+
+    Args:
+        image_id: of both.
+        old: what is known.
+        labels: the folder of labels.
+
+    Returns:
+        What is known from here on; the new image's name and stamp are not in it.
+
+    Raises:
+        OSError: a label can't be moved.
+    """
+    info = old.image.info
+    what = str(info.get(DIGEST) or info.get(STAMP, ["other"])[0])[:12]
+    kept = {}
+    for tag, label in old.labels.items():
+        file = labels / tag / f"{image_id}{label.ext}"
+        if tag.startswith(FINAL_OF):
+            kept[tag] = label
+        elif not file.is_file():
+            continue
+        elif tag in (ORIGINAL, MAP_TAG, COUNTERFACTUAL_TAG) or "made_with" in label.info:
+            file.unlink()
+        else:
+            aside = f"{FINAL_OF}{what}" + ("" if tag == FINAL else f"-{tag}")
+            tags = chain([aside], (f"{aside}-{n}" for n in count(2)))
+            aside = next(t for t in tags if not (labels / t / file.name).exists())
+            (labels / aside).mkdir(exist_ok=True)
+            os.replace(file, labels / aside / file.name)
+            kept[aside] = label
+    logger.warning(
+        "%s: its file is another one than before. What was known of that one is set aside%s.",
+        image_id,
+        f", labels of readers under {', '.join(sorted(kept))}" if kept else "",
+    )
+    entered = {k: v for k, v in info.items() if k not in COMPUTED} or info.get(BEFORE)
+    new = {"ts": int(time.time())} | ({BEFORE: entered} if entered else {})
+    return ImageLabelModel(image=DataModel(ext=old.image.ext, info=new), labels=kept)
