@@ -280,6 +280,18 @@ def test_what_is_said_of_an_image_leads_to_no_other_file(server: Server) -> None
     assert server.get("/datastore/image/info", params=query).json()["reader"] == "R" and secret.exists()
 
 
+def test_an_added_image_keeps_the_name_of_its_sequence(server: Server) -> None:
+    image = (server.studies / "plain.nii.gz").read_bytes()
+    answer = server.put("/datastore/image", files={"file": ("p1.t1.nii.gz", image)})
+    try:
+        assert answer.json() == {"image": "p1.t1"}
+        answer = server.post("/infer/lesion_mask", params={"image": "p1.t1", "output": "json"})
+        assert answer.status_code == 400 and "p1.t1 is named as T1, the model takes FLAIR." in answer.json()["detail"]
+    finally:
+        assert server.delete("/datastore/image", params={"id": "p1.t1"}).status_code == 200
+    assert "p1.t1" not in server.client.datastore()["objects"]
+
+
 def temporary_files(server: Server) -> set[str]:
     return {p.name for p in (server.studies.parent / "tmp").glob("tmp*")}
 

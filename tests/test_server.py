@@ -608,8 +608,11 @@ def test_a_task_runs_no_code_that_a_client_sent(server: Server, path: str, body:
 
 def test_a_session_tells_no_paths(server: Server) -> None:
     before = server.temporary()
-    for name in ("x" * 300 + ".nii.gz", ".hidden.nii.gz"):
+    for name in ("x" * 300 + ".nii.gz", ".hidden.nii.gz", "meta.info", "Meta.Info"):
         answer = server.call("PUT", "/session/", files={"files": (name, b"x")})
+        assert answer.status_code == 400 and "file " in answer.json()["detail"].lower()
+    for path, part in (("/datastore/label?image=1.2&tag=x", "label"), ("/datastore/image?image=x", "file")):
+        answer = server.call("PUT", path, files={part: ("x." + "a" * 250, b"x")})
         assert answer.status_code == 400 and "file name" in answer.json()["detail"]
     made = server.call("PUT", "/session/", files={"files": ("a.nii.gz", volume(server, 6)["file"][1])}).json()
     got = server.call("GET", f"/session/{made['session_id']}")
@@ -640,10 +643,12 @@ def test_an_upload_reads_no_other_file(server: Server, name: str) -> None:
     ):
         assert answer.status_code == 400 and "its header names another file" in answer.text
     answer = server.call("PUT", "/datastore/image?image=x", files={"file": (name, content)})
-    assert answer.status_code == 400 and "store the image on that server" in answer.text
-    session = server.call("PUT", "/session/", files={"files": (name, content)}).json()["session_id"]
-    answer = server.call("POST", f"/infer/lesion_mask?session_id={session}")
     assert answer.status_code == 400 and "its header names another file" in answer.text
+    answer = server.call("PUT", "/datastore/image?image=x", files={"file": ("x.nii.gz", b"x")})
+    assert answer.status_code == 400 and "store the image on that server" in answer.text
+    for files in ([(name, content)], [("a.nii.gz", b"x"), (name, content)], [(name, content), ("a.nii.gz", b"x")]):
+        answer = server.call("PUT", "/session/", files=[("files", file) for file in files])
+        assert answer.status_code == 400 and "its header names another file" in answer.text
     assert server.keeps_no_more_than(before)
 
 
@@ -652,6 +657,14 @@ def test_a_client_names_no_file_of_the_server(server: Server) -> None:
     other.write_bytes(volume(server, 6)["file"][1])
     answer = server.call("POST", "/infer/lesion_mask?image=1.2", data=params_of({"image": str(other)}))
     assert answer.status_code == 400 and "a name without slashes" in answer.text
+    for images in ([str(other)], ["1.2", None], [1]):
+        answer = server.call("POST", "/batch/infer/lesion_mask?run_sync=true", json={"images": images})
+        assert answer.status_code == 400 and "a name without slashes" in answer.text
+    for images in ("everything", None, {"a": 1}):
+        answer = server.call("POST", "/batch/infer/lesion_mask", json={"images": images})
+        assert answer.status_code == 400
+        assert "images must be all, labeled, unlabeled or a list of ids" in answer.text
+    assert server.call("GET", "/batch/infer").status_code == 404  # no task was begun
     other.unlink()
     answer = server.call("HEAD", f"/datastore/image?image={server.archive.series}&check_sum=FOO:1")
     assert answer.status_code == 400

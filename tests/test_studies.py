@@ -914,6 +914,12 @@ def test_a_batch_goes_on_after_errors_and_says_what_failed(
     assert ran == ["a", "b", "c", "d", "e"]
     with pytest.raises(MONAILabelException, match="doesn't answer"):
         batch(request, Away(3), infer)  # type: ignore[arg-type]
+    ran.clear()
+    for images in (["/etc/passwd"], ["a", None], "everything"):
+        with pytest.raises(MONAILabelException) as refusal:
+            batch({**request, "images": images}, Away(0), infer)  # type: ignore[arg-type]
+        assert refusal.value.error == MONAILabelError.INVALID_INPUT
+    assert ran == []
 
 
 def test_a_batch_again_runs_only_what_changed(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from monailabel.endpoints import activelearning, batch_infer, scoring, train
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 
+from lib.studies.names import batch_images
+
 CHECK_SUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]*")
 MAX_TASK = 100_000
 """Characters of a task's request: Linux takes no longer argument of a command than 128 KiB."""
@@ -93,6 +95,8 @@ def check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, f"The request of a task has at most {MAX_TASK} characters."
         )
+    if "images" in params:
+        batch_images(params["images"])
     # the body's have the last word
     for values in (given, params):
         if name in values and values[name] not in known:

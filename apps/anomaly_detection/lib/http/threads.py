@@ -15,8 +15,8 @@ from monailabel.utils.others.generic import remove_file
 from starlette.background import BackgroundTask
 
 from lib.http.answers import without_paths
-from lib.http.fields import CHECK_SUM, check_choice, json_object
-from lib.studies.names import plain
+from lib.http.checks import check_request
+from lib.http.fields import CHECK_SUM
 
 INFER_THREADS, OTHER_THREADS = 100, 100
 """So many requests may wait at once, for the networks, and for the DICOM server or a disk; the next ones queue."""
@@ -40,21 +40,17 @@ def in_thread(
 
     @wraps(endpoint)
     async def run(*args: Any, **kwargs: Any) -> Any:
-        for name in ("params", "info"):
-            if isinstance(kwargs.get(name), str):
-                json_object(kwargs[name], name)
         if not CHECK_SUM.fullmatch(kwargs.get("check_sum") or ""):
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT, "check_sum must be SHA256:DIGITS, SHA512: or MD5:."
             )
-        for upload in kwargs.get("files") or ():
-            plain(upload.filename, "file name")
-        if choice:
-            check_choice(choice, kwargs)
+
+        def checked() -> Any:
+            check_request(endpoint, choice, kwargs)
+            return asyncio.run(endpoint(*args, **kwargs))
+
         try:
-            result = await to_thread.run_sync(
-                lambda: asyncio.run(endpoint(*args, **kwargs)), limiter=limiter("other", OTHER_THREADS)
-            )
+            result = await to_thread.run_sync(checked, limiter=limiter("other", OTHER_THREADS))
         except BaseException:
             if kwargs.get("background_tasks"):
                 await kwargs["background_tasks"]()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 MAX_BYTES = 200
 """Of a name in UTF-8. File systems take 255, and it gets an ending, and a beginning while it is written."""
+GROUPS = ("all", "labeled", "unlabeled")
+"""What MONAI Label calls the studies, those that readers labelled, and the others."""
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 """Of images and labels, in any case: one volume with its orientation."""
 OTHER_FORMATS = (
@@ -47,6 +50,21 @@ def plain(name: str, what: str) -> str:
             "with a dot.",
         )
     return name
+
+
+def batch_images(images: Any) -> str | list[str]:
+    """What a batch is to run on: `GROUPS` of the studies, or the ids of some.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it is neither.
+    """
+    if isinstance(images, list):
+        return [plain(image, "image id") for image in images]
+    if images not in GROUPS:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"images must be {', '.join(GROUPS)} or a list of ids, got {images!r:.60}."
+        )
+    return GROUPS[GROUPS.index(images)]
 
 
 def split_ending(file: str, formats: Sequence[str] = FORMATS) -> tuple[str, str]:

@@ -7,22 +7,29 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 _ELSEWHERE = re.compile(rb"ElementDataFile\s*[=:](?!\s*LOCAL\s*\n)|\bdata ?file:", re.IGNORECASE)
 
 
-def holds_itself(path: str | Path) -> None:
+def holds_itself(upload: str | Path | BinaryIO) -> None:
     """Refuse an upload whose header names another file for the voxels: it would be read from this server's disk.
+
+    Args:
+        upload: its path, or the file on the disk, open.
 
     Raises:
         MONAILabelException: INVALID_INPUT, it does.
     """
-    with open(path, "rb") as file:
-        # the last two lines of the headers of MetaImage and NRRD files, but a reader may find them anywhere
-        elsewhere = os.path.getsize(path) and _ELSEWHERE.search(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    if elsewhere:
+    if isinstance(upload, str | Path):
+        with open(upload, "rb") as file:
+            holds_itself(file)
+        return
+    number = upload.fileno()
+    # the last two lines of the headers of MetaImage and NRRD files, but a reader may find them anywhere
+    if os.fstat(number).st_size and _ELSEWHERE.search(mmap.mmap(number, 0, access=mmap.ACCESS_READ)):
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, "The voxels must be in the file itself; its header names another file."
         )

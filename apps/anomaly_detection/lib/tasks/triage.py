@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.grids import read_volume, reordered
 from lib.studies.base import Studies
+from lib.studies.names import batch_images
 from lib.studies.tags import FINAL, ORIGINAL, SCORE
 
 logger = logging.getLogger(__name__)
@@ -127,9 +128,9 @@ class EveryStudy(BatchInferTask):
 
     def get_images(self, request: dict[str, Any], datastore: Studies) -> list[str]:
         """The ids of the studies to run: as MONAI Label chooses them, of the model's modalities."""
-        images = list(super().get_images(request, datastore))
-        named = isinstance(request.get("images"), list)
-        return images if named else datastore.taken_by(images, self._modalities_of(request))
+        chosen = batch_images(request.get("images", "all"))
+        images = list(super().get_images({**request, "images": chosen}, datastore))
+        return images if isinstance(chosen, list) else datastore.taken_by(images, self._modalities_of(request))
 
     def _listed(self, request: dict[str, Any], datastore: Studies) -> list[str]:
         """The studies to run; a server that does not answer is asked again, and that is said."""
