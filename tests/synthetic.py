@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,13 @@ def write_head(
     mask = folder / f"{name}_brain.nii.gz"
     nib.save(nib.Nifti1Image(brain.astype(np.uint8), affine), mask)
     return {"image": paths if channels > 1 else paths[0], "foreground": str(mask), "name": name}
+
+
+def header_alone(path: Path, shape: tuple[int, ...]) -> str:
+    """A file of some bytes that claims to hold so many voxels."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.uint8)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    return str(path)

@@ -53,7 +53,7 @@ from lib.tasks.views import HEAT_MAP_LABELS, MASK_LABELS, heat_map, lesion_mask
 from lib.tasks.writing import write_results
 from scripts.images.restoring import LESION, NOT_ASSESSED
 from small_bundle import write_small_bundle
-from synthetic import GRIDS, write_head
+from synthetic import GRIDS, header_alone, write_head
 
 # exactly what the plug-in of 3D Slicer sends
 SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
@@ -309,10 +309,20 @@ def test_uploads_are_processed_and_removed(server: Server, tmp_path: Path) -> No
     assert temporary_files(server) <= before
 
 
-def test_too_large_an_upload_is_refused_but_read_to_its_end(server: Server) -> None:
+def test_too_large_an_upload_is_refused_but_read_to_its_end(server: Server, tmp_path: Path) -> None:
     large = {"file": ("large.nii.gz", bytes(17 * 2**20))}
     answer = server.post("/infer/lesion_mask", files=large)
     assert answer.status_code == 413 and "16 MiB" in answer.json()["detail"]
+
+    # some bytes that claim to be a volume of 32 MiB
+    claims = Path(header_alone(tmp_path / "x.nii.gz", (200, 200, 210))).read_bytes()
+    session = server.put("/session/", files={"files": ("x.nii.gz", claims)}).json()["session_id"]
+    for answer in (
+        server.post("/infer/lesion_mask", files={"file": ("x.nii.gz", claims)}),
+        server.post(f"/infer/lesion_mask?session_id={session}"),
+        server.put("/datastore/image", params={"image": "large"}, files={"file": ("x.nii.gz", claims)}),
+    ):
+        assert answer.status_code == 400 and "too large once it is unpacked" in answer.json()["detail"]
 
     # in chunks: no length is announced
     body, kind = encode_multipart_formdata(large)

@@ -30,12 +30,14 @@ from lib.grids import read_volume, reordered
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.labels import checked_label
 from lib.studies.register import Register
+from lib.studies.sizes import largest, shape_of
 from lib.studies.tags import FINAL, result_tag
+from lib.studies.uploads import small_enough
 from lib.tasks import triage
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from main import AnomalyDetection
 from small_bundle import write_small_bundle
-from synthetic import GRIDS, write_head
+from synthetic import GRIDS, header_alone, write_head
 
 SHAPE, AFFINE = GRIDS["oblique"]
 
@@ -134,6 +136,58 @@ def test_an_unfit_label_is_refused_and_the_good_one_stays(studies: FolderStudies
         assert str(tmp_path) not in refusal.value.msg
     assert kept(studies) == before
     assert studies.get_unlabeled_images() == ["b"]
+
+
+def claims_to_be_large(path: Path, shape: tuple[int, ...]) -> str:
+    lines = {
+        ".nrrd": f"NRRD0004\ntype: uchar\ndimension: {len(shape)}\nsizes: {' '.join(map(str, shape))}\nencoding: raw\n\n",
+        ".mha": f"ObjectType = Image\nNDims = {len(shape)}\nDimSize = {' '.join(map(str, shape))}\n"
+        "ElementType = MET_UCHAR\nElementDataFile = LOCAL\n",
+    }
+    path.write_text(lines[path.suffix])
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.nrrd", "x.mha"])
+@pytest.mark.parametrize("tag", [FINAL, "anomaly_map"])
+def test_a_label_of_many_voxels_is_refused_by_its_header(
+    studies: FolderStudies, name: str, tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its voxels, of which there are none here, would take more memory than there is."""
+    write = header_alone if name.startswith("x.nii") else claims_to_be_large
+    for shape, message in (((2000, 2000, 2000), "another grid .*2000, 2000, 2000"), ((*SHAPE, 900), "one 3D volume")):
+        assert shape_of(write(tmp_path / name, shape)) == shape
+        with pytest.raises(MONAILabelException, match=message):
+            studies.save_label("a", str(tmp_path / name), tag, {})
+        monkeypatch.setitem(largest, "voxels", int(np.prod(shape)))
+        small_enough(tmp_path / name)
+        monkeypatch.setitem(largest, "voxels", int(np.prod(shape)) - 1)
+        with pytest.raises(MONAILabelException, match="too large once it is unpacked"):
+            small_enough(tmp_path / name)
+
+
+def test_what_unpacks_to_more_than_its_header_says_is_refused(studies: FolderStudies, tmp_path: Path) -> None:
+    """NRRD, and NIfTI under a name that says nothing of gzip, are unpacked whole."""
+    zeros = gzip.compress(bytes(20 * int(np.prod(SHAPE))))
+    claims_to_be_large(tmp_path / "x.nrrd", SHAPE)
+    head = (tmp_path / "x.nrrd").read_bytes().replace(b"encoding: raw", b"encoding: gzip")
+    (tmp_path / "x.nrrd").write_bytes(head + zeros)
+    header_alone(tmp_path / "x.nii", SHAPE)
+    (tmp_path / "x.nii").write_bytes((tmp_path / "x.nii").read_bytes() + zeros)
+    for name in ("x.nrrd", "x.nii"):
+        with pytest.raises(MONAILabelException, match="too large once it is unpacked"):
+            studies.save_label("a", str(tmp_path / name), FINAL, {})
+        small_enough(tmp_path / name)
+
+
+def test_sizes_of_pictures_and_dicom_files_are_in_their_headers(tmp_path: Path) -> None:
+    SimpleITK.WriteImage(SimpleITK.Image(7, 5, SimpleITK.sitkUInt8), str(tmp_path / "x.png"))
+    assert shape_of(tmp_path / "x.png") == (7, 5)
+    SimpleITK.WriteImage(SimpleITK.Image(7, 5, 1, SimpleITK.sitkUInt16), str(tmp_path / "x.dcm"))
+    assert shape_of(tmp_path / "x.dcm") == (7, 5, 1, 1)
+    assert (
+        shape_of(text(tmp_path / "x.nii.gz")) == shape_of(empty(tmp_path / "y.nii.gz")) == shape_of("nothing.png") == ()
+    )
 
 
 def test_a_label_in_another_order_of_axes_is_brought_to_its_image(studies: FolderStudies, tmp_path: Path) -> None:

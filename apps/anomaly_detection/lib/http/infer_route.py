@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ from lib.http.fields import json_object
 from lib.http.threads import INFER_THREADS, limiter
 from lib.models.abandoning import Abandoned, abandoned
 from lib.studies.names import plain
-from lib.studies.uploads import holds_itself
+from lib.studies.uploads import holds_itself, small_enough
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +80,11 @@ async def infer(
             if found is None:
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"There is no session {session_id!r}.")
             asked["image"] = found.image
-        if (file or session_id) and os.path.isfile(asked["image"]):
-            holds_itself(asked["image"])
+        if file or session_id:
+            upload = Path(asked["image"])
+            for part in upload.iterdir() if upload.is_dir() else [upload]:
+                holds_itself(part)
+                small_enough(part)
         if output != ResultType.dicom_seg:
             return send_response(instance.datastore(), instance.infer(asked), output, background_tasks)
         result = instance.infer({**asked, "result_extension": ".nii.gz"})

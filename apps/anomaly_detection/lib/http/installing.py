@@ -44,6 +44,7 @@ from lib.http.processes import SERVER, end_tasks
 from lib.http.proxy import dicom_proxy
 from lib.http.threads import in_thread
 from lib.studies.connection import dicomweb_seconds
+from lib.studies.sizes import LARGEST_MIB, set_largest
 
 
 def _names(conf: dict[str, str], key: str) -> list[str]:
@@ -62,8 +63,9 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
 
     Args:
         app: the application.
-        instance: its ``conf`` may hold ``max_upload_mb``, the largest request, by default 512; ``allowed_hosts`` and
-            ``allowed_origins``, each with commas between them, see `Guard`; ``dicomweb_timeout``, see `dicomweb_seconds`.
+        instance: its ``conf`` may hold ``max_upload_mb``, the largest request, and volume in it as float32, by default
+            `LARGEST_MIB`; ``allowed_hosts`` and ``allowed_origins``, each with commas between them, see `Guard`;
+            ``dicomweb_timeout``, see `dicomweb_seconds`.
     """
     if getattr(app.state, "prepared", False):
         return
@@ -80,10 +82,12 @@ def prepare(app: FastAPI, instance: MONAILabelApp) -> None:
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS] + _names(
         conf, "allowed_origins"
     )
+    largest_mib = float(conf.get("max_upload_mb", LARGEST_MIB))
+    set_largest(largest_mib)
     guard = Middleware(
         Guard,
         host=_started_for(),
-        max_bytes=int(float(conf.get("max_upload_mb", 512)) * 2**20),
+        max_bytes=int(largest_mib * 2**20),
         allowed_hosts=_names(conf, "allowed_hosts"),
         origins=origins,
     )

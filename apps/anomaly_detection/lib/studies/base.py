@@ -17,12 +17,12 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.grids import grid_of, reordered
-from lib.studies.labels import checked_label
+from lib.studies.labels import check_header, checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import Register, exclusively, stamp_of
 from lib.studies.tags import COUNTERFACTUAL_TAG, DIGEST, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
 from lib.studies.unchanged import check_unchanged
-from lib.studies.uploads import holds_itself
+from lib.studies.uploads import holds_itself, small_enough
 
 if TYPE_CHECKING:
     from scripts.images.sequences import Candidate
@@ -86,6 +86,7 @@ class Studies(Register):
         name, ext = self._to_id(os.path.basename(image_filename))
         image_id = plain(image_id or name, "image id")
         holds_itself(image_filename)
+        small_enough(image_filename)
         place = Path(self._datastore.image_path()) / f"{image_id}{ext}"
         info = {key: value for key, value in (image_info or {}).items() if key not in OWN}
         info |= {"ts": int(time.time()), "name": place.name}
@@ -151,8 +152,10 @@ class Studies(Register):
                 return lambda part: nib.save(label, part)
             if not file.lower().endswith(FORMATS) or not os.path.getsize(file):
                 raise ValueError(f"must be an image file of {', '.join(FORMATS)}.")
+            there, target = grid_of(image)
+            check_header(file, there)
             shape, affine = grid_of(file)
-            if reordered(np.empty(shape, bool), affine, grid_of(image)[1], grid_of(image)[0]) is None:
+            if reordered(np.empty(shape, bool), affine, target, there) is None:
                 raise ValueError("lies on another grid than its image.")
         except MONAILabelException:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from lib.grids import grid_of, read_volume, reordered
 from lib.studies.names import FORMATS
+from lib.studies.sizes import check_size, shape_of
 
 
 def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | None = None) -> np.ndarray:
@@ -33,6 +35,11 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
     if not os.path.getsize(path):
         raise ValueError("is empty: 0 bytes.")
     try:
+        shape, target = grid_of(image)
+    except Exception as error:
+        raise ValueError("has an image that can't be read, so that its grid is unknown.") from error
+    check_header(path, shape)
+    try:
         array, affine = read_volume(path)
     except Exception as error:
         raise ValueError("can't be read as an image.") from error
@@ -43,14 +50,34 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
     if others:
         what = ", ".join(map(str, allowed)) if allowed else "whole numbers from 0 to 255"
         raise ValueError(f"holds the value {others[0]:g}; allowed are {what}.")
-    try:
-        shape, target = grid_of(image)
-    except Exception as error:
-        raise ValueError("has an image that can't be read, so that its grid is unknown.") from error
     result = reordered(array, affine, target, shape)
     if result is None:
-        raise ValueError(
-            f"lies on another grid than its image: its shape is {array.shape}, the image's {tuple(shape)}, "
-            f"or their affines differ; save it on the image's grid."
-        )
+        raise _off_grid(array.shape, shape)
     return result.astype(np.uint8)
+
+
+def check_header(path: str | Path, shape: Sequence[int]) -> None:
+    """See to it that a file holds as many voxels as its image, by its header: they may take more memory than there is.
+
+    Args:
+        path: of the file.
+        shape: ``(X, Y, Z)`` of its image; the file may hold the voxels in another order of the axes.
+
+    Raises:
+        ValueError: it doesn't.
+    """
+    claimed = shape_of(path)
+    while len(claimed) > 3 and claimed[-1] == 1:
+        claimed = claimed[:-1]
+    if claimed and len(claimed) != 3:
+        raise ValueError(f"must be one 3D volume, has the shape {claimed}.")
+    if claimed and sorted(claimed) != sorted(shape):
+        raise _off_grid(claimed, shape)
+    check_size(path, math.prod(shape))
+
+
+def _off_grid(label: Sequence[int], image: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"lies on another grid than its image: its shape is {tuple(label)}, the image's {tuple(image)}, "
+        "or their affines differ; save it on the image's grid."
+    )

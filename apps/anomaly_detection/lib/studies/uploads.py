@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
+from lib.studies.sizes import check_size, largest
+
 _ELSEWHERE = re.compile(rb"ElementDataFile\s*[=:](?!\s*LOCAL\s*\n)|\bdata ?file:", re.IGNORECASE)
 
 
@@ -33,6 +35,20 @@ def holds_itself(upload: str | Path | BinaryIO) -> None:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, "The voxels must be in the file itself; its header names another file."
         )
+
+
+def small_enough(path: str | Path) -> None:
+    """Refuse an upload that is no larger than others until its voxels are unpacked.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, it holds more than `set_largest` allows.
+    """
+    try:
+        check_size(path, largest["voxels"])
+    except ValueError as error:
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT, f"The image {str(error).removesuffix('.')}; see --conf max_upload_mb."
+        ) from error
 
 
 def is_upload(image: str, sessions: str | None) -> bool:
