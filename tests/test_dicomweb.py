@@ -226,6 +226,16 @@ def test_images_of_another_series_are_not_taken(
     assert error.value.error == MONAILabelError.SERVER_ERROR and not list((tmp_path / "cache").rglob("*.dcm"))
 
 
+def test_an_image_that_comes_twice_does_not_stand_for_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive = Archive(*images)
+    monkeypatch.setattr(archive, "retrieve_series", lambda study, series, media_types: [*images[:-1], images[0]])
+    with pytest.raises(MONAILabelException, match="7 of 8 instances came from"):
+        studies_on(archive, tmp_path / "cache").get_image_uri(str(images[0].SeriesInstanceUID))
+
+
 def test_while_the_server_is_away_what_was_fetched_is_used(half: Any, caplog: pytest.LogCaptureFixture) -> None:
     archive, studies, uid, _ = half
     archive.away = True

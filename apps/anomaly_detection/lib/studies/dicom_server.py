@@ -81,7 +81,7 @@ class DicomServer:
             raise
 
     def retrieve(self, study: str, series: str, folder: Path) -> int:
-        """Save the instances of a series as ``SOPInstanceUID.dcm``; returns their number."""
+        """Save the instances of a series as ``SOPInstanceUID.dcm``; returns how many there are."""
         with self._answering():
             # as they are stored: not every server can decompress
             instances = self._client.retrieve_series(study, series, media_types=(("application/dicom", "*"),))
@@ -93,7 +93,7 @@ class DicomServer:
                     )
         for instance in instances:
             instance.save_as(folder / f"{plain(str(instance.SOPInstanceUID), 'SOPInstanceUID')}.dcm")
-        return len(instances)
+        return len({str(instance.SOPInstanceUID) for instance in instances})
 
     def read_by(self, study: str, series: str) -> list[str]:
         """The series that a series of segmentations shows to be read, by its Segment Algorithm Types (PS3.3 C.8.20.4)."""
