@@ -27,12 +27,13 @@ from pydicom.uid import JPEG2000Lossless
 import dicom
 from lib.demonstration.mr_series import series_from_nifti
 from lib.grids import reordered
+from lib.studies.connection import client_of
 from lib.studies.dicom_server import DicomServer
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.names import UID
 from lib.studies.tags import FINAL, SCORE
-from lib.tasks.triage import MostAnomalousFirst
+from lib.tasks.triage import EveryStudy, MostAnomalousFirst
 from main import AnomalyDetection
 from test_studies import files_up_to, write_images
 
@@ -660,6 +661,89 @@ def test_one_segmentation_that_is_never_answered_does_not_stop_the_others(
     archive.lost = {}
     monkeypatch.undo()
     assert studies.get_unlabeled_images() == []
+
+
+@pytest.mark.parametrize("rows", [[{}], [None], None, {"error": 1}, [{"0020000E": {}}]], ids=str)
+def test_rows_that_are_none_are_an_error_of_the_server_and_a_batch_asks_again(
+    rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive = Archive(*images)
+    studies, uid = studies_on(archive, tmp_path / "cache"), str(images[0].SeriesInstanceUID)
+    given, answers = Archive.search_for_series, [rows]
+
+    def search(search_filters: dict[str, str], fields: list[str], offset: int | None = None) -> Any:
+        return answers.pop() if answers else given(archive, search_filters, fields, offset)
+
+    monkeypatch.setattr(archive, "search_for_series", search)
+    with pytest.raises(MONAILabelException, match="doesn't answer as it should") as error:
+        studies.list_images()
+    assert error.value.error == MONAILabelError.SERVER_ERROR
+    answers.append(rows)
+    monkeypatch.setattr("lib.tasks.triage.LISTING_WAITS", (0.0,))
+    batch = EveryStudy(lambda request, datastore: True, lambda request: ["MR"])
+    assert batch._listed({"images": "all"}, studies) == [uid]
+    answers.append([{"0020000E": {"vr": "UI", "Value": [uid]}}])
+    with pytest.raises(MONAILabelException, match="doesn't answer as it should"):  # of which study?
+        studies.get_image_uri(uid)
+
+
+def test_a_series_without_a_uid_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    row, named = ({"vr": "UI", "Value": [uid]} for uid in ("", "1.2.3"))
+    rows = [{"0020000E": uid, "00080060": {"vr": "CS", "Value": ["MR"]}} for uid in (row, named)]
+    archive = Archive()
+    monkeypatch.setattr(archive, "search_for_series", lambda search_filters, fields, offset=None: rows)
+    assert studies_on(archive, tmp_path / "cache").list_images() == ["1.2.3"]
+    assert "is no UID; it is left out" in caplog.text
+
+
+PARTS = 'multipart/related; type="application/dicom"; boundary=edge'
+PART = b"--edge\r\nContent-Type: application/dicom\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "content"),
+    [
+        (200, {"Content-Type": "text/html"}, b"<html>login</html>"),
+        (204, {}, b""),
+        (200, {}, b"abc"),
+        (200, {"Content-Type": "application/json"}, b'{"error": 1}'),
+        (200, {"Content-Type": PARTS}, PART + b"hello\r\n--edge--\r\n"),
+        (200, {"Content-Type": PARTS}, PART + bytes(128) + b"DICM hello\r\n--edge--\r\n"),
+    ],
+    ids=["login page", "204", "no content type", "JSON", "no DICOM", "no DICOM after its prefix"],
+)
+def test_what_is_no_image_is_an_error_of_the_server(
+    status: int, headers: dict[str, str], content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(self: Any, request: Any, **kwargs: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response.raw, response.request = status, io.BytesIO(content), request
+        response.headers.update(headers)
+        return response
+
+    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", send)
+    server = DicomServer(client_of("http://archive.example/dicom-web", {}))
+    with pytest.raises(MONAILabelException, match="doesn't answer as it should") as error:
+        server.retrieve("1.2", "1.3", tmp_path)
+    assert error.value.error == MONAILabelError.SERVER_ERROR
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_without_a_uid_is_an_error_of_the_server_and_a_full_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    studies, uid = studies_on(Archive(*images), tmp_path / "cache"), str(images[0].SeriesInstanceUID)
+    with files_up_to(100), pytest.raises(MONAILabelException, match="The studies' disk can't be written to") as error:
+        studies.get_image_uri(uid)
+    assert error.value.error == MONAILabelError.SERVER_ERROR
+    del images[3].SOPInstanceUID
+    monkeypatch.setattr(studies._client, "retrieve_series", lambda study, series, media_types: images)
+    with pytest.raises(MONAILabelException, match="doesn't answer as it should .AttributeError"):
+        studies._fetch(uid)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ import requests
 from dicomweb_client import DICOMwebClient
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from retrying import RetryError
 
 from lib.studies.names import UID, plain
@@ -24,6 +26,12 @@ READERS = ("MANUAL", "SEMIAUTOMATIC")
 """Segment Algorithm Types of what a reader drew or corrected."""
 AWAY = (401, 403, 408, 429, 502, 503, 504)
 """HTTP statuses that say nothing of what was asked for, but that the server gives nothing now."""
+ODD = (
+    (requests.exceptions.RequestException, RetryError, RuntimeError, OSError, ValueError)
+    # what the client, and pydicom, make of a login page, of no content type and of rows that are none
+    + (AttributeError, LookupError, TypeError, EOFError, struct.error, InvalidDicomError)
+)
+"""What comes of an answer that is none, or not what was asked for."""
 FIELDS = ["SeriesDescription", "ProtocolName", "NumberOfSeriesRelatedInstances", "SeriesNumber"]
 """What searches for series return beside what every server returns."""
 
@@ -42,7 +50,7 @@ class DicomServer:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (requests.exceptions.RequestException, RetryError, RuntimeError, OSError, ValueError) as error:
+        except ODD as error:
             raise MONAILabelException(
                 MONAILabelError.SERVER_ERROR,
                 f"The DICOM server {self.url} doesn't answer as it should ({type(error).__name__}: {error}). "
@@ -63,6 +71,8 @@ class DicomServer:
             raise ImageNotFoundException(f"{uid!r} is no SeriesInstanceUID.")
         for series in self._series(SeriesInstanceUID=uid):
             if str(series.SeriesInstanceUID) == uid:
+                with self._answering():  # all that is asked for next names the study too
+                    series["StudyInstanceUID"]
                 return series
         raise ImageNotFoundException(f"There is no series {uid} on {self.url}.")
 
@@ -91,9 +101,15 @@ class DicomServer:
                     raise ValueError(
                         f"asked for series {series} of study {study}, it gave one of {found[1]} of {found[0]}"
                     )
-        for instance in instances:
-            instance.save_as(folder / f"{plain(str(instance.SOPInstanceUID), 'SOPInstanceUID')}.dcm")
-        return len({str(instance.SOPInstanceUID) for instance in instances})
+                path = folder / f"{plain(str(instance.SOPInstanceUID), 'SOPInstanceUID')}.dcm"
+                try:
+                    instance.save_as(path)
+                except OSError as error:
+                    raise MONAILabelException(
+                        MONAILabelError.SERVER_ERROR,
+                        f"The studies' disk can't be written to ({error.strerror or type(error).__name__}).",
+                    ) from error
+            return len({str(instance.SOPInstanceUID) for instance in instances})
 
     def read_by(self, study: str, series: str) -> list[str]:
         """The series that a series of segmentations shows to be read, by its Segment Algorithm Types (PS3.3 C.8.20.4)."""
@@ -131,12 +147,15 @@ class DicomServer:
             try:
                 with self._answering():
                     rows = [Dataset.from_json(row) for row in search(offset=received or None)]
+                    keys = [str(row[uid].value) for row in rows]
             except MONAILabelException as error:
                 if received and _says_no(error.__cause__):
                     logger.info("%s knows nothing behind the first %d: %s", self.url, received, error.__cause__)
                     return
                 raise
-            new = {key: row for row in rows if (key := str(row[uid].value)) not in known}
+            if odd := [key for key in keys if not UID.fullmatch(key)]:
+                logger.warning("%s lists %r as %s, which is no UID; it is left out.", self.url, odd[0], uid)
+            new = {key: row for key, row in zip(keys, rows, strict=True) if key not in {*known, *odd}}
             if not new:
                 return
             yield from new.values()

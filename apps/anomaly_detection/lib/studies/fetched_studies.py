@@ -27,6 +27,9 @@ from lib.studies.tags import FINAL, FINAL_OF, SCORE
 
 logger = logging.getLogger(__name__)
 
+UNFIT_SECONDS = 600.0
+"""So long a series that was found to be no volume is not fetched again, as long as it has the same images."""
+
 
 def _unused(tag: str, tags: Collection[str]) -> str:
     """`tag`, with a number if there is one of that name: a series may be replaced again by as many images."""
@@ -54,8 +57,8 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
 
     def __init__(self, *args: Any, modalities: Sequence[str], **kwargs: Any) -> None:
         self._modalities = modalities
-        # by its id the images of a series that is no volume, and why
-        self._unfit: dict[str, tuple[set[str], str]] = {}
+        # by its id the images of a series that is no volume, why, and until when that is believed: an answer may have been cut
+        self._unfit: dict[str, tuple[set[str], str, float]] = {}
         super().__init__(*args, **kwargs)
         self._server = DicomServer(self._client)
 
@@ -120,8 +123,8 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 f"{image_id}: is {modality or 'of no modality'}; allowed is {', '.join(self._modalities)}.",
             )
         study = str(series.StudyInstanceUID)
-        unfit, why = self._unfit.get(image_id, (set(), ""))
-        if unfit and self._server.instances(study, image_id) == unfit:
+        unfit, why, until = self._unfit.get(image_id, (set(), "", 0.0))
+        if time.monotonic() < until and self._server.instances(study, image_id) == unfit:
             raise MONAILabelException(MONAILabelError.INVALID_INPUT, why)
         expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
         with tempfile.TemporaryDirectory(dir=self._datastore_path, prefix=".fetch-") as partial:
@@ -139,7 +142,7 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 nifti = volume_of(image_id, fetched, takes_pictures([modality]))
             except MONAILabelException as error:
                 if isinstance(error.__cause__, ValueError):  # not of this machine, such as its memory
-                    self._unfit[image_id] = instances_in(fetched), error.msg
+                    self._unfit[image_id] = instances_in(fetched), error.msg, time.monotonic() + UNFIT_SECONDS
                 raise
             try:
                 info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +14,8 @@ from pydicom.dataset import Dataset
 
 from lib.studies.dicom_server import AWAY, DicomServer
 
-SLOW_WAIT = 600.0
-"""Seconds before a segmentation is asked for again that the server took too long for."""
+LEFT_OUT_SECONDS = 600.0
+"""So long a segmentation is not asked for again that the server took too long for, or that could not be read."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Reviews:
 
     def __init__(self, server: DicomServer, path: Path) -> None:
         self._server, self._path = server, path
-        # by the keys of those that are left out, until when; lost with the process, as the server may be mended
+        # by the keys of those that are left out, until when: the server may be mended
         self._left_out: dict[str, float] = {}
 
     def reviewed(self) -> set[str]:
@@ -73,14 +72,14 @@ class Reviews:
             with suppress(ImageNotFoundException):
                 self._server.one_series(str(seg.SeriesInstanceUID))
             if isinstance(error.__cause__, requests.exceptions.Timeout):
-                self._left_out[key] = time.monotonic() + SLOW_WAIT
+                self._left_out[key] = time.monotonic() + LEFT_OUT_SECONDS
             logger.warning(
                 "Segmentation %s can't be fetched, and is no reading: %s", seg.SeriesInstanceUID, error.__cause__
             )
             return None
         except Exception as error:  # other software's can be wrong in every way
             logger.warning("Segmentation %s can't be read, and is no reading: %s", seg.SeriesInstanceUID, error)
-            self._left_out[key] = math.inf
+            self._left_out[key] = time.monotonic() + LEFT_OUT_SECONDS
             return None
 
 
