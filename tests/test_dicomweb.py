@@ -237,6 +237,45 @@ def test_an_image_that_comes_twice_does_not_stand_for_a_missing_one(
         studies_on(archive, tmp_path / "cache").get_image_uri(str(images[0].SeriesInstanceUID))
 
 
+def test_a_server_that_tells_a_part_and_knows_no_offset_is_not_asked_for_the_same_images_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    archive.most, archive.knows_offset = 3, False
+    studies = studies_on(archive, tmp_path / "cache")
+    for _ in range(3):
+        assert nib.load(studies.get_image_uri(uid)).shape == GRID
+    assert archive.asked["retrieve"] == 1
+    # fetched again, what is the same stays as it was
+    path = Path(studies.get_image_uri(uid))
+    before = {file: file.stat() for file in (path, *path.parent.rglob("*.dcm"))}
+    with monkeypatch.context() as lost:
+        lost.setattr(studies, "_info_of", lambda image_id: None)
+        studies.get_image_uri(uid)
+    assert archive.asked["retrieve"] == 2 and {file: file.stat().st_mtime_ns for file in before} == {
+        file: status.st_mtime_ns for file, status in before.items()
+    }
+    # and what isn't is found
+    archive.instances = replaced(images)
+    assert nib.load(studies.get_image_uri(uid)).get_fdata().max() == 0
+
+
+def test_two_that_ask_for_a_series_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid, given = Archive(*images), str(images[0].SeriesInstanceUID), Archive.retrieve_series
+
+    def slowly(study: str, series: str, media_types: Any) -> list[Dataset]:
+        time.sleep(0.3)
+        return given(archive, study, series, media_types)
+
+    monkeypatch.setattr(archive, "retrieve_series", slowly)
+    servers = [studies_on(archive, tmp_path / "cache") for _ in range(2)]
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(lambda studies: studies.get_image_uri(uid), [*servers, servers[0]]))
+    assert len(set(paths)) == 1 and archive.asked["retrieve"] == 1
+
+
 def test_while_the_server_is_away_what_was_fetched_is_used(half: Any, caplog: pytest.LogCaptureFixture) -> None:
     archive, studies, uid, _ = half
     archive.away = True

@@ -32,6 +32,8 @@ ODD = (
     + (AttributeError, LookupError, TypeError, EOFError, struct.error, InvalidDicomError)
 )
 """What comes of an answer that is none, or not what was asked for."""
+UID_TAG = "00080018"
+"""SOPInstanceUID in DICOM's JSON."""
 FIELDS = ["SeriesDescription", "ProtocolName", "NumberOfSeriesRelatedInstances", "SeriesNumber"]
 """What searches for series return beside what every server returns."""
 
@@ -77,9 +79,15 @@ class DicomServer:
         raise ImageNotFoundException(f"There is no series {uid} on {self.url}.")
 
     def instances(self, study: str, series: str) -> set[str]:
-        """The SOPInstanceUIDs of a series."""
+        """The SOPInstanceUIDs of a series, as far as a search returns them."""
         search = partial(self._client.search_for_instances, study, series, fields=["SOPInstanceUID"])
         return {str(row.SOPInstanceUID) for row in self._found(search, "SOPInstanceUID")}
+
+    def all_instances(self, study: str, series: str) -> set[str]:
+        """The SOPInstanceUIDs of a series, whole but slow: a search may return a part alone, and know no offset."""
+        with self._answering():
+            metadata = self._client.retrieve_series_metadata(study, series)
+            return {str(Dataset.from_json({UID_TAG: row[UID_TAG]}).SOPInstanceUID) for row in metadata}
 
     def has(self, dataset: Dataset) -> bool:
         """Whether an object is on the server."""

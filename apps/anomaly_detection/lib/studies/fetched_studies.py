@@ -170,7 +170,8 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         """Whether a series that was fetched has the same images on the server; while that can't be told, it is used."""
         study = str(self._datastore.objects[image_id].image.info["StudyInstanceUID"])
         try:
-            return self._server.instances(study, image_id) == instances_in(self._folder_of(image_id))
+            here, there = instances_in(self._folder_of(image_id)), self._server.instances(study, image_id)
+            return there == here or (there < here and self._server.all_instances(study, image_id) == here)
         except MONAILabelException as error:
             logger.warning(
                 "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
@@ -196,9 +197,11 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         folder = self._folder_of(image_id)
         known = self._datastore.objects.get(image_id) or ImageLabelModel(image=DataModel(info={}))
         before = instances_in(folder)
+        same = before == instances_in(fetched) and self._volume_of(image_id).is_file()
         changed = bool(before or known.labels) and before != instances_in(fetched)
         name = f"{image_id}.nii.gz"
-        writers = {folder.with_name(name): lambda part: shutil.copyfile(nifti, part)}
+        # what is the same is left alone: a run may be reading it
+        writers = {} if same else {self._volume_of(image_id): lambda part: shutil.copyfile(nifti, part)}
         kept, gone = dict(known.labels), {}
         old_info = dict(known.image.info)
         if changed:
@@ -226,6 +229,8 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         self._replace(writers, change)
         for tag, label in gone.items():
             (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
+        if same:
+            return
         # last: while the folder holds other images than the server, all this is done again
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(fetched, folder)
