@@ -831,6 +831,31 @@ def test_a_server_that_refuses_an_offset_behind_the_end_has_said_all(status: int
             studies.list_images()
 
 
+def test_what_a_server_returns_of_other_modalities_and_studies_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "flair")
+    t2, other = (make_series(tmp_path / name, "AX T2", patient_id=name)[0] for name in ("mine", "other"))
+    t2.StudyInstanceUID = images[0].StudyInstanceUID
+    for image in images:
+        image.SeriesNumber = 1
+    archive, given = Archive(*images, other, t2), Archive.search_for_series
+    archive.instances.append(segmentation_series(images[0], "AUTOMATIC", uid="1.0.9"))
+    monkeypatch.setattr(
+        archive, "search_for_series", lambda search_filters, fields, offset=None: given(archive, {}, fields, offset)
+    )
+    studies = DICOMwebStudies(
+        client=archive, search_filter={}, modalities=["MR", "CT"], cache_path=str(tmp_path / "cache")
+    )
+    studies.channels, uid = [["FLAIR"]], str(images[0].SeriesInstanceUID)
+    assert studies.list_images() == [uid] and studies.taken_by([uid, "1.0.9"], ["MR", "CT"]) == [uid]
+    assert studies.taken_by([uid], ["CT"]) == []
+    assert studies.siblings(uid, ["FLAIR", "T2"]) == [uid, t2.SeriesInstanceUID]
+    assert not studies.choices(uid, ["FLAIR", "T2"])
+    # and no image is looked into for a reading
+    assert studies.get_unlabeled_images() == [uid] and archive.asked["metadata"] == 1
+
+
 def test_only_series_that_are_named_as_the_models_sequence_or_as_nothing_are_work(tmp_path: Path) -> None:
     names = {
         "t2_tirm_tra_dark-fluid": "FLAIR",

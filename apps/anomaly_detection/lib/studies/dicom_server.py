@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -141,6 +142,15 @@ class DicomServer:
             store(self._client, dataset)
 
     def _series(self, **filters: Any) -> Iterator[Dataset]:
+        # a server may ignore what it can't match, and return what is of no use, or of another patient; a filter may be a list
+        asked = {
+            key: re.split(r"[\\,]", str(filters[key])) for key in ("Modality", "StudyInstanceUID") if key in filters
+        }
+        for series in self._searched(filters):
+            if all(str(series.get(key, "")) in values for key, values in asked.items()):
+                yield series
+
+    def _searched(self, filters: dict[str, Any]) -> Iterator[Dataset]:
         search = partial(self._client.search_for_series, search_filters=filters, fields=FIELDS)
         return self._found(search, "SeriesInstanceUID")
 

@@ -90,7 +90,8 @@ class DICOMwebStudies(FetchedStudies):
 
         mine = self._server.one_series(image_id)
         found: defaultdict[str, list[Candidate]] = defaultdict(list)
-        study = self._server.series(StudyInstanceUID=str(mine.StudyInstanceUID), Modality=str(mine.Modality))
+        modality = str(mine.get("Modality", ""))
+        study = self._server.series(StudyInstanceUID=str(mine.StudyInstanceUID), Modality=modality)
         for series in study:
             sequence = spoken_sequence(series)
             if sequence:
