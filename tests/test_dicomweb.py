@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import multiprocessing
+import os
 import shutil
 import threading
 import time
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -391,6 +394,76 @@ def test_each_slice_has_its_own_rescale(case: str, photometric: str, tmp_path: P
         image.RescaleSlope, image.RescaleIntercept = slope, intercept
     volume = np.asarray(fetched(images, tmp_path).dataobj)
     np.testing.assert_array_equal(volume, stored * np.array(slopes) + np.array(intercepts))
+
+
+# -- what is left
+
+
+def test_what_was_left_by_a_kill_while_fetching_is_removed_and_what_is_being_fetched_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid, given = Archive(*images), str(images[0].SeriesInstanceUID), Archive.retrieve_series
+    studies = studies_on(archive, tmp_path / "cache")
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        os._exit(9)
+
+    with monkeypatch.context() as kill:
+        kill.setattr("lib.studies.fetched_studies.volume_of", killed)
+        child = multiprocessing.get_context("fork").Process(target=studies.get_image_uri, args=(uid,))
+        child.start()
+        child.join(60)
+    assert child.exitcode == 9 and len(list((tmp_path / "cache").rglob(".fetch-*/series/*.dcm"))) == 8
+
+    def another_starts(study: str, series: str, media_types: Any) -> list[Dataset]:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(studies_on, archive, tmp_path / "cache").result()
+        assert list((tmp_path / "cache").rglob(".fetch-*/series"))
+        return given(archive, study, series, media_types)
+
+    after = studies_on(archive, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob(".fetch-*"))
+    monkeypatch.setattr(archive, "retrieve_series", another_starts)
+    assert nib.load(after.get_image_uri(uid)).shape == GRID
+    assert not list((tmp_path / "cache").rglob(".fetch-*"))
+    # a batch may be killed while its server goes on
+    (Path(after._datastore_path) / f".fetch-{uid}" / "series").mkdir(parents=True)
+    (Path(after._datastore_path) / f".fetch-{uid}" / "series" / "1.2.dcm").touch()
+    monkeypatch.setattr(archive, "retrieve_series", lambda *args, **kwargs: given(archive, *args, **kwargs))
+    archive.instances = images[1:]
+    assert nib.load(after.get_image_uri(uid)).shape == (*GRID[:2], 7)
+
+
+def test_a_kill_leaves_no_volume_among_the_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_series(tmp_path / "series")
+    paths = []
+
+    def kept(self: Any, image_id: str, fetched: Path, nifti: str, info: Any) -> None:
+        paths.append((Path(nifti).parent, fetched.parent))
+
+    monkeypatch.setattr(DICOMwebStudies, "_take_in", kept)
+    studies_on(Archive(*images), tmp_path / "cache").get_image_uri(str(images[0].SeriesInstanceUID))
+    assert [beside == folder for beside, folder in paths] == [True]
+
+
+def test_of_an_image_that_is_removed_nothing_stays(half: Any, tmp_path: Path) -> None:
+    _, studies, uid, _ = half
+    studies.remove_image(uid)
+    left = [p for p in (tmp_path / "cache").rglob("*") if p.suffix in (".dcm", ".gz") or p.is_dir() and uid in p.name]
+    assert left == [] and not studies.get_image_info(uid)
+    with pytest.raises(ImageNotFoundException):
+        studies.remove_image(uid)
+
+
+def test_an_archive_of_nothing_is_refused(half: Any) -> None:
+    _, studies, uid, _ = half
+    with zipfile.ZipFile(studies.get_dataset_archive(None)) as archive:
+        assert f"label/{uid}.nii.gz" in archive.namelist()
+    studies.remove_label(uid, FINAL)
+    with pytest.raises(MONAILabelException, match="No study has a label of a reader") as error:
+        studies.get_dataset_archive(None)
+    assert error.value.error == MONAILabelError.INVALID_INPUT
 
 
 # -- what is replaced while it is worked on

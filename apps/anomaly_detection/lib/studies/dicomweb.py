@@ -270,6 +270,16 @@ class DICOMwebStudies(FetchedStudies):
             message = f"{image_id}: what is sent to {self._server.url} can't be noted on the studies' disk."
             raise MONAILabelException(error.error, message) from error
 
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """As MONAI Label's.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, there is nothing to put into it.
+        """
+        if not self.datalist():
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "No study has a label of a reader here.")
+        return str(super().get_dataset_archive(limit_cases))
+
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         self._read_again()
         return LocalDatastore.datalist(self, full_path)

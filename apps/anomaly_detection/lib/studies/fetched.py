@@ -28,7 +28,7 @@ def picture_of(folder: Path) -> Path:
 
 
 def volume_of(image_id: str, folder: Path, picture: bool = False) -> str:
-    """The path of a new NIfTI of fetched images, on whose grid objects can be written for them.
+    """The path of a new NIfTI beside the folder of fetched images, on whose grid objects can be written for them.
 
     Args:
         image_id: of the series, for messages.
@@ -53,7 +53,7 @@ def volume_of(image_id: str, folder: Path, picture: bool = False) -> str:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, f"Series {image_id} can't be read as a volume: {message}"
         ) from error
-    handle, path = tempfile.mkstemp(suffix=".nii.gz")
+    handle, path = tempfile.mkstemp(suffix=".nii.gz", dir=folder.parent)
     os.close(handle)
     try:
         nib.save(nib.Nifti1Image(image.voxels.numpy(), image.affine.numpy()), path)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -27,6 +27,8 @@ from lib.studies.tags import FINAL, FINAL_OF, SCORE
 
 logger = logging.getLogger(__name__)
 
+FETCHING = ".fetch-"
+"""Begins the name of the folder in which a series lies until it is whole."""
 UNFIT_SECONDS = 600.0
 """So long a series that was found to be no volume is not fetched again, as long as it has the same images."""
 
@@ -61,6 +63,7 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         self._unfit: dict[str, tuple[set[str], str, float]] = {}
         super().__init__(*args, **kwargs)
         self._server = DicomServer(self._client)
+        self._clear()
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         self._read_again()
@@ -127,9 +130,11 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         if time.monotonic() < until and self._server.instances(study, image_id) == unfit:
             raise MONAILabelException(MONAILabelError.INVALID_INPUT, why)
         expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
-        with tempfile.TemporaryDirectory(dir=self._datastore_path, prefix=".fetch-") as partial:
-            fetched = Path(partial) / "series"
-            fetched.mkdir()
+        partial = Path(self._datastore_path) / f"{FETCHING}{image_id}"
+        shutil.rmtree(partial, ignore_errors=True)  # of a batch that was killed
+        try:
+            fetched = partial / "series"
+            fetched.mkdir(parents=True)
             number = self._server.retrieve(study, image_id, fetched)
             if not number and not expected:
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"Series {image_id} holds no image.")
@@ -151,6 +156,14 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 self._take_in(image_id, fetched, nifti, {**info, "SeriesInstanceUID": image_id})
             finally:
                 os.unlink(nifti)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """Remove what a process that was killed while it fetched left; what another one is fetching stays."""
+        for partial in Path(self._datastore_path).glob(f"{FETCHING}*"):
+            with suppress(Timeout), self._one_at_a_time(partial.name.removeprefix(FETCHING)).acquire(timeout=0):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _volume_of(self, image_id: str) -> Path:
         return Path(self._datastore.image_path()) / f"{image_id}.nii.gz"
@@ -234,6 +247,11 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         # last: while the folder holds other images than the server, all this is done again
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(fetched, folder)
+
+    @exclusively
+    def remove_image(self, image_id: str) -> None:
+        super().remove_image(image_id)
+        shutil.rmtree(self._folder_of(image_id), ignore_errors=True)
 
     def series(self, image_id: str) -> list[Dataset]:
         """The instances of a series, in order, or its radiograph, as `get_image_uri` fetched them before."""
