@@ -525,7 +525,7 @@ def test_a_mask_is_not_kept_for_images_that_came_while_it_was_made(
     task.meanwhile = another_request
     with pytest.raises(MONAILabelException, match="the series was replaced meanwhile; run it again") as error:
         app.infer(dict(request))
-    assert error.value.error == MONAILabelError.INVALID_INPUT
+    assert error.value.error == MONAILabelError.SERVER_ERROR
     assert not archive.asked["store"] and SCORE not in studies.get_image_info(uid)
     assert not studies.get_label_uri(uid, tag) and not (tmp_path / "given.nii.gz").exists()
     task.meanwhile = lambda: None

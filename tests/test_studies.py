@@ -677,7 +677,7 @@ def test_a_result_is_not_kept_for_an_image_that_was_replaced_meanwhile(tmp_path:
         return found
 
     task.run = replaced
-    with pytest.raises(MONAILabelException, match="The file of a changed while it was looked at") as refusal:
+    with pytest.raises(MONAILabelException, match="a: the series was replaced meanwhile; run it again") as refusal:
         app.infer({"model": "lesion_mask", "image": "a", "save_label": True})
     assert refusal.value.error == MONAILabelError.SERVER_ERROR and not os.path.exists(files[0])
     assert "anomaly_score" not in app.datastore().get_image_info("a")

@@ -28,7 +28,7 @@ from lib.studies.connection import client_of
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.tags import ORIGINAL, result_tag
-from lib.studies.unchanged import stamps_of
+from lib.studies.unchanged import check_unchanged, stamps_of
 from lib.studies.uploads import is_upload
 from lib.tasks.infer_task import AnomalyInferTask, allow_any_image, infer_tasks
 from lib.tasks.summaries import warn
@@ -141,8 +141,8 @@ class AnomalyDetection(MONAILabelApp):
         are kept, and on a DICOMweb server a Segmentation and a Parametric Map. All else is kept under its model's name.
 
         Raises:
-            MONAILabelException: see `AnomalyInferTask`; no such image or model; INVALID_INPUT, what is to be kept was made
-                of images that others took the place of.
+            MONAILabelException: see `AnomalyInferTask`; no such image or model; SERVER_ERROR, others took the place of
+                its images meanwhile.
         """
         request = dict(request)
         task = self._infers.get(str(request.get("model")))
@@ -166,14 +166,10 @@ class AnomalyDetection(MONAILabelApp):
             read = stamps_of(request["image"]) if stored else {}
             made_with = task.made_with(request) if stored else {}
             file, params, result = task.run(request)
-            if stored and task.made_with(request)["input"] != made_with["input"]:
-                os.unlink(file)
-                raise MONAILabelException(
-                    MONAILabelError.SERVER_ERROR, f"The file of {image} changed while it was looked at. Try again."
-                )
         warn(params, warnings)
         label = file
         try:  # not in its turn: the next one need not wait for a disk or the DICOM server
+            check_unchanged(image, read)
             if stored and request.get("save_label"):
                 with tempfile.TemporaryDirectory() as folder:
                     results = {}
@@ -267,7 +263,7 @@ class AnomalyDetection(MONAILabelApp):
         """The path of a DICOM Segmentation of what `infer` gave for a series.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, the studies are no DICOM, or the series was replaced meanwhile.
+            MONAILabelException: INVALID_INPUT, the studies are no DICOM; SERVER_ERROR, the series was replaced meanwhile.
         """
         datastore = self.datastore()
         if not isinstance(datastore, DICOMwebStudies):

@@ -268,7 +268,7 @@ class Studies(Register):
             read: the stamps of the files that it was made of, see `stamps_of`.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, they are others now; SERVER_ERROR, the disk is full.
+            MONAILabelException: SERVER_ERROR, they are others now, or the disk is full.
         """
         check_unchanged(image_id, read)
         scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]} if tag == ORIGINAL else {}

@@ -196,8 +196,8 @@ class DICOMwebStudies(FetchedStudies):
         server refuses for good is a warning in the log.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, the images were replaced, see `check_unchanged`; SERVER_ERROR, not all could be
-                sent; the message says what was kept and sent.
+            MONAILabelException: SERVER_ERROR, the images were replaced, see `check_unchanged`, or not all could be sent; the
+                message says what was kept and sent.
         """
         if not self._store_results or tag != ORIGINAL:
             super().save_results(image_id, tag, labels, results, params, read)

@@ -23,10 +23,10 @@ def check_unchanged(image_id: str, stamps: Mapping[str, list[int]] | None) -> No
         stamps: of its files when they were read, see `stamps_of`; None checks nothing.
 
     Raises:
-        MONAILabelException: INVALID_INPUT, a file is another one now, or gone.
+        MONAILabelException: SERVER_ERROR, a file is another one now, or gone.
     """
     if stamps and stamps_of(list(stamps)) != stamps:
         raise MONAILabelException(
-            MONAILabelError.INVALID_INPUT,
+            MONAILabelError.SERVER_ERROR,
             f"{image_id}: the series was replaced meanwhile; run it again. Nothing was stored.",
         )
