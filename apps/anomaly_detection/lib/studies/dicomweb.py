@@ -121,8 +121,8 @@ class DICOMwebStudies(FetchedStudies):
             seg = None
             if label_tag == FINAL and not self._is_picture(image_id):
                 seg = reviewed(self.series(image_id), file, self.version)
-                what = f"{FINAL} {hashlib.sha256(seg.PixelData).hexdigest()}"
-                self._named_as_before(image_id, what, seg)
+                content = hashlib.sha256(seg.PixelData).hexdigest()
+                self._named_as_before(image_id, FINAL, seg, content)
                 label_info = {**label_info, "SeriesInstanceUID": str(seg.SeriesInstanceUID)}
             # first: were it kept after it was sent, a full disk would leave another one on the server at every try
             super().save_label(image_id, file, label_tag, label_info)
@@ -136,7 +136,7 @@ class DICOMwebStudies(FetchedStudies):
                 os.unlink(converted)
         if seg is not None:
             try:
-                self._send(image_id, what, seg)
+                self._send(image_id, FINAL, seg, content)
             except MONAILabelException as error:
                 again = "" if isinstance(error.__cause__, RefusedError) else "; submit it again to send it"
                 message = f"{error.msg} The label is kept on this server alone{again}."
@@ -223,7 +223,7 @@ class DICOMwebStudies(FetchedStudies):
     def _is_taken(self, image_id: str, what: str, dataset: Dataset, then: Mapping[str, Any]) -> bool:
         """Send a part of a result that is kept here, see `_send`; whether the server takes such an object."""
         try:
-            self._send(image_id, what, dataset, then)
+            self._send(image_id, what, dataset, then=then)
         except MONAILabelException as error:
             if isinstance(error.__cause__, RefusedError):
                 logger.warning("%s: %s It is kept here all the same.", image_id, error.msg)
@@ -234,33 +234,37 @@ class DICOMwebStudies(FetchedStudies):
             raise MONAILabelException(error.error, message) from error
         return True
 
-    def _send(self, image_id: str, what: str, dataset: Dataset, then: Mapping[str, Any] | None = None) -> None:
+    def _send(
+        self, image_id: str, what: str, dataset: Dataset, content: str = "", then: Mapping[str, Any] | None = None
+    ) -> None:
         """Send an object, once: if the answer is lost, it is asked for the next time, and the same one is sent again.
 
         Args:
             image_id: of its series.
-            what: tells it from all else that is sent for the series.
+            what: tells it from all else that is sent for the series; the last one of that name counts.
             dataset: the object.
+            content: another one is another object.
             then: to be noted when it is there.
         """
-        if not (self._named_as_before(image_id, what, dataset) and self._server.has(dataset)):
+        if not (self._named_as_before(image_id, what, dataset, content) and self._server.has(dataset)):
             uids = [str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)]
-            self._note(image_id, {"sending": {**self._sending(image_id), what: uids}})
+            self._note(image_id, {"sent": {**self._sent(image_id), what: [*uids, content]}})
             self._server.store(dataset)
-        others = {key: uids for key, uids in self._sending(image_id).items() if key != what}
-        self._note(image_id, {"sending": others, **(then or {})})
+        if then:
+            self._note(image_id, then)
 
-    def _sending(self, image_id: str) -> dict[str, list[str]]:
-        """What was sent for a series without an answer that it is there: the UIDs of series and instance."""
-        return dict(self._datastore.objects[image_id].image.info.get("sending", {}))
+    def _sent(self, image_id: str) -> dict[str, list[str]]:
+        """What was sent for a series, whether it came or not: the UIDs of series and instance, and the content."""
+        return dict(self._datastore.objects[image_id].image.info.get("sent", {}))
 
-    def _named_as_before(self, image_id: str, what: str, dataset: Dataset) -> bool:
+    def _named_as_before(self, image_id: str, what: str, dataset: Dataset, content: str = "") -> bool:
         """Give an object the UIDs under which it may be on the server; whether there are such."""
-        uids = self._sending(image_id).get(what)
-        if uids:
-            dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uids
-            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        return bool(uids)
+        *uids, before = self._sent(image_id).get(what, [""])
+        if not uids or before != content:
+            return False
+        dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uids
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        return True
 
     @exclusively
     def _note(self, image_id: str, sent: Mapping[str, Any]) -> None:

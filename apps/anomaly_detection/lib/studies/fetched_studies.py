@@ -218,7 +218,7 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         kept, gone = dict(known.labels), {}
         old_info = dict(known.image.info)
         if changed:
-            for key in (SCORE, "p_diseased", "stored", "sending", "dice"):
+            for key in (SCORE, "p_diseased", "stored", "sent", "dice"):
                 old_info.pop(key, None)
             gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
             kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
