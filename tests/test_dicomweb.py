@@ -264,6 +264,13 @@ def test_a_server_that_tells_a_part_and_knows_no_offset_is_not_asked_for_the_sam
     assert nib.load(studies.get_image_uri(uid)).get_fdata().max() == 0
 
 
+def test_without_metadata_a_series_whose_images_have_gone_is_fetched_again(half: Any) -> None:
+    archive, studies, uid, images = half
+    archive.instances.remove(images[7])
+    archive.lost = {uid: 501}
+    assert nib.load(studies.get_image_uri(uid)).shape == (7, 6, 3)
+
+
 def test_two_that_ask_for_a_series_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_series(tmp_path / "series")
     archive, uid, given = Archive(*images), str(images[0].SeriesInstanceUID), Archive.retrieve_series

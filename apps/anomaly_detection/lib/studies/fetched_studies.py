@@ -184,7 +184,10 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         study = str(self._datastore.objects[image_id].image.info["StudyInstanceUID"])
         try:
             here, there = instances_in(self._folder_of(image_id)), self._server.instances(study, image_id)
-            return there == here or (there < here and self._server.all_instances(study, image_id) == here)
+            if there < here:  # a part of them, or some have gone: without an answer to that, they are fetched again
+                with suppress(MONAILabelException):
+                    there = self._server.all_instances(study, image_id)
+            return there == here
         except MONAILabelException as error:
             logger.warning(
                 "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
