@@ -63,7 +63,6 @@ def studies(tmp_path: Path) -> FolderStudies:
     write_images(tmp_path / "studies", "a", "b")
     studies = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
     studies.save_label("a", write_mask(tmp_path / "mask.nii.gz"), FINAL, {"reader": "R"})
-    studies.list_images()
     return studies
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from monailabel.endpoints import datastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.utils.others.generic import get_basename
 from starlette.datastructures import UploadFile
 
 from lib.http.fields import check_choice, json_object
@@ -38,7 +39,7 @@ def check_request(endpoint: Callable[..., Any], choice: tuple[str, str] | None, 
         check_choice(choice, given)
     if endpoint is datastore.api_add_image and not given.get("image"):
         # MONAI Label's own id ends at the first dot: p1.t1.nii.gz would be p1, and no T1
-        given["image"] = split_ending(given["file"].filename or "", _formats())[0] or None
+        given["image"] = split_ending(get_basename(given["file"].filename or ""), _formats())[0] or None
 
 
 def _formats() -> tuple[str, ...]:
@@ -48,7 +49,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _check_upload(upload: UploadFile) -> None:
-    name = plain(upload.filename or "upload", "file name")
+    name = plain(get_basename(upload.filename or "upload"), "file name")  # MONAI Label's client sends the whole path
     if name.casefold() == SESSION_FILE:
         raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"A file of the name {name} is not allowed.")
     upload.file.fileno()  # on the disk, where its ending doesn't matter

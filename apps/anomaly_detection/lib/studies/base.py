@@ -17,7 +17,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.grids import grid_of, reordered
-from lib.studies.labels import checked_label
+from lib.studies.labels import check_header, checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import Register, exclusively, stamp_of
 from lib.studies.tags import COUNTERFACTUAL_TAG, DIGEST, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
@@ -153,7 +153,7 @@ class Studies(Register):
             if not file.lower().endswith(FORMATS) or not os.path.getsize(file):
                 raise ValueError(f"must be an image file of {', '.join(FORMATS)}.")
             there, target = grid_of(image)
-            small_enough(file)
+            check_header(file, there, max([1, *map(len, self.channels)]))
             shape, affine = grid_of(file)
             if reordered(np.empty(shape, bool), affine, target, there) is None:
                 raise ValueError("lies on another grid than its image.")

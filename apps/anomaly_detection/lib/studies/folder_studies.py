@@ -10,7 +10,7 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +150,8 @@ class FolderStudies(Studies):
                 else:
                     objects[image_id].labels[tag] = label
         for image_id in objects.keys() - self._away - gone:
-            self._identify(objects[image_id])
+            if FINAL in objects[image_id].labels or "image_label" in objects[image_id].image.info:
+                self._identify(objects[image_id])
         self._away |= gone
         self._left_out = dict(left_out)
         if objects != known:
@@ -166,6 +167,13 @@ class FolderStudies(Studies):
     def _root(self) -> Path:
         return Path(self._datastore.image_path())
 
+    def _keep(
+        self, image_id: str, labels: Mapping[str, tuple[str, dict[str, Any]]], image_info: Mapping[str, Any]
+    ) -> None:
+        if FINAL in labels and image_id in self._datastore.objects:
+            self._identify(self._datastore.objects[image_id])
+        super()._keep(image_id, labels, image_info)
+
     def _label_files(self, image_id: str, known: ImageLabelModel) -> Iterator[Path]:
         """The files of an image's labels that are there."""
         for tag, label in known.labels.items():
@@ -174,9 +182,9 @@ class FolderStudies(Studies):
                 yield file
 
     def _identify(self, known: ImageLabelModel) -> None:
-        """Enter by what an image's file is known again wherever it was copied to, if a reader said something about it."""
+        """Enter by what an image's file is known again wherever it was copied to, as a reader says something about it."""
         info = known.image.info
-        if (FINAL in known.labels or "image_label" in info) and DIGEST not in info:
+        if STAMP in info and DIGEST not in info:
             with suppress(OSError):  # it changes: the next time
                 info[DIGEST] = digest_at(self._root / info["name"], info[STAMP])
 

@@ -56,24 +56,23 @@ def checked_label(path: str | Path, image: str | Path, allowed: Sequence[int] | 
     return result.astype(np.uint8)
 
 
-def check_header(path: str | Path, shape: Sequence[int]) -> None:
+def check_header(path: str | Path, shape: Sequence[int], channels: int = 1) -> None:
     """See to it that a file holds as many voxels as its image, by its header: they may take more memory than there is.
 
     Args:
         path: of the file.
         shape: ``(X, Y, Z)`` of its image; the file may hold the voxels in another order of the axes.
+        channels: so many volumes it may hold.
 
     Raises:
         ValueError: it doesn't.
     """
     claimed = shape_of(path)
-    while len(claimed) > 3 and claimed[-1] == 1:
-        claimed = claimed[:-1]
-    if claimed and len(claimed) != 3:
+    if claimed and (len(claimed) < 3 or math.prod(claimed[3:]) > channels):
         raise ValueError(f"must be one 3D volume, has the shape {claimed}.")
-    if claimed and sorted(claimed) != sorted(shape):
+    if claimed and sorted(claimed[:3]) != sorted(shape):
         raise _off_grid(claimed, shape)
-    check_size(path, math.prod(shape))
+    check_size(path, math.prod(shape) * channels)
 
 
 def _off_grid(label: Sequence[int], image: Sequence[int]) -> ValueError:
