@@ -315,6 +315,13 @@ def test_too_large_an_upload_is_refused_but_read_to_its_end(server: Server, tmp_
     answer = server.post("/infer/lesion_mask", files=large)
     assert answer.status_code == 413 and "16 MiB" in answer.json()["detail"]
 
+    # what is no file need not be as large
+    for kind in ("application/json", "application/x-www-form-urlencoded", ""):
+        sent = {"data": b"[" + b"1," * 2**19 + b"1]", "headers": {"content-type": kind}}
+        for path in ("/activelearning/random", "/datastore/image/info?image=plain"):
+            answer = server.post(path, **sent) if "active" in path else server.put(path, **sent)
+            assert answer.status_code == 413 and "1 MiB that are allowed for one without a file" in answer.text
+
     # some bytes that claim to be a volume of 32 MiB
     claims = Path(header_alone(tmp_path / "x.nii.gz", (200, 200, 210))).read_bytes()
     session = server.put("/session/", files={"files": ("x.nii.gz", claims)}).json()["session_id"]
