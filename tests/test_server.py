@@ -36,6 +36,7 @@ import requests
 import torch
 import uvicorn
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.utils.sessions import Sessions
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -56,6 +57,7 @@ from lib.models.abandoning import Abandoned, abandoned
 from lib.models.declaration import FULL
 from lib.models.fetching import fetch_bundle
 from lib.models.finding import find_models
+from main import AnomalyDetection
 from scripts.errors import out_of_memory
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
@@ -604,6 +606,37 @@ def test_a_task_runs_no_code_that_a_client_sent(server: Server, path: str, body:
     assert server.call("GET", "/scoring/").status_code == 404  # no task was begun
     assert server.call("GET", "/train/").status_code in (200, 404)
     assert not list(folder.glob("*.ran"))
+
+
+@pytest.mark.parametrize("broken", [None, "", "[]", '{"expiry": 5}'])
+def test_uploads_go_after_their_time_also_after_a_restart(broken: str | None, tmp_path: Path) -> None:
+    store = tmp_path / "sessions"
+
+    def upload(age: float) -> Path:
+        (tmp_path / "x.nii.gz").write_bytes(b"of a patient")
+        name, _ = Sessions(str(store)).add_session(str(tmp_path / "x.nii.gz"))
+        meta = store / name / "meta.info"
+        known = json.loads(meta.read_text())
+        meta.write_text(json.dumps(known | {"last_access_ts": known["last_access_ts"] - age}))
+        return store / name
+
+    def cut_off(age: float) -> Path:
+        folder = store / f"0-{age}"
+        folder.mkdir(parents=True)
+        (folder / "x.nii.gz").write_bytes(b"half")
+        if broken is not None:
+            (folder / "meta.info").write_text(broken)
+        os.utime(folder, (time.time() - age,) * 2)
+        return folder
+
+    app = object.__new__(AnomalyDetection)
+    app._sessions = None
+    app.cleanup_sessions()
+    app._sessions = Sessions(str(store))
+    app.cleanup_sessions()  # nothing is there yet
+    old, new = [cut_off(4000), upload(4000)], [cut_off(3000), upload(3000)]
+    app.cleanup_sessions()
+    assert [p.exists() for p in old + new] == [False, False, True, True]
 
 
 def test_a_session_tells_no_paths(server: Server) -> None:

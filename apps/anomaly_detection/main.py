@@ -27,6 +27,7 @@ from lib.models.finding import REPOSITORY_BUNDLE, find_models
 from lib.studies.connection import client_of
 from lib.studies.dicomweb import DICOMwebStudies
 from lib.studies.folder_studies import FolderStudies
+from lib.studies.sessions import remove_expired
 from lib.studies.tags import ORIGINAL, result_tag
 from lib.studies.unchanged import check_unchanged, stamps_of
 from lib.studies.uploads import is_upload
@@ -93,6 +94,10 @@ class AnomalyDetection(MONAILabelApp):
                 self.models.remove(model)
                 for name in [name for name, task in self._infers.items() if task.model is model]:
                     del self._infers[name]
+
+    def cleanup_sessions(self) -> None:
+        if self._sessions is not None:  # empty after a start, whatever lies on the disk
+            remove_expired(self._sessions)
 
     def init_datastore(self) -> Datastore:
         from scripts.images.formats import takes_pictures

@@ -76,7 +76,8 @@ async def infer(
         if file:
             asked["image"] = _kept(file, background_tasks)
         elif session_id:
-            found = instance.sessions().get_session(session_id) if instance.sessions() else None
+            sessions = instance.sessions()  # empty after a start, whatever lies on the disk
+            found = sessions.get_session(session_id) if sessions is not None else None
             if found is None:
                 raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"There is no session {session_id!r}.")
             asked["image"] = found.image
