@@ -19,6 +19,7 @@ import SimpleITK
 import torch
 from ignite.engine import Engine
 from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from PIL import Image
 
 from lib.fine_tuning.fine_tune import FineTune
@@ -394,6 +395,27 @@ def test_a_crash_leaves_nothing_behind(bundle: Path, studies: AnyLabels, monkeyp
             patch.setattr(what, how)
             fine_tune(bundle)({"learning_rate": 3e-4, "batch_size": 4, "max_images": 40}, studies)
         assert contents(bundle / "models") == before
+
+
+def test_two_at_once_do_not_share_a_folder(bundle: Path, studies: AnyLabels, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(bundle / "models")
+    (bundle / "models" / "classifier.finetune.lock").touch()  # of a run that was killed
+    refused = []
+
+    def second(self: FineTune, options: Any, studies: Any, skipped: int, folder: Path) -> dict[str, Any]:
+        (folder / "kept").touch()
+        with pytest.raises(MONAILabelException, match="classifier.pt is being fine-tuned already") as refusal:
+            FineTune.__call__(fine_tune(bundle), {}, any_labels)
+        refused.append(refusal.value.error)
+        assert (folder / "kept").exists()
+        return {}
+
+    any_labels = studies
+    monkeypatch.setattr(FineTune, "_fine_tune", second)
+    for _ in range(2):
+        assert fine_tune(bundle)({}, studies) == {}
+        assert contents(bundle / "models") == before
+    assert refused == [MONAILabelError.SERVER_ERROR] * 2
 
 
 def test_too_few_labels_stop_before_anything_is_done(bundle: Path, studies: AnyLabels) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
@@ -84,6 +88,7 @@ class FineTune(TrainTask):
             ``iterations``, ``published``, and ``kept``, the file beside the weights that holds the old ones.
 
         Raises:
+            MONAILabelException: SERVER_ERROR, these weights are being fine-tuned already.
             ValueError: an option is out of range, or there are too few labels; the message says which and how many.
         """
         options = checked_options(request, self._options)
@@ -93,12 +98,28 @@ class FineTune(TrainTask):
         require_both_classes(classes_of((s.patient, s.labels) for s in studies))
         # on the weights' disk, so that they can be moved in one step; what a killed run left is found by the next
         folder = self.weights.with_suffix(".finetune")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
         try:
-            return self._fine_tune(options, studies, skipped, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with self._alone(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(mode=0o700)
+                try:
+                    return self._fine_tune(options, studies, skipped, folder)
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except Timeout as error:
+            raise MONAILabelException(
+                MONAILabelError.SERVER_ERROR,
+                f"{self.weights.name} is being fine-tuned already. Try again once that has ended.",
+            ) from error
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Hold a lock beside the folder, which goes with it."""
+        with FileLock(f"{folder}.lock", blocking=False) as lock:
+            try:
+                yield
+            finally:
+                os.unlink(lock.lock_file)
 
     def _parser(self, **overrides: Any) -> ConfigParser:
         parser = ConfigParser()
