@@ -203,6 +203,8 @@ BAD = [
     ("lesion_mask", "plain", {"guidance_scale": None}, 400, "guidance_scale must be a number, got None"),
     ("lesion_mask", "plain", {"result_extension": "/../../x.nrrd"}, 400, "result_extension must be one of .nii.gz"),
     ("lesion_mask", "plain", {"result_dtype": "object"}, 400, "result_dtype must be one of uint8"),
+    ("lesion_mask", "plain", {"save_label": "false"}, 400, "save_label must be true or false, got 'false'"),
+    ("lesion_mask", "plain", {"save_label": 1}, 400, "save_label must be true or false, got 1"),
     ("lesion_mask", "plain", {"save_label": True, "label_tag": "../.."}, 400, "label tag '../..' is not allowed"),
     ("lesion_mask", "plain", {"save_label": True, "label_tag": "final"}, 400, "'final' is the label of a reader"),
     ("lesion_mask", "text", {}, 400, "text.nii.gz: can't be read as an image"),
@@ -275,9 +277,53 @@ def test_what_is_said_of_an_image_leads_to_no_other_file(server: Server) -> None
         answer = server.put("/datastore/image/info", params=query, data={"info": json.dumps({"name": name})})
         assert answer.status_code == 400 and "name can't be changed" in answer.json()["detail"]
         assert server.get("/datastore/image", params=query).content == image
+    # nor do they say which one is next
+    before = server.get("/datastore/image/info", params=query).json()
+    for key, value in (
+        ("strategy", "x"),
+        ("id", "flipped"),
+        ("score", 0.01),
+        ("unread", 0),
+        ("anomaly_score", 10**400),
+    ):
+        answer = server.put("/datastore/image/info", params=query, data={"info": json.dumps({key: value, "note": 1})})
+        assert answer.status_code == 400 and f"{key} can't be changed" in answer.json()["detail"]
+    assert server.get("/datastore/image/info", params=query).json() == before
+    added = {"params": json.dumps({"id": "flipped", "anomaly_score": 9, "note": 1})}
+    assert server.put("/datastore/image?image=added", data=added, files={"file": ("x.nii.gz", image)}).ok
+    assert server.get("/datastore/image/info?image=added").json().keys() & {"id", "anomaly_score", "note"} == {"note"}
+    server.delete("/datastore/image?id=added")
+    found = server.post("/activelearning/random", json={"client_id": "x"}).json()
+    assert Path(found["path"]) == server.studies / f"{found['id']}.nii.gz"
+    asked = server.get("/datastore/image/info", params={"image": found["id"]}).json()
+    assert asked["strategy"]["random"]["client_id"] == "x"
+    # what it was told, a client may send back
+    assert server.put("/datastore/image/info", params=query, data={"info": json.dumps(before)}).status_code == 200
     said = {"info": json.dumps({"reader": "R"})}
     assert server.put("/datastore/image/info", params=query, data=said).status_code == 200
     assert server.get("/datastore/image/info", params=query).json()["reader"] == "R" and secret.exists()
+
+
+@pytest.mark.parametrize("method", ["SHA256", "SHA512", "MD5", ""])
+def test_an_image_is_compared_by_its_sum(server: Server, method: str) -> None:
+    digits = hashlib.new(method or "SHA256", (server.studies / "plain.nii.gz").read_bytes()).hexdigest()
+    begin = f"{method}:" if method else ""
+    wrong = digits.replace(digits[0], "0" if digits[0] != "0" else "1")
+    for wanted, status in ((digits, 200), (digits.upper(), 200), (wrong, 404), (digits[:-1], 404)):
+        query = {"image": "plain", "check_sum": begin + wanted}
+        assert server.head("/datastore/image", params=query).status_code == status
+    assert server.head("/datastore/image", params={"image": "nobody", "check_sum": digits}).status_code == 404
+
+
+def test_an_image_may_have_the_name_of_the_register(server: Server) -> None:
+    name, image = "datastore_v2.json", (server.studies / "plain.nii.gz").read_bytes()
+    before = (server.studies / name).read_bytes()
+    assert server.put("/datastore/image", params={"image": name}, files={"file": ("x.nii.gz", image)}).ok
+    assert name in server.client.datastore()["objects"]
+    assert server.get("/datastore/image", params={"image": name}).content == image
+    assert server.delete("/datastore/image", params={"id": name}).ok
+    assert name not in server.client.datastore()["objects"]
+    assert json.loads((server.studies / name).read_bytes())["objects"].keys() == json.loads(before)["objects"].keys()
 
 
 def test_an_added_image_keeps_the_name_of_its_sequence(server: Server) -> None:

@@ -541,9 +541,18 @@ def test_json_that_not_every_program_reads(text: str, message: str) -> None:
         ("/activelearning/nobody", {}, "There is no strategy 'nobody'; there are most_anomalous_first, random"),
         ("/activelearning/random", {"client_id": "\ud83d"}, "holds a text that is no Unicode"),
         ("/activelearning/random", {"strategy": ["x"]}, "There is no strategy ['x']; there are"),
+        ("/scoring/", {"dice": "abc"}, "dice must be an object of options, got 'abc'"),
+        ("/scoring/dice", {"model": [1]}, "model must be a name, got [1]"),
         ("/scoring/nobody", {}, "There is no method 'nobody'; there are dice"),
         ("/train/nobody", {}, "There is no model 'nobody'; there are classifier, diffusion"),
         ("/train/classifier", {"model": "nobody"}, "There is no model 'nobody'; there are classifier, diffusion"),
+        ("/train/", {"classifier": 5}, "classifier must be an object of options, got 5"),
+        ("/train/classifier", {"max_minutes": "x"}, "max_minutes must be a number above 0, got 'x'"),
+        ("/train/", {"diffusion": {"val_split": 2}}, "val_split must be a number above 0 and below 1, got 2"),
+        ("/batch/infer/lesion_mask", {"max_batch_size": "x"}, "max_batch_size must be a whole number, got 'x'"),
+        ("/batch/infer/lesion_mask", {"max_workers": None}, "max_workers must be a whole number, got None"),
+        ("/batch/infer/lesion_mask", {"device": 5}, "device must be a name, got 5"),
+        ("/batch/infer/lesion_mask", {"overwrite": "yes"}, "overwrite must be true or false, got 'yes'"),
         ("/batch/infer/nobody", {}, "There is no model 'nobody'; there are lesion_mask"),
         ("/infer/nobody?image=1.2", None, "There is no model 'nobody'; there are lesion_mask"),
         ("/infer/lesion_mask", None, "There is nothing to run on"),
@@ -553,6 +562,20 @@ def test_names_of_what_does_not_exist(server: Server, path: str, body: Any, mess
     answer = server.call("POST", path, json=body)
     assert answer.status_code == 400 and message in answer.json()["detail"]
     assert server.call("GET", "/train/").status_code == 404  # no task was begun
+
+
+def test_what_is_not_there_is_not_found(server: Server) -> None:
+    series = server.archive.series
+    for method, path in (
+        ("GET", "/ohif/assets"),
+        ("GET", "/datastore/image/info?image=9.9"),
+        ("GET", "/datastore/label/info?label=9.9&tag=final"),
+        ("GET", f"/datastore/label/info?label={series}&tag=nobody"),
+        ("DELETE", f"/datastore/label?id={series}&tag=nobody"),
+    ):
+        assert server.call(method, path).status_code == 404, path
+    assert server.call("GET", f"/datastore/image/info?image={series}").status_code == 200
+    assert server.call("GET", f"/logs/?lines={10**19}&text=true").status_code == 200
 
 
 def test_out_of_memory_is_the_servers_fault(server: Server) -> None:

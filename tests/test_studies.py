@@ -885,7 +885,7 @@ def test_the_most_anomalous_comes_first_and_hidden_files_stop_nothing(studies: F
     (folder / "labels" / "final" / "._c.nii.gz").write_bytes(b"Mac OS X")
     (folder / "d_T1w.nii.gz").write_bytes(b"x")
     studies.list_images()
-    for image, score in (("a", 0.99), ("c", 0.2), ("d", 0.7), ("d_T1w", 0.9), ("b", "high")):
+    for image, score in (("a", 0.99), ("c", 0.2), ("d", 0.7), ("d_T1w", 0.9), ("b", "high"), ("e", 10**400)):
         studies.update_image_info(image, {"anomaly_score": score})
     for unread, first in ((4, "d"), (3, "c"), (2, "b"), (1, "e")):
         found = MostAnomalousFirst()({}, studies)
@@ -973,6 +973,13 @@ def test_a_batch_goes_on_after_errors_and_says_what_failed(
             batch({**request, "images": images}, Away(0), infer)  # type: ignore[arg-type]
         assert refusal.value.error == MONAILabelError.INVALID_INPUT
     assert ran == []
+
+
+def test_what_another_process_says_of_a_label_is_read(studies: FolderStudies, tmp_path: Path) -> None:
+    other = FolderStudies(studies._datastore_path, [["FLAIR"]])
+    for score in (0.9, 0.1):
+        other.save_label("a", write_mask(tmp_path / "m.nii.gz"), "original", {"params": {"score": score}})
+        assert studies.get_label_info("a", "original")["params"] == {"score": score}
 
 
 def test_a_batch_again_runs_only_what_changed(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from lib.studies.sessions import remove_expired
 from lib.studies.tags import ORIGINAL, result_tag
 from lib.studies.unchanged import check_unchanged, stamps_of
 from lib.studies.uploads import is_upload
-from lib.tasks.infer_task import AnomalyInferTask, allow_any_image, infer_tasks
+from lib.tasks.flags import flag
+from lib.tasks.infer_task import AnomalyInferTask, infer_tasks
 from lib.tasks.summaries import warn
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write, write_results
@@ -149,7 +150,7 @@ class AnomalyDetection(MONAILabelApp):
             MONAILabelException: see `AnomalyInferTask`; no such image or model; SERVER_ERROR, others took the place of
                 its images meanwhile.
         """
-        request = dict(request)
+        request, is_kept = dict(request), flag(request, "save_label")
         task = self._infers.get(str(request.get("model")))
         if task is None:
             raise MONAILabelException(
@@ -175,7 +176,7 @@ class AnomalyDetection(MONAILabelApp):
         label = file
         try:  # not in its turn: the next one need not wait for a disk or the DICOM server
             check_unchanged(image, read)
-            if stored and request.get("save_label"):
+            if stored and is_kept:
                 with tempfile.TemporaryDirectory() as folder:
                     results = {}
                     if tag == ORIGINAL:  # map and counterpart of an image are those of its original
@@ -216,7 +217,7 @@ class AnomalyDetection(MONAILabelApp):
             )
         if named is None or not takes or named in declared.channels:
             return []
-        if not allow_any_image(request):
+        if not flag(request, "allow_any_image"):
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT,
                 f"{image} is named as {named}, the model takes {takes}. If the name is wrong, "

@@ -76,6 +76,17 @@ class FineTune(TrainTask):
             return {}
         return report
 
+    def check(self, request: Mapping[str, Any]) -> None:
+        """See to it that a request's options can be used, before a process begins with them.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, one can't.
+        """
+        try:
+            checked_options(request, self._options)
+        except ValueError as error:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, str(error)) from error
+
     def __call__(self, request: Mapping[str, Any], datastore: Studies) -> dict[str, Any]:
         """Fine-tune, validate, and publish what is not worse.
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from fastapi import HTTPException
 from monailabel.endpoints import datastore
-from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from monailabel.utils.others.generic import get_basename
+from monailabel.interfaces.exception import (
+    ImageNotFoundException,
+    LabelNotFoundException,
+    MONAILabelError,
+    MONAILabelException,
+)
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.others.generic import file_checksum, get_basename
 from starlette.datastructures import UploadFile
 
-from lib.http.fields import check_choice, json_object
+from lib.http.fields import CHECK_SUM, check_choice, json_object
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.uploads import holds_itself
 
@@ -37,9 +45,50 @@ def check_request(endpoint: Callable[..., Any], choice: tuple[str, str] | None, 
             _check_upload(upload)
     if choice:
         check_choice(choice, given)
+    if "check_sum" in given:
+        _check_sum(given)
+    if isinstance(given.get("lines"), int):
+        given["lines"] = min(given["lines"], sys.maxsize)  # more are no number for what reads them
+    if endpoint is datastore.api_put_image_info:
+        app_instance().datastore().check_entered(given["image"], json_object(given["info"], "info"))
+    if endpoint is datastore.api_remove_label and not app_instance().datastore().get_label_uri(
+        given["id"], given["tag"]
+    ):
+        raise LabelNotFoundException(f"There is no label {given['tag']!r} of {given['id']!r}.")
     if endpoint is datastore.api_add_image and not given.get("image"):
         # MONAI Label's own id ends at the first dot: p1.t1.nii.gz would be p1, and no T1
         given["image"] = split_ending(get_basename(given["file"].filename or ""), _formats())[0] or None
+
+
+def check_answer(endpoint: Callable[..., Any], given: dict[str, Any], answer: Any) -> None:
+    """See to it that nothing is said of what doesn't exist: MONAI Label says {}.
+
+    Raises:
+        ImageNotFoundException, LabelNotFoundException: it doesn't.
+    """
+    if answer == {} and endpoint is datastore.api_get_label_info:
+        raise LabelNotFoundException(f"There is no label {given['tag']!r} of {given['label']!r}.")
+    # of a series that was not fetched, nothing is known here
+    if (
+        answer == {}
+        and endpoint is datastore.api_get_image_info
+        and app_instance().datastore().modality(given["image"]) is None
+    ):
+        raise ImageNotFoundException(f"There is no image {given['image']!r} among the studies.")
+
+
+def _check_sum(given: dict[str, Any]) -> None:
+    """Compare an image's sum here: MONAI Label compares the digits with what has the method's name before it."""
+    wanted = given["check_sum"] or ""
+    if not CHECK_SUM.fullmatch(wanted):
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, "check_sum must be SHA256:DIGITS, SHA512: or MD5:.")
+    given["check_sum"] = None
+    if wanted:
+        method, _, digits = wanted.rpartition(":")
+        image = app_instance().datastore().get_image_uri(given["image"])
+        found = file_checksum(image, method or "SHA256").rpartition(":")[2]
+        if found.lower() != digits.lower():
+            raise HTTPException(404, "Image NOT Found (checksum failed)")
 
 
 def _formats() -> tuple[str, ...]:

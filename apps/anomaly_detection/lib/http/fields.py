@@ -12,6 +12,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.studies.names import batch_images
+from lib.tasks.flags import FLAGS, flag
 
 CHECK_SUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]*")
 MAX_TASK = 100_000
@@ -87,9 +88,16 @@ def check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
         MONAILabelException: INVALID_INPUT, it doesn't.
     """
     name, parts = choice
-    known = list(getattr(app_instance(), parts))
+    tasks = getattr(app_instance(), parts)
+    known = list(tasks)
     params = given.get("params") or {}
-    for values in (params, *(v for v in params.values() if isinstance(v, dict))):
+    own = {task: params.get(task) or {} for task in known}
+    for task, values in own.items():
+        if not isinstance(values, dict):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"{task} must be an object of options, got {values!r:.60}."
+            )
+    for values in (params, *own.values()):
         _check_task(values)
     if len(as_json(params, "the request")) > MAX_TASK:
         raise MONAILabelException(
@@ -104,10 +112,28 @@ def check_choice(choice: tuple[str, str], given: dict[str, Any]) -> None:
                 MONAILabelError.INVALID_INPUT,
                 f"There is no {name} {values[name]!r}; there are {', '.join(known) or 'none'}.",
             )
+    if choice == CHOICES[train]:
+        for task in [given[name]] if name in given else known:
+            tasks[task].check({**own[task], **params})
 
 
 def _check_task(request: dict[str, Any]) -> None:
-    """MONAI Label begins a process with this: one option is a folder whose code it imports, another one its environment."""
+    """MONAI Label begins a process with this: one option is a folder whose code it imports, another one its environment.
+
+    It says nothing of values that it can't use until that process ends, or fails on them here.
+    """
+    for name in FLAGS:
+        flag(request, name)
+    for name in ("model", "device"):
+        if not isinstance(request.get(name) or "", str):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"{name} must be a name, got {request[name]!r:.60}."
+            )
+    for name in ("max_batch_size", "max_workers"):
+        if not isinstance(request.get(name, 0), int):
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT, f"{name} must be a whole number, got {request[name]!r:.60}."
+            )
     if "bundle_path" in request:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, "bundle_path is not allowed; the bundle is chosen when the server starts."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import FileResponse
 from monailabel.endpoints import ohif
 
@@ -19,6 +19,8 @@ _served = ohif.get_ohif
 def ohif_file(path: str) -> FileResponse:
     """A file of OHIF's, or its page, with `POLICY`."""
     answer = _served(path)
+    if not Path(answer.path).is_file():
+        raise HTTPException(404, "Resource NOT Found")
     answer.headers["Content-Security-Policy"] = POLICY
     return answer
 

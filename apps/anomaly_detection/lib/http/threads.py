@@ -10,13 +10,11 @@ from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from monailabel.endpoints import datastore
-from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.utils.others.generic import remove_file
 from starlette.background import BackgroundTask
 
 from lib.http.answers import without_paths
-from lib.http.checks import check_request
-from lib.http.fields import CHECK_SUM
+from lib.http.checks import check_answer, check_request
 
 INFER_THREADS, OTHER_THREADS = 100, 100
 """So many requests may wait at once, for the networks, and for the DICOM server or a disk; the next ones queue."""
@@ -40,14 +38,11 @@ def in_thread(
 
     @wraps(endpoint)
     async def run(*args: Any, **kwargs: Any) -> Any:
-        if not CHECK_SUM.fullmatch(kwargs.get("check_sum") or ""):
-            raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT, "check_sum must be SHA256:DIGITS, SHA512: or MD5:."
-            )
-
         def checked() -> Any:
             check_request(endpoint, choice, kwargs)
-            return asyncio.run(endpoint(*args, **kwargs))
+            answer = asyncio.run(endpoint(*args, **kwargs))
+            check_answer(endpoint, kwargs, answer)
+            return answer
 
         try:
             result = await to_thread.run_sync(checked, limiter=limiter("other", OTHER_THREADS))

@@ -35,14 +35,17 @@ OWN = frozenset(
 )
 """Keys in what is known of an image or a label that say where it is and what was done: no client changes them."""
 
+TOLD = frozenset(("strategy", "id", "score", "unread", SCORE))
+"""Keys in an image's info that a client is told with the next sample, and doesn't enter: they decide which one that is."""
+
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _check_own(info: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """See to it that `info` changes none of the `OWN` keys of what is known; to say the same again is allowed."""
-    changed = sorted(key for key in OWN & info.keys() if known and info[key] != known.get(key))
+def _check_own(info: Mapping[str, Any], known: Mapping[str, Any], own: frozenset[str] = OWN) -> None:
+    """See to it that `info` changes none of the `own` keys of what is known; to say the same again is allowed."""
+    changed = sorted(key for key in own & info.keys() if known and info[key] != known.get(key))
     if changed:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT,
@@ -88,7 +91,7 @@ class Studies(Register):
         holds_itself(image_filename)
         small_enough(image_filename)
         place = Path(self._datastore.image_path()) / f"{image_id}{ext}"
-        info = {key: value for key, value in (image_info or {}).items() if key not in OWN}
+        info = {key: value for key, value in (image_info or {}).items() if key not in OWN | TOLD}
         info |= {"ts": int(time.time()), "name": place.name}
 
         def change(parts: Mapping[Path, Path]) -> None:
@@ -174,6 +177,14 @@ class Studies(Register):
     @exclusively
     def remove_label(self, label_id: str, label_tag: str) -> None:
         super().remove_label(plain(label_id, "label"), plain(label_tag, "label tag"))
+
+    def check_entered(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """See to it that a client enters nothing about an image that this server finds out.
+
+        Raises:
+            MONAILabelException: INVALID_INPUT, it does.
+        """
+        _check_own(info, self.get_image_info(plain(image_id, "image id")), OWN | TOLD)
 
     @exclusively
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def image_files(
         ]
         for file in sorted(files):
             name = (below / file).as_posix()
-            if below == Path() and file.startswith(ours):
+            if below == Path() and file.startswith(ours) and not file.lower().endswith(formats):
                 continue
             if file.startswith("."):
                 left_out["hidden"].append(name)

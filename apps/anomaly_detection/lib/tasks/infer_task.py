@@ -14,6 +14,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib.models.declaration import FULL, PREVIEW
 from lib.models.model import Model
+from lib.tasks.flags import flag
 from lib.tasks.summaries import changed_options, summary
 from lib.tasks.views import HEAT_MAP_LABELS, LEVELS, LEVELS_BELOW_THRESHOLD, MASK_LABELS, heat_map, lesion_mask
 from lib.tasks.writing import write
@@ -126,7 +127,7 @@ class AnomalyInferTask(InferTask):
         options = self.model.declared.checked_options(request, self.mode)
         image = request["image"]
         paths = [image] if isinstance(image, str) else list(image)
-        result = self.model(paths, options, self.mode, allow_any_image(request))
+        result = self.model(paths, options, self.mode, flag(request, "allow_any_image"))
         start = perf_counter()
         labels = self.view(result, self.model.declared.options(self.mode)["threshold"])
         source = result["input_image"].meta["source"]
@@ -168,17 +169,3 @@ def infer_tasks(models: Sequence[Model]) -> dict[str, AnomalyInferTask]:
         if PREVIEW in model.declared.modes:
             tasks[f"{prefix}lesion_preview"] = AnomalyInferTask(model, "mask", PREVIEW)
     return tasks
-
-
-def allow_any_image(request: Mapping[str, Any]) -> bool:
-    """Whether a request wants to run what the model was not made for.
-
-    Raises:
-        MONAILabelException: INVALID_INPUT, the field is neither true nor false.
-    """
-    value = request.get("allow_any_image", False)
-    if not isinstance(value, bool):
-        raise MONAILabelException(
-            MONAILabelError.INVALID_INPUT, f"allow_any_image must be true or false, got {value!r}."
-        )
-    return value

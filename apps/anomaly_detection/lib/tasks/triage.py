@@ -21,6 +21,7 @@ from lib.grids import read_volume, reordered
 from lib.studies.base import Studies
 from lib.studies.names import batch_images
 from lib.studies.tags import FINAL, ORIGINAL, SCORE
+from lib.tasks.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,11 @@ def _is_usable(image_id: str, datastore: Studies) -> bool:
 
 
 def _number(score: Any) -> float | None:
-    # clients can write into an image's info
-    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
+    # clients could write it
+    try:
+        return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
+    except OverflowError:
+        return None
 
 
 class EveryStudy(BatchInferTask):
@@ -107,7 +111,7 @@ class EveryStudy(BatchInferTask):
                 return False
 
         images = self._listed(request, datastore)
-        overwrite = str(request.get("overwrite", False)).lower() == "true"
+        overwrite = flag(request, "overwrite")
         skipped = [] if overwrite else [i for i in images if done(i)]
         todo = sorted(set(images) - set(skipped))
         # networks already run in batches of slices: a second study beside the first only takes memory
