@@ -613,6 +613,7 @@ class Archive:
         # what is there is no image
         instance = Dataset()
         instance.SOPInstanceUID, instance.SOPClassUID = f"{uid}.1", "1.2.840.10008.5.1.4.1.1.4"
+        instance.StudyInstanceUID, instance.SeriesInstanceUID = study, uid
         instance.file_meta = FileMetaDataset()
         instance.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         instance.is_little_endian, instance.is_implicit_VR = True, False
