@@ -44,9 +44,9 @@ BOUND = "the student's network, taught by masks"
 
 def table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table in Markdown."""
-    titles = list(heading)
-    lines = ["| " + " | ".join(row) + " |" for row in (titles, *rows)]
-    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
+    cells = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in row] for row in (heading, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
 
 
 def cell(name: str, value: Any, whole: bool) -> str:
