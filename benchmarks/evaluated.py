@@ -35,6 +35,13 @@ LESIONS = {
 }
 
 
+DECISIONS = (
+    "slices called diseased where p(diseased) is above .5",
+    {name: f"{name}, p above 0.5" for name in ("sensitivity", "specificity")},
+)
+"""The heading and the columns of a table of what p(diseased) decides."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A row: its name in the table, the method in the files of its part, and the columns that it leaves empty."""
@@ -101,6 +108,20 @@ TABLES = {
             "image AUROC": AUROC,
         },
         [Row(name, f"brain_flair/{part}", f"{OURS}, {SHIPPED}") for name, part in _OTHERS.items()],
+    ),
+    "flair_decisions": Evaluated(
+        *DECISIONS,
+        [
+            Row("glioma, 14 test patients of TCGA-LGG", "brain_flair/whole", P_DISEASED),
+            *(Row(name, f"brain_flair/{part}", P_DISEASED) for name, part in _OTHERS.items()),
+        ],
+    ),
+    "brats_decisions": Evaluated(
+        *DECISIONS,
+        [
+            Row("whole volumes, every second slice", "brats/test", P_DISEASED),
+            Row("the paper's slices, 80 to 128", "brats/paper_slices", P_DISEASED),
+        ],
     ),
     "brats": Evaluated(
         "whole volumes",
