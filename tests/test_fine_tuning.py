@@ -115,6 +115,8 @@ def test_the_dataset_takes_the_labels_for_the_slices_that_hold_the_lesion(tmp_pa
     assert labels == [int(n == 2) for n in range(len(slices))]
     preprocessing = declared("preprocessing")
     dataset = SliceDataset([{"image": path, "label": labels}], preprocessing, str(tmp_path / "cache"), 0.5)
+    by_mask = {"image": path, "label": str(tmp_path / "mask.nii.gz")}
+    assert SliceDataset([by_mask], preprocessing, str(tmp_path / "cache"), 0.5).labels == dataset.labels
     bright = [int(float(dataset[i]["image"].max()) > 0.3) for i in range(len(dataset))]
     assert dataset.labels == bright and sum(bright) == 1
 

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from ..digests import json_digest
 from ..fingerprints import fingerprint, identified
+from ..images.mask_labels import mask_labels
 from ..ranks import of_first
 from .cache import Entry, SliceCache
 from .preparing import fill, logger
@@ -34,6 +36,16 @@ def _source(item: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in item.items() if k in ("image", "spacing", "foreground")}
 
 
+def _input_image(item: dict[str, Any], preprocessing: Compose) -> MetaTensor:
+    """The image of an item on the grid of its file, by the first steps of the preprocessing alone."""
+    volume = _source(item)
+    steps = iter(preprocessing.transforms)
+    while "input_image" not in volume:
+        volume = next(steps)(volume)
+    image: MetaTensor = volume["input_image"]
+    return image
+
+
 class SliceDataset(Dataset):
     """Labelled axial slices of a datalist's volumes, read one by one from a cache that is made once.
 
@@ -43,7 +55,8 @@ class SliceDataset(Dataset):
     volume; a file that was replaced in place is another volume.
 
     ``label`` of an item is 0 (healthy) or 1 (diseased) for all its slices, or a list with 0, 1, or -1 (leave out) for
-    each slice of the file along its axis nearest to superior-inferior.
+    each slice of the file along its axis nearest to superior-inferior, or the path of a mask that says it, see
+    `images.mask_labels`.
 
     Args:
         data: a datalist, see `datalists`.
@@ -95,6 +108,8 @@ class SliceDataset(Dataset):
         self._rows: list[int] = []
         for item, entry in ((item, found[key]) for item, key in zip(data, keys, strict=True) if key in found):
             label = item["label"]
+            if isinstance(label, str):  # as MONAI Label's own BundleTrainTask gives it
+                label = mask_labels(label, _input_image(item, preprocessing))
             if not isinstance(label, int) and len(label) != entry.depth:
                 raise ValueError(f"{item['image']}: has {entry.depth} slices, but {len(label)} labels.")
             of_slices = [label if isinstance(label, int) else label[n] for n in entry.numbers]
