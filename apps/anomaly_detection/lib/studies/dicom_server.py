@@ -19,6 +19,7 @@ from pydicom.errors import InvalidDicomError
 from retrying import RetryError
 
 from lib.studies.names import UID, plain
+from lib.studies.register import unwritable
 from lib.studies.storing import store
 
 logger = logging.getLogger(__name__)
@@ -114,10 +115,7 @@ class DicomServer:
                 try:
                     instance.save_as(path)
                 except OSError as error:
-                    raise MONAILabelException(
-                        MONAILabelError.SERVER_ERROR,
-                        f"The studies' disk can't be written to ({error.strerror or type(error).__name__}).",
-                    ) from error
+                    raise MONAILabelException(MONAILabelError.SERVER_ERROR, unwritable(error)) from error
             return len({str(instance.SOPInstanceUID) for instance in instances})
 
     def read_by(self, study: str, series: str) -> list[str]:

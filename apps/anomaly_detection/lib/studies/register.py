@@ -76,6 +76,11 @@ def exclusively(method: Callable[..., Any]) -> Callable[..., Any]:
     return locked
 
 
+def unwritable(error: OSError) -> str:
+    """A sentence that says so of the studies' disk, and why."""
+    return f"The studies' disk can't be written to ({error.strerror or type(error).__name__})."
+
+
 class Register(LocalDatastore):
     """MONAI Label's file of what is known of the studies, beside their own files.
 
@@ -168,7 +173,7 @@ class Register(LocalDatastore):
         except OSError as error:
             raise MONAILabelException(
                 MONAILabelError.SERVER_ERROR,
-                f"The studies' disk can't be written to ({error.strerror or type(error).__name__}). Nothing was stored.",
+                f"{unwritable(error)} Nothing was stored.",
             ) from error
         finally:
             for part in (*parts.values(), info):
