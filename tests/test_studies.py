@@ -32,6 +32,7 @@ from lib.studies.labels import checked_label
 from lib.studies.register import Register
 from lib.studies.sizes import largest, shape_of
 from lib.studies.tags import FINAL, result_tag
+from lib.studies.unchanged import check_unchanged, stamps_of
 from lib.studies.uploads import small_enough
 from lib.tasks import triage
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
@@ -1105,3 +1106,14 @@ def test_an_image_that_is_added_reads_no_other_file(tmp_path: Path) -> None:
     with pytest.raises(MONAILabelException, match="its header names another file"):
         studies.add_image("x", str(upload), {})
     assert studies.list_images() == ["a"]
+
+
+def test_the_voxels_beside_a_header_are_its_image_too(tmp_path: Path) -> None:
+    """What was made of an image is refused where only the file of its voxels was replaced."""
+    path = tmp_path / "a.mhd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((4, 5, 6), np.uint8)), str(path))
+    stamps = stamps_of([str(path)])
+    check_unchanged("a", stamps)  # nothing was replaced
+    path.with_suffix(".raw").write_bytes(bytes([1]) * 120)
+    with pytest.raises(MONAILabelException, match="a: the series was replaced meanwhile"):
+        check_unchanged("a", stamps)

@@ -120,7 +120,7 @@ def _files(folder: Path, made: Preparation) -> Iterator[tuple[str, str]]:
     for place, entries in each_folder(folder, passed_over) if folder.is_dir() else ():
         entries[:] = [entry for entry in entries if entry.name[0] != "."]
         files = [Path(entry.path) for entry in entries if not os.path.isdir(entry.path)]
-        slices = [file for file in files if is_dicom(file)]
+        slices = {file for file in files if is_dicom(file)}
         if slices and describe(place)[0] in VOLUMETRIC:
             if place == folder:
                 raise ValueError(f"{folder}: holds slices of DICOM series; give each series a folder in it.")

@@ -266,7 +266,7 @@ class Studies(Register):
         labels: str,
         results: Mapping[str, Path],
         params: Mapping[str, Any],
-        read: Mapping[str, list[int]] | None = None,
+        read: Mapping[str, list[Any]] | None = None,
     ) -> None:
         """Keep what a model gave for an image, and of its original the image's score for the worklist.
 

@@ -170,7 +170,7 @@ class DICOMwebStudies(FetchedStudies):
         )
 
     def segmentation_of(
-        self, image_id: str, mask: str, params: Mapping[str, Any], read: Mapping[str, list[int]] | None = None
+        self, image_id: str, mask: str, params: Mapping[str, Any], read: Mapping[str, list[Any]] | None = None
     ) -> Dataset:
         """A predicted mask of a series as a DICOM Segmentation.
 
@@ -188,7 +188,7 @@ class DICOMwebStudies(FetchedStudies):
         labels: str,
         results: Mapping[str, Path],
         params: Mapping[str, Any],
-        read: Mapping[str, list[int]] | None = None,
+        read: Mapping[str, list[Any]] | None = None,
     ) -> None:
         """As for a folder; then what is stored of them goes to the DICOM server, once for every setting that made it.
 

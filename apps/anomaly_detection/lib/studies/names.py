@@ -64,7 +64,7 @@ def batch_images(images: Any) -> str | list[str]:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT, f"images must be {', '.join(GROUPS)} or a list of ids, got {images!r:.60}."
         )
-    return GROUPS[GROUPS.index(images)]
+    return str(images)
 
 
 def split_ending(file: str, formats: Sequence[str] = FORMATS) -> tuple[str, str]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-from lib.studies.register import stamp_of
+
+def stamps_of(paths: Sequence[str]) -> dict[str, list[Any]]:
+    """The bundle's `state` of images by their paths; an empty one where there is none."""
+    from scripts.sources import state
+
+    return {path: state(path) if os.path.exists(path) else [] for path in paths}
 
 
-def stamps_of(paths: Sequence[str]) -> dict[str, list[int]]:
-    """The stamps of files by their paths; an empty one where there is none."""
-    return {path: stamp_of(Path(path)) if Path(path).is_file() else [] for path in paths}
-
-
-def check_unchanged(image_id: str, stamps: Mapping[str, list[int]] | None) -> None:
+def check_unchanged(image_id: str, stamps: Mapping[str, list[Any]] | None) -> None:
     """See to it that nothing is kept for other images than those that it was made of.
 
     Args:
