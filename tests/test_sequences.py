@@ -47,6 +47,12 @@ NAMES = {
         "ses-post_T1w",
         "sub-01_ce-none_T1w",
         "T1_CER01",
+        "PRE GAD AX T1",
+        "WITHOUT CONTRAST T1",
+        "nonGd T1",
+        "POST OP T1",
+        "p1_post_T1",
+        "gad001_t1",
     ),
     "T1Gd": (
         "AX T1 POST",
@@ -79,6 +85,15 @@ NAMES = {
         "ses-pre_T1ce",
         "SAG MPRAGE POST",
         "sub-01_ce-gadolinium_T1w",
+        "GAD T1",
+        "+C AX T1",
+        "C+ T1 AX",
+        "+C 3D BRAVO",
+        "POST GAD AX T1 FS",
+        "POST CONTRAST AX T1",
+        "CE T1",
+        "KM T1 tra",
+        "CONTRAST MPRAGE",
     ),
     "T1 with and without contrast": (
         "T1 PRE AND POST",
@@ -87,6 +102,9 @@ NAMES = {
         "T1 W WO GAD",
         "T1 W/O & W CONTRAST",
         "T1 WITH AND WITHOUT CONTRAST",
+        "WITH AND WITHOUT CONTRAST T1",
+        "AX POST T1",
+        "POST AX T1",
     ),
     "T2": ("t2_tse", "sub-01_T2w", "BraTS-GLI-00000-000-t2w", "BraTS20_Training_001_t2"),
     "PD": ("PD_tse_tra", "sub-01_PDw"),
@@ -121,7 +139,8 @@ def test_a_name_stands_for_its_sequence(name: str, sequence: str | None) -> None
 REST = {
     "sub-01": "T2_FLAIR T1w T1ce T2w ce-gadolinium_T1w",
     "p1": "T2FLAIR t2_tirm_tra_dark-fluid 3D_FLAIR T1 T1C T1wCE T1+C T1_pre T1_w_o_contrast T1_with_contrast T1_FS_post "
-    "T1_MPRAGE T1_MPRAGE_Gd t1_mprage_sag t1_mprage_tra_KM T1_pre_post T2_TSE t2 t2f SAG_FSPGR dwi T2starw",
+    "T1_MPRAGE T1_MPRAGE_Gd t1_mprage_sag t1_mprage_tra_KM T1_pre_post gad_T1 +C_T1 post_gad_T1 "
+    "pre_gad_T1 T2_TSE t2 t2f SAG_FSPGR dwi T2starw",
     # a session's, not said of contrast
     "p1_pre": "flair T1 T1ce t2w",
     "p1_post": "flair T1 T1ce t2w",

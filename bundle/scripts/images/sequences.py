@@ -43,6 +43,10 @@ _CONTRAST = (
     f"|(?<![a-z])(?:(?:with|w|mit|nach|and|fs|se)[^a-z0-9]+|{_KINDS}|se|fs|ax|tra|sag|cor)?{_GIVEN}"
 )
 """What follows "t1", from its last letter on: "t1gd", "t1c" (but "t1_c" may be anything), "t1+c", "t1_gd", "t1_mprage_gd"."""
+_BEFORE = f"(?<![a-z0-9])(?:post[^a-z0-9]*)?{_AGENT}(?![a-z0-9]|-no)|(?<![a-z0-9])c ?[+]|[+] ?c(?![a-z0-9])"
+"""What comes before "t1", as words: "post gad ax t1", "+c ax t1", "ce t1"."""
+_POST_BEFORE = "(?:^| )post (?!.*(?:fossa|op|surg|treat|rt|proc|trauma))"
+"""May be said of contrast in a series' description, "ax post t1"; in a file's name, "p1_post_t1", it is a session."""
 _BIDS = "(?<![a-z])ce-(?!no)[a-z0-9]+"
 
 PLANES = "(?<![a-z])(ax(ial)?|tra(nsversal)?|sag(ittal)?|cor(onal)?)(?![a-z])"
@@ -52,8 +56,8 @@ PLANES = "(?<![a-z])(ax(ial)?|tra(nsversal)?|sag(ittal)?|cor(onal)?)(?![a-z])"
 def sequence_of(name: str) -> str | None:
     """The sequence that a file's name or a series' description speaks of, by `RULES`; None if it speaks of none.
 
-    A T1 is `WITH_CONTRAST` by a word behind "T1" that says so, or by BIDS' "ce-gadolinium", and `EITHER` if other words
-    say the contrary.
+    A T1 is `WITH_CONTRAST` by a word behind "T1" that says so, by BIDS' "ce-gadolinium", or, where those say nothing, by a
+    word before it; and `EITHER` if other words say the contrary, or the word may not be said of contrast.
 
     Args:
         name: such as "sub-01_T1w", "BraTS-GLI-00000-000-t2f" or "t2_tirm_tra_dark-fluid"; of a path, give the file's name.
@@ -65,12 +69,17 @@ def sequence_of(name: str) -> str | None:
 def _by_contrast(name: str) -> str:
     t1 = re.search(RULES["T1"], name)
     assert t1 is not None
-    said = re.sub(_NOT_GIVEN, "|", name[t1.end() - 1 :])
-    given = re.search(_CONTRAST, said)
-    if "|" not in said:
-        return WITH_CONTRAST if given or re.search(_BIDS, name) else "T1"
-    # "with and without contrast", "w/wo"
-    return EITHER if given or re.search("(?<![a-z0-9])w(?:ith)?(?:[^a-z|]|and|or)*[|]", said) else "T1"
+    if re.search(_BIDS, name):
+        return WITH_CONTRAST
+    for words, contrast in ((name[t1.end() - 1 :], _CONTRAST), (name[: t1.start()], _BEFORE)):
+        said = re.sub(_NOT_GIVEN, "|", words)
+        given = re.search(contrast, said)
+        # "with and without contrast", "w/wo"
+        if "|" in said and (given or re.search("(?<![a-z0-9])w(?:ith)?(?:[^a-z|]|and|or)*[|]", said)):
+            return EITHER
+        if given or "|" in said:
+            return WITH_CONTRAST if given else "T1"
+    return EITHER if re.search(_POST_BEFORE, name[: t1.start()]) else "T1"
 
 
 @lru_cache(maxsize=1 << 16)
@@ -106,9 +115,13 @@ def _rest(stem: str, sequence: str) -> str:
     found = re.search(rule, stem, re.IGNORECASE) if rule == RULES["T1"] else None
     if found:
         # of other sequences, "pre" and "post" may be a session
-        head, said = stem[: found.end() - 1], stem[found.end() - 1 :]
+        head, said = stem[: found.start()], stem[found.end() - 1 :]
         said = re.sub(f"{_CONTRAST}|{_NOT_GIVEN}", "_", said, flags=re.IGNORECASE)
-        stem = re.sub(_BIDS, "_", head, flags=re.IGNORECASE) + said
+        head = re.sub(
+            _NOT_GIVEN, lambda none: "_" if re.search(_AGENT, none[0].lower()) else none[0], head, flags=re.IGNORECASE
+        )
+        head = re.sub(f"{_BIDS}|{_BEFORE}", "_", head, flags=re.IGNORECASE)
+        stem = head + stem[found.start() : found.end() - 1] + said
     # what lies between two words of a rule may be an id
     words = (
         f"(?:{rule.replace('.*', '[a-z]*')})(?:[wn]{_END})?",
