@@ -807,6 +807,24 @@ def test_rows_that_are_none_are_an_error_of_the_server_and_a_batch_asks_again(
         studies.get_image_uri(uid)
 
 
+@pytest.mark.parametrize("value", [["many"], [1, 2], [None], ["2"]], ids=str)
+def test_a_server_whose_count_of_instances_is_no_number_lists_and_gives_its_series(
+    value: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    given = archive.search_for_series
+
+    def search(**asked: Any) -> list[dict[str, Any]]:
+        numbers = {tag: {"vr": "IS", "Value": value} for tag in ("00201209", "00200011")}
+        return [row | numbers for row in given(**asked)]
+
+    monkeypatch.setattr(archive, "search_for_series", search)
+    studies = studies_on(archive, tmp_path / "cache")
+    assert studies.list_images() == [uid]
+    assert Path(studies.get_image_uri(uid)).is_file()
+
+
 def test_a_series_without_a_uid_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

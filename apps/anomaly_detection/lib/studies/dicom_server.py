@@ -162,7 +162,7 @@ class DicomServer:
         while True:
             try:
                 with self._answering():
-                    rows = [Dataset.from_json(row) for row in search(offset=received or None)]
+                    rows = [_read(row) for row in search(offset=received or None)]
                     keys = [str(row[uid].value) for row in rows]
             except MONAILabelException as error:
                 if received and _says_no(error.__cause__):
@@ -177,6 +177,26 @@ class DicomServer:
             yield from new.values()
             known |= new.keys()
             received += len(rows)
+
+
+def _read(row: dict[str, Any]) -> Dataset:
+    """What a search tells of one series or instance, without attributes whose values are none of their kind."""
+    try:
+        return Dataset.from_json(row)
+    except ValueError:
+        read = Dataset()
+        for tag, element in row.items():
+            try:
+                read.update(Dataset.from_json({tag: element}))
+            except ValueError as error:
+                logger.warning("The DICOM server says %r of attribute %s; it is left out: %s", element, tag, error)
+        return read
+
+
+def number_in(series: Dataset, key: str) -> int:
+    """A whole number that a server tells of a series; 0 where it tells none, or several."""
+    value = series.get(key)
+    return int(value) if isinstance(value, int | float) else 0
 
 
 def _says_no(error: BaseException | None) -> bool:

@@ -16,7 +16,7 @@ from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
 
-from lib.studies.dicom_server import spoken_sequence
+from lib.studies.dicom_server import number_in, spoken_sequence
 from lib.studies.fetched_studies import FetchedStudies
 from lib.studies.names import plain
 from lib.studies.objects import predicted, predicted_map, predicted_overlay, reviewed
@@ -96,7 +96,7 @@ class DICOMwebStudies(FetchedStudies):
             sequence = spoken_sequence(series)
             if sequence:
                 name = str(series.get("SeriesDescription") or series.get("ProtocolName"))
-                number = int(series.get("SeriesNumber") or 0)
+                number = number_in(series, "SeriesNumber")
                 found[sequence].append(Candidate(f"{name} ({number})", number, str(series.SeriesInstanceUID)))
         return {s: sorted(in_order(c), key=lambda one: one.place != image_id) for s, c in found.items()}
 

@@ -19,7 +19,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
 
 from lib.studies.base import Studies
-from lib.studies.dicom_server import DicomServer
+from lib.studies.dicom_server import DicomServer, number_in
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
 from lib.studies.register import exclusively
@@ -129,7 +129,7 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         unfit, why, until = self._unfit.get(image_id, (set(), "", 0.0))
         if time.monotonic() < until and self._server.instances(study, image_id) == unfit:
             raise MONAILabelException(MONAILabelError.INVALID_INPUT, why)
-        expected = int(series.get("NumberOfSeriesRelatedInstances") or 0)
+        expected = number_in(series, "NumberOfSeriesRelatedInstances")
         partial = Path(self._datastore_path) / f"{FETCHING}{image_id}"
         shutil.rmtree(partial, ignore_errors=True)  # of a batch that was killed
         try:
