@@ -90,6 +90,24 @@ def test_masks_that_itk_writes(tmp_path: Path, grid: str, suffix: str) -> None:
     assert mask_labels(str(tmp_path / f"mask{suffix}"), axial_volume(image)) == LABELS
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("grid", ["flipped", "sagittal"])
+def test_an_image_of_itk_has_the_labels_of_its_mask(tmp_path: Path, grid: str, suffix: str) -> None:
+    image = tmp_path / f"image{suffix}"
+    SimpleITK.WriteImage(SimpleITK.ReadImage(write_head(tmp_path, grid)["image"]), str(image))
+    mask = write_mask(tmp_path / "mask.nii.gz", marks(grid, LABELS), GRIDS[grid][1])
+    assert mask_labels(str(mask), axial_volume(str(image))) == LABELS
+
+
+def test_an_image_in_metres_has_the_labels_of_its_mask(tmp_path: Path) -> None:
+    image = nib.load(write_head(tmp_path, "flipped")["image"])
+    in_metres = nib.Nifti1Image(image.get_fdata(), np.diag([0.001, 0.001, 0.001, 1]) @ image.affine)
+    in_metres.header.set_xyzt_units("meter")
+    nib.save(in_metres, tmp_path / "metres.nii.gz")
+    mask = write_mask(tmp_path / "mask.nii.gz", marks("flipped", LABELS), GRIDS["flipped"][1])
+    assert mask_labels(str(mask), axial_volume(str(tmp_path / "metres.nii.gz"))) == LABELS
+
+
 def test_a_mask_may_hold_the_same_voxels_in_another_order(tmp_path: Path) -> None:
     image = write_head(tmp_path, "oblique")["image"]
     labels = [1, 0, 0, -1, 0, 0, 0]
@@ -171,11 +189,12 @@ def test_both_classes_are_on_both_sides_whatever_the_shuffle(seed: int) -> None:
 
 def test_too_few_labels_say_how_many_more() -> None:
     with pytest.raises(
-        ValueError, match="There are 0 with healthy and 0 .* label 2 more with healthy .* and 2 more with"
+        MONAILabelException, match="There are 0 with healthy and 0 .* label 2 more with healthy .* and 2 more with"
     ):
         split_patients({}, 0.2, 0)
-    with pytest.raises(ValueError, match="There are 3 with healthy and 1 with .*; label 1 more with diseased slices.$"):
+    with pytest.raises(MONAILabelException, match="There are 3 with healthy and 1 with .*; label 1 more with") as error:
         split_patients({"A": {0, 1}, "B": {0}, "C": {0}}, 0.2, 0)
+    assert error.value.error == MONAILabelError.INVALID_INPUT  # of readers, not a fault of the server
 
 
 def test_loss_and_minutes_left_are_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -425,7 +444,7 @@ def test_too_few_labels_stop_before_anything_is_done(bundle: Path, studies: AnyL
     for name in ("b1", "c", "d"):
         studies.update_image_info(name, {"PatientID": "$1/0"})
     with pytest.raises(
-        ValueError, match="There are 2 with healthy and 1 with diseased slices that can be used; label 1"
+        MONAILabelException, match="There are 2 with healthy and 1 with diseased slices that can be used; label 1"
     ):
         fine_tune(bundle)({}, studies)
     assert contents(bundle / "models") == before
@@ -438,7 +457,7 @@ def test_slices_out_of_the_trained_range_do_not_count(
         studies.remove_label(name, "final") if name != "d" else None
         studies.update_image_info(name, {"image_label": [1, 0, 0, 0, 0, 1]})
     studies.update_image_info("b2", {"image_label": [1, -1, -1, -1, -1, 1]})
-    with pytest.raises(ValueError, match="There are 4 with healthy and 1 with diseased"):
+    with pytest.raises(MONAILabelException, match="There are 4 with healthy and 1 with diseased"):
         fine_tune(bundle)({}, studies)
     assert any("b2.nii.gz: the preprocessing leaves no labelled slice" in r.getMessage() for r in caplog.records)
 

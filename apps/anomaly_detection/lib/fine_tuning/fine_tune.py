@@ -99,8 +99,9 @@ class FineTune(TrainTask):
             ``iterations``, ``published``, and ``kept``, the file beside the weights that holds the old ones.
 
         Raises:
-            MONAILabelException: SERVER_ERROR, these weights are being fine-tuned already.
-            ValueError: an option is out of range, or there are too few labels; the message says which and how many.
+            MONAILabelException: INVALID_INPUT, there are too few labels, the message says how many; SERVER_ERROR, these weights
+                are being fine-tuned already.
+            ValueError: an option is out of range.
         """
         options = checked_options(request, self._options)
         parser = self._parser()

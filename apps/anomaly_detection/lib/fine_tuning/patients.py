@@ -6,6 +6,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
 from lib.fine_tuning.slice_classes import UNKNOWN, class_names
 
 
@@ -24,15 +26,16 @@ def require_both_classes(classes: Mapping[str, set[int]]) -> None:
         classes: of each patient's slices, 0 (healthy) and 1 (diseased).
 
     Raises:
-        ValueError: it has not; the message says how many more are needed.
+        MONAILabelException: INVALID_INPUT, it has not; the message says how many more are needed.
     """
     counts = {name: sum(label in c for c in classes.values()) for label, name in class_names().items()}
     if min(counts.values()) < 2:
         missing = [f"{2 - n} more with {name} slices" for name, n in counts.items() if n < 2]
         there = " and ".join(f"{n} with {name}" for name, n in counts.items())
-        raise ValueError(
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
             "too few labelled patients: training and validation each need one with healthy and one with diseased slices. "
-            f"There are {there} slices that can be used; label {' and '.join(missing)}."
+            f"There are {there} slices that can be used; label {' and '.join(missing)}.",
         )
 
 
@@ -45,7 +48,7 @@ def split_patients(classes: Mapping[str, set[int]], val_split: float, seed: int)
         seed: of the shuffle; the same patients and seed give the same choice.
 
     Raises:
-        ValueError: see `require_both_classes`.
+        MONAILabelException: see `require_both_classes`.
     """
     require_both_classes(classes)
     order = sorted(classes)

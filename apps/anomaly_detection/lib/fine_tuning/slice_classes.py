@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, Orientation
 
 UNKNOWN = -1
 """A slice's label that `scripts.learning.datasets.SliceDataset` leaves out."""
@@ -21,7 +18,7 @@ def class_names() -> dict[int, str]:
 
 
 def axial_volume(path: str) -> MetaTensor:
-    """A NIfTI or NRRD file as ``(C, X, Y, Z)`` in the order left, posterior, superior, with ``input_affine`` in its meta.
+    """A file of a volume as ``(C, X, Y, Z)`` in the order left, posterior, superior, with ``input_affine`` in its meta.
 
     Args:
         path: of a 3D file, or of a 4D file that holds its channels last.
@@ -29,22 +26,25 @@ def axial_volume(path: str) -> MetaTensor:
     Raises:
         ValueError: the file can't be read as such.
     """
+    from scripts.errors import InvalidImageError
+    from scripts.images.geometry import axial
+    from scripts.images.volume_files import read_volume
+
     try:
-        volume = LoadImage(image_only=True, ensure_channel_first=False, dtype=np.float32)(path)
+        volume = read_volume(path)
+    except InvalidImageError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"{path}: can't be read as an image ({reason[0] if reason else type(error).__name__})."
         ) from error
-    if volume.ndim not in (3, 4):
-        raise ValueError(
-            f"{path}: has {volume.ndim} dimensions {tuple(volume.shape)}; allowed are 3, or 4 with channels."
-        )
-    affine = torch.as_tensor(volume.affine, dtype=torch.float64)
-    array = volume.as_tensor().reshape(*volume.shape[:3], -1).moveaxis(-1, 0)
-    # the reader's other meta stays behind: a "space" in it would change what Orientation means by its letters
-    meta = {"input_affine": affine.clone(), "filename_or_obj": path}
-    return Orientation("LPS", labels=None)(MetaTensor(array, affine=affine, meta=meta))
+    shape = tuple(volume.voxels.shape)
+    if len(shape) not in (3, 4):
+        raise ValueError(f"{path}: has {len(shape)} dimensions {shape}; allowed are 3, or 4 with channels.")
+    voxels = volume.voxels.reshape(*shape[:3], -1).movedim(-1, 0)
+    meta = {"input_affine": volume.affine.clone(), "filename_or_obj": path}
+    return axial(MetaTensor(voxels, affine=volume.affine, meta=meta))
 
 
 def tag_labels(image: str, tag: Any) -> list[int]:
