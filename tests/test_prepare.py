@@ -341,6 +341,36 @@ def test_the_decathlon_takes_no_other_volume_for_its_own(tmp_path: Path, monkeyp
     assert theirs.exists()
 
 
+def test_a_patient_whose_mask_marks_nothing_is_no_healthy_one(tmp_path: Path) -> None:
+    """In sets where every patient has a tumour."""
+    data = tmp_path / "data"
+    write_case(data / "BraTS2021_00000")
+    write_case(data / "BraTS2021_00001")
+    write_volume(data / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz", marked=[0] * 6)
+    brats(root=str(data), output=str(tmp_path / "brats.json"))
+    entries = []
+    for n, marked in enumerate((TUMOUR, [0] * 6)):
+        write_volume(data / "imagesTr" / f"B_{n}.nii.gz", channels=4)
+        write_volume(data / "labelsTr" / f"B_{n}.nii.gz", marked=marked)
+        entries.append({"image": f"imagesTr/B_{n}.nii.gz", "label": f"labelsTr/B_{n}.nii.gz"})
+    (data / "dataset.json").write_text(json.dumps({"training": entries}))
+    msd_brain(root=str(data), output=str(tmp_path / "msd.json"), fractions=(1, 0, 0))
+    public = tmp_path / "kaggle_3m"
+    write_lgg(public / "TCGA_CS_4941_19960909")
+    write_lgg(public / "TCGA_CS_4942_19970222")
+    for mask in (public / "TCGA_CS_4942_19970222").glob("*_mask.tif"):
+        Image.fromarray(np.zeros((8, 10), np.uint8)).save(mask)
+    lgg(root=str(public), output=str(tmp_path / "lgg.json"), images=str(tmp_path / "nifti"))
+    for name, kept, left in (
+        ("brats", "BraTS2021_00000", "BraTS2021_00001"),
+        ("msd", "B_0", "B_1"),
+        ("lgg", "TCGA_CS_4941", "TCGA_CS_4942_19970222"),
+    ):
+        assert {item["subject"] for item in items_of(tmp_path / f"{name}.json")} == {kept}
+        assert list(written(tmp_path / f"{name}.json")["left_out"]) == [left]
+        assert "its mask marks nothing" in written(tmp_path / f"{name}.json")["left_out"][left]
+
+
 def write_lgg(folder: Path, flair_copied: bool = False) -> None:
     folder.mkdir(parents=True)
     for z in range(1, 13):

@@ -15,7 +15,7 @@ from ..checks import check_number
 from .known import groups_of
 from .options import choice, folder_of, rows_of, texts
 from .preparation import Preparation
-from .slice_labels import checked_slices, labels_of, lesion_voxels
+from .slice_labels import NO_TUMOUR, checked_slices, labels_of, lesion_voxels
 from .splitting import section_of
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
@@ -74,6 +74,9 @@ def brats(
             lesion = made.reads.once([*images, files["seg"]], "lesion", partial(lesion_voxels, files["seg"], images))
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))
+            continue
+        if not any(lesion["voxels"]):
+            made.damaged(name, NO_TUMOUR)
             continue
         paths = [path.relative_to(root).as_posix() for path in images]
         row = published.get(name, {})

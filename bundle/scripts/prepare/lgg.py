@@ -18,6 +18,7 @@ from ..checks import check_number, is_true
 from .options import choice, folder_of, texts
 from .preparation import Preparation
 from .saving_volumes import save
+from .slice_labels import NO_TUMOUR
 
 CHANNELS = ("pre", "flair", "post")
 FILES = [f"{name}.nii.gz" for name in (*CHANNELS, "seg")]
@@ -84,6 +85,9 @@ def lgg(
             )
         except (OSError, ValueError) as error:
             made.damaged(folder.name, str(error))
+            continue
+        if not any(read["voxels"]):
+            made.damaged(folder.name, NO_TUMOUR)
             continue
         missing = [name for name in wanted if name in read["copied"]]
         if missing:

@@ -18,7 +18,7 @@ from ..images.geometry import load_nifti
 from .options import choice, folder_of, texts
 from .preparation import Preparation
 from .saving_volumes import save
-from .slice_labels import checked_slices, labels_of, lesion_voxels
+from .slice_labels import NO_TUMOUR, checked_slices, labels_of, lesion_voxels
 
 CHANNELS = ("flair", "t1", "t1ce", "t2")
 """In the order of the files: FLAIR, T1w, t1gd, T2w."""
@@ -83,6 +83,9 @@ def msd_brain(
                 )
         except (OSError, ValueError) as error:
             made.damaged(name, str(error))
+            continue
+        if not any(lesion["voxels"]):
+            made.damaged(name, NO_TUMOUR)
             continue
         relative = [os.path.relpath(os.path.realpath(path), os.path.realpath(source)) for path in paths]
         made.add(

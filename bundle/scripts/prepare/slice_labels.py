@@ -19,6 +19,9 @@ from ..images.loading import LoadVolumed
 from ..images.masks import load_values
 from ..images.volume_files import read_volume
 
+NO_TUMOUR = "its mask marks nothing, and every patient of the set has a tumour."
+"""Why a case is left out whose mask is empty: its slices would become healthy ones."""
+
 
 def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
     """How many voxels of each slice are marked, as ``voxels`` in the file's order, and ``upwards``, whether that goes up.
