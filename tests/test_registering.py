@@ -188,6 +188,19 @@ def test_what_a_volume_lacks_stays_missing(spacing: float, voxel: tuple[int, int
 
 
 @pytest.mark.parametrize("n", range(4))
+def test_a_spike_of_a_series_is_not_spread_by_interpolation(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in the air, a part of which, in the voxels beside it, would be no spike and brighter than the head."""
+    found_with(monkeypatch)
+    prepare = Compose([RegisterChannelsd("image", SEQUENCES, "FLAIR"), RepairIntensitiesd("image")])
+    scans = [scan(s) for s in SEQUENCES]
+    before = prepare({"image": [s.clone() for s in scans]})["image"].as_tensor()
+    scans[n][0, 20, 20, scans[n].shape[3] // 2] = 25 * float(scans[n].max())
+    after = prepare({"image": scans})
+    assert float(after["image"].as_tensor().max()) == float(before.max())
+    assert 1 <= int(after["missing"].sum()) < 300
+
+
+@pytest.mark.parametrize("n", range(4))
 def test_a_hole_in_the_brain_of_any_sequence_is_refused(
     n: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

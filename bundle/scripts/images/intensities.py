@@ -39,6 +39,14 @@ def _missing(x: np.ndarray, padding: np.ndarray) -> np.ndarray:
     return ~(np.abs(x) <= limit) & ~padding if limit > 0 else ~np.isfinite(x)
 
 
+def without_spikes(x: torch.Tensor) -> torch.Tensor:
+    """An image ``(C, X, Y, Z)`` with NaN in place of what is finite and no measurement, before it is interpolated."""
+    array = x.numpy().copy()
+    for channel in array:
+        channel[_missing(channel, _padding(channel)) & np.isfinite(channel)] = np.nan
+    return torch.from_numpy(array)
+
+
 class RepairIntensitiesd(MapTransform):
     """Make an image finite and put its zero where no signal is; tell a skull-stripped image from a whole head.
 

@@ -15,6 +15,7 @@ from monai.transforms import MapTransform
 from ..errors import InvalidImageError
 from .air import stripped_foreground
 from .geometry import axial, on_grid
+from .intensities import without_spikes
 from .masks import reordered
 from .rigid import motion, resampled, to_itk
 
@@ -91,6 +92,7 @@ class RegisterChannelsd(MapTransform):
         self, image: MetaTensor, fixed: MetaTensor, sequence: str, warnings: list[str]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         name, to = image.meta["filename_or_obj"], self.sequences[self.reference]
+        image = on_grid(without_spikes(image.as_tensor()), image.affine, image)
         try:
             found = motion(to_itk(fixed), to_itk(image))
         except RuntimeError as error:  # ITK's, where no voxel of the one lies in the other
