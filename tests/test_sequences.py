@@ -105,6 +105,8 @@ NAMES = {
         "WITH AND WITHOUT CONTRAST T1",
         "AX POST T1",
         "POST AX T1",
+        "km_t1",
+        "ce_t1w",
     ),
     "T2": ("t2_tse", "sub-01_T2w", "BraTS-GLI-00000-000-t2w", "BraTS20_Training_001_t2"),
     "PD": ("PD_tse_tra", "sub-01_PDw"),

@@ -43,10 +43,13 @@ _CONTRAST = (
     f"|(?<![a-z])(?:(?:with|w|mit|nach|and|fs|se)[^a-z0-9]+|{_KINDS}|se|fs|ax|tra|sag|cor)?{_GIVEN}"
 )
 """What follows "t1", from its last letter on: "t1gd", "t1c" (but "t1_c" may be anything), "t1+c", "t1_gd", "t1_mprage_gd"."""
-_BEFORE = f"(?<![a-z0-9])(?:post[^a-z0-9]*)?{_AGENT}(?![a-z0-9]|-no)|(?<![a-z0-9])c ?[+]|[+] ?c(?![a-z0-9])"
+_BEFORE = (
+    f"(?<![a-z0-9])(?:post[^a-z0-9]*{_AGENT}|gad(?:o[a-z]*|avist)?|[ck]ontrast|enhanced|(?:gd|km|ce)(?= ))(?![a-z0-9])"
+    "|(?<![a-z0-9])c ?[+]|[+] ?c(?![a-z0-9])"
+)
 """What comes before "t1", as words: "post gad ax t1", "+c ax t1", "ce t1"."""
-_POST_BEFORE = "(?:^| )post (?!.*(?:fossa|op|surg|treat|rt|proc|trauma))"
-"""May be said of contrast in a series' description, "ax post t1"; in a file's name, "p1_post_t1", it is a session."""
+_DOUBTFUL_BEFORE = "(?:^| )post (?!.*(?:fossa|op|surg|treat|rt|proc|trauma))|(?<![a-z0-9])(?:gd|km|ce)[^a-z0-9 ](?!no)"
+"""May be said of contrast: "ax post t1", but in a file's name "p1_post_t1" it is a session; or are initials, "km_t1"."""
 _BIDS = "(?<![a-z])ce-(?!no)[a-z0-9]+"
 
 PLANES = "(?<![a-z])(ax(ial)?|tra(nsversal)?|sag(ittal)?|cor(onal)?)(?![a-z])"
@@ -79,7 +82,7 @@ def _by_contrast(name: str) -> str:
             return EITHER
         if given or "|" in said:
             return WITH_CONTRAST if given else "T1"
-    return EITHER if re.search(_POST_BEFORE, name[: t1.start()]) else "T1"
+    return EITHER if re.search(_DOUBTFUL_BEFORE, name[: t1.start()]) else "T1"
 
 
 @lru_cache(maxsize=1 << 16)
