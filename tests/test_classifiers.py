@@ -116,3 +116,14 @@ def test_grad_cam_looks_at_the_network_for_clean_slices() -> None:
     weighted = (gradient.mean(dim=(2, 3), keepdim=True) * features["out"]).sum(1, keepdim=True).clamp_min(0)
     expected = torch.nn.functional.interpolate(weighted, (16, 16), mode="bilinear")
     assert torch.allclose(a, expected.detach(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [[0, 0], [3, 5], [0, 5]])
+def test_every_parameter_has_a_gradient_whatever_a_batch_holds(t: list[int]) -> None:
+    """DDP waits on each rank for those of all: a share of a batch may be clean or noised as a whole."""
+    torch.manual_seed(0)
+    network = CleanAndNoised(EfficientNetLite(size=64), encoder()).train()
+    network(torch.rand(2, 1, 16, 16), torch.tensor(t)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    zeros = [not parameter.grad.any() for parameter in network.clean.parameters() if parameter.grad is not None]
+    assert all(zeros) == (0 not in t)

@@ -67,11 +67,17 @@ class CleanAndNoised(torch.nn.Module):
         if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a trace can't choose
             return torch.where(without[:, None], self.clean(x), self.noised(x, timesteps))
         if without.all():
-            return self.clean(x)
+            return self._with_no(self.noised, self.clean(x))
         if not without.any():
-            return self.noised(x, timesteps)
+            return self._with_no(self.clean, self.noised(x, timesteps))
         noised = self.noised(x[~without], timesteps[~without])
         logits = noised.new_empty(len(x), noised.shape[1])
         logits[~without] = noised
         logits[without] = self.clean(x[without]).to(noised.dtype)
         return logits
+
+    def _with_no(self, unused: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
+        """The logits; in training with gradients of 0 for the other network, as DDP waits on every rank for those of all."""
+        if not self.training:
+            return logits
+        return logits + 0 * sum(parameter.sum() for parameter in unused.parameters())
