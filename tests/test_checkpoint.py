@@ -178,3 +178,21 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_is_said_in_one_line(
         tiny_run(tmp_path, {})
     assert f"{tmp_path}/last.pt: can't be written" in str(message_of(error.value))
     assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
+
+
+def test_weights_of_fewer_steps_are_not_left_beside_a_checkpoint(tmp_path: Path) -> None:
+    """A training that had ended, by its clock, and goes on: stopped again, it has no weights to publish."""
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def run(last: int, number: int | None = None) -> None:
+        engine = Engine(lambda e, b: os.kill(os.getpid(), number) if number and e.state.iteration == last else None)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=last), lambda e: e.terminate())
+        attached(ResumableCheckpoint(str(tmp_path), network, deepcopy(network), optimizer, {}), engine)
+        engine.run(range(3), max_epochs=2)
+
+    run(2)
+    assert (tmp_path / "model.pt").exists()
+    run(4, signal.SIGINT)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 4
+    assert not (tmp_path / "model.pt").exists()

@@ -195,6 +195,47 @@ def test_no_thread_that_exchanges_tensors_outlives_a_rank(tmp_path: Path) -> Non
     assert "THREADS True 0" in said(launch, tmp_path, PYTHONPATH=f"{ROOT / 'bundle'}:{tmp_path}")
 
 
+NOTING = """
+import os, pathlib, signal
+from scripts import ranks
+ranks.join()
+known = ranks.of_first(lambda: ranks.was_noted("begun"))
+starts = pathlib.Path(f"starts{os.environ['GROUP_RANK']}{os.environ['LOCAL_RANK']}")
+number = len(starts.read_text()) if starts.exists() else 0
+starts.write_text("x" * (number + 1))
+if number > 0:
+    ranks.of_first(lambda: ranks.note("begun"))
+if os.environ["RANK"] == "0":
+    os.write(1, b"NOTED %d\\n" % known)
+ranks.of_first(lambda: None)
+if os.environ["RANK"] == "1" and number < int(os.environ["DEATHS"]):
+    os.kill(os.getpid(), signal.SIGKILL)
+ranks.of_first(lambda: None)
+"""
+
+
+@pytest.mark.parametrize("several_machines", [False, True])
+def test_what_was_noted_outlives_restarts_and_nothing_else_does(several_machines: bool, tmp_path: Path) -> None:
+    """Whatever torchrun counts: a rank dies before it is noted, and one after that, on this machine or another one."""
+    (tmp_path / "noting.py").write_text(NOTING)
+    command, paths = [sys.executable, "-m", "noting"], {"PYTHONPATH": f"{ROOT / 'bundle'}:{tmp_path}", "DEATHS": "2"}
+    if several_machines:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launched = machines(command, 2, port)
+        launched.insert(3, "--max-restarts=5")
+        with ThreadPoolExecutor() as pool:
+            done = [pool.submit(said, launched, tmp_path, **paths) for _ in range(2)]
+            output = "".join(one.result() for one in done)
+    else:
+        output = said(torchrun(command, 2, "--max-restarts=5"), tmp_path, **paths)
+    found = re.findall(r"NOTED (\d)", output)
+    assert found[0] == "0" and found[-1] == "1" and found == sorted(found) and len(found) >= 3
+    (tmp_path / "again").mkdir()
+    assert "NOTED 0" in said(torchrun(command, 2), tmp_path / "again", **{**paths, "DEATHS": "0"})
+
+
 @pytest.mark.parametrize(("status", "told"), [(0, 0), (130, 1)])
 def test_torchrun_makes_1_of_every_status_but_0(status: int, told: int, tmp_path: Path) -> None:
     """As AGENTS.md says."""

@@ -36,9 +36,23 @@ def started() -> int:
     return int(os.environ["WORLD_SIZE"]) if distributed.is_torchelastic_launched() else 1
 
 
-def restarts() -> int:
-    """How often torchrun started these processes again, as one of them died; 0 without it."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def note(what: str) -> None:
+    """Let `was_noted` know, also of the processes that torchrun starts again as one of them died."""
+    if distributed.is_torchelastic_launched():
+        _store().set(what, "noted")
+
+
+def was_noted(what: str) -> bool:
+    """Whether `note` was called since torchrun started; False without it.
+
+    What it counts itself says less: machines count their own restarts, and a process may die before it has done anything.
+    """
+    return distributed.is_torchelastic_launched() and bool(_store().check([what]))
+
+
+def _store() -> distributed.TCPStore:
+    """What torchrun keeps for all processes, and for all their starts."""
+    return distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
 
 
 def join(device: torch.device | str = "cpu") -> None:
@@ -130,7 +144,7 @@ def each_once(items: Sequence[T]) -> Iterator[T]:
         return
     # a counter in the store that they met at, of a name that no other count had before
     name = of_first(lambda: uuid.uuid4().hex)
-    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = _store()
     while (n := store.add(name, 1) - 1) < len(items):
         yield items[n]
 

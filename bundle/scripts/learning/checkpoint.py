@@ -24,7 +24,7 @@ from ..checks import is_true
 from ..digests import digest_of
 from ..errors import ExhaustedError
 from ..files import write
-from ..ranks import of_first, restarts
+from ..ranks import note, of_first, was_noted
 from .settings import differing, shortened
 from .stopping import StopSignals
 
@@ -39,7 +39,8 @@ class ResumableCheckpoint:
 
     In `run_dir`: ``last.pt``, from which it goes on; ``run.json``, what it is trained on; ``train.log``; and at the end
     ``model.pt``, the EMA weights. `publish` brings those into the bundle. Each is written whole or not at all. A checkpoint
-    knows `settings`, and goes on with the same alone. One training at a time has a folder.
+    knows `settings`, and goes on with the same alone; ``model.pt`` of fewer steps goes then. One training at a time
+    has a folder.
 
     All of it from `open` on. A trainer that is run without it, as a federated client runs one, begins each time with the
     weights that it was given, and leaves no file. Of several ranks, the first reads and writes for all.
@@ -77,8 +78,9 @@ class ResumableCheckpoint:
         self.every_seconds = 60 * every_minutes
         self._lock = FileLock(self.folder / "lock")
         self.settings, self.record = shortened(settings), dict(record or {})
-        # what torchrun starts again has begun anew already
-        self._anew = is_true(overwrite, "overwrite") and restarts() == 0
+        self._begun = f"begun {self.folder.absolute()}"
+        # what torchrun starts again may have begun anew already
+        self._anew = is_true(overwrite, "overwrite") and not of_first(lambda: was_noted(self._begun))
         self.settings["initial_weights"] = of_first(lambda: self._began(initial_weights))
         self._signals = StopSignals()
         self._saved_at = time.monotonic()
@@ -150,6 +152,7 @@ class ResumableCheckpoint:
         if self._anew:
             for path in (self.path, self.final_path, self.folder / LOG):
                 path.unlink(missing_ok=True)
+            note(self._begun)
         self._log = logging.FileHandler(self.folder / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log)
@@ -172,6 +175,8 @@ class ResumableCheckpoint:
             return
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         _save_whole(self.path, {**state, "iteration": engine.state.iteration, "settings": self.settings})
+        # of fewer steps: it would be published in place of what comes
+        self.final_path.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
 
     def _save_on_time(self, engine: Engine) -> None:
