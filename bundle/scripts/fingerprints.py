@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
 from pathlib import PurePath
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import monai
@@ -51,8 +52,11 @@ def settings_of(thing: Any, _around: tuple[int, ...] = ()) -> Any:
     if isinstance(thing, (torch.Tensor, np.ndarray)):
         array = np.asarray(thing.detach().cpu() if isinstance(thing, torch.Tensor) else thing)
         return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:16]]
+    if isinstance(thing, CodeType):
+        return [thing.co_code.hex(), list(thing.co_names), settings_of(thing.co_consts, inside)]
     if isinstance(thing, (type, FunctionType)):
-        return f"{thing.__module__}.{thing.__qualname__}"
+        name = f"{thing.__module__}.{thing.__qualname__}"
+        return [name, _written_here(thing, inside)] if "<" in thing.__qualname__ else name
     name = f"{type(thing).__module__}.{type(thing).__qualname__}"
     if isinstance(thing, torch.nn.Module):
         attributes: dict[str, Any] = {k: v for k, v in vars(thing).items() if k[0] != "_" and k != "training"}
@@ -62,9 +66,17 @@ def settings_of(thing: Any, _around: tuple[int, ...] = ()) -> Any:
         attributes = thing.defaults
     elif isinstance(thing, partial):
         attributes = {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
-    else:
-        attributes = getattr(thing, "__dict__", {})
+    elif hasattr(thing, "__dict__"):
+        attributes = vars(thing)
+    else:  # such as a type of tensors, or a function of a library; an address says nothing
+        return [name, re.sub(r" (at|of \w+ object at) 0x[0-9a-fA-F]+", "", repr(thing))]
     return [name, settings_of(attributes, inside)]
+
+
+def _written_here(function: Any, around: tuple[int, ...]) -> Any:
+    """What a function does that has no name of its own, such as a config's lambda, by which it could be told from others."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return settings_of([function.__code__, function.__defaults__, function.__kwdefaults__, cells], around)
 
 
 def _identity(path: str) -> list[Any]:
