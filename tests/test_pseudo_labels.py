@@ -153,3 +153,15 @@ def test_a_teacher_that_changes_nothing_teaches_nothing(tmp_path: Path, monkeypa
     monkeypatch.setitem(globals(), "healed", lambda x, inside, network: {"counterfactual": x})
     with pytest.raises(ValueError, match="change nothing in any slice labelled diseased"):
         pseudo_labels(tmp_path, FakeSlices())
+
+
+def test_labels_are_others_where_other_slices_are_one_patients(tmp_path: Path) -> None:
+    """The maps are found again; a training on labels by other thresholds does not go on."""
+    two, one, renamed = FakeSlices(), FakeSlices(), FakeSlices()
+    one.subjects, renamed.subjects = ["A"] * 8, ["C"] * 6 + ["A"] * 2
+    labels = []
+    for slices in (two, one, renamed):
+        torch.manual_seed(0)  # one teacher
+        labels.append(pseudo_labels(tmp_path, slices))
+    assert labels[0].digest == labels[2].digest != labels[1].digest
+    assert len(list(tmp_path.glob("maps-*.f16"))) == 1

@@ -24,9 +24,10 @@ from scripts.learning.handlers import ClipGradients
 from scripts.learning.noising import AutocastDiffusionInferer, NoisedPrepareBatch, StudentTrainingInferer
 from scripts.learning.progress import Progress
 from scripts.learning.seeding import RandomBatches, SeedSteps, seed_of
+from scripts.learning.settings import differing
 from scripts.learning.validation import AtNoiseLevel
 from scripts.weights import for_training
-from training_data import datalist
+from training_data import datalist, parsed, write_datalist
 
 
 class Ninety:
@@ -290,3 +291,22 @@ def test_an_average_without_a_warm_up_keeps_its_momentum() -> None:
     ema.attach(engine)
     engine.run([0] * 2, max_epochs=1)
     assert ema.ema_model.weight.item() == pytest.approx(1 - 0.9 * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"train#trainer#prepare_batch#num_train_timesteps": 10}, "prepare_batch"),
+        ({"train#trainer#prepare_batch#clean": 0.5}, "prepare_batch"),
+        ({"train#handlers#1#max_norm": 100.0}, "max_norm"),
+        ({"learning_rate": 0.5}, "learning_rate"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_knows_all_that_changes_what_is_learned(
+    changed: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    """Also how a batch is prepared, and how far gradients are clipped."""
+    write_datalist(tmp_path)
+    before, now = (parsed("train", tmp_path, **more).get_parsed_content("checkpoint") for more in ({}, changed))
+    assert name in [said.split(" was ")[0] for said in differing(before.settings, now.settings)]

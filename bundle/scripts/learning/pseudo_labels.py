@@ -159,9 +159,13 @@ class PseudoLabels:
     """
 
     def __init__(self, slices: SliceDataset, diseased: list[int], maps: Rows, digest: str) -> None:
-        self.maps, self.digest = maps, digest
+        self.maps = maps
         self._row = {i: n for n, i in enumerate(diseased)}
         self._subjects = [slices.subjects[i] for i in diseased]
+        first: dict[str, int] = {}
+        of_one = [first.setdefault(subject, n) for n, subject in enumerate(self._subjects)]
+        self.digest = hashlib.sha256(repr((digest, of_one)).encode()).hexdigest()[:16]
+        """Of the maps, and of which of them are one patient's."""
         self._own: dict[str, float] = {}
         self.threshold = float("nan")
         if maps.are_made(len(diseased)):
