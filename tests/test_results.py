@@ -518,6 +518,11 @@ def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
     assert "2 done before" in capsys.readouterr().out
     assert run(weights, input=datalist(tmp_path, items[:1]), output_dir=str(out), median_size=5) == 0
     assert "done before" not in capsys.readouterr().out
+    # the numbers in use are now known to be of other networks: a warning that the results have not
+    manifest = tmp_path / "weights.json"
+    manifest.write_text(json.dumps({"calibration": {"values": {"threshold": 0.2}, "network": "0", "classifier": "0"}}))
+    assert run(weights, input=datalist(tmp_path, items[:1]), output_dir=str(out), manifest=str(manifest)) == 0
+    assert "done before" not in capsys.readouterr().out
     # a reader corrects a mask
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), out / "a" / "pred.nii.gz")
     corrected = tree(out)

@@ -97,8 +97,7 @@ class Evaluation:
         if parts := recalls(cases["test"], method, self.threshold, "foreground"):
             record["test"]["parts"] = parts
             write_parts(parts, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_parts")
-        grouped = {self.volumes.path(item): item for item in self.datalists["test"] if "groups" in item}
-        if groups := by_group(grouped, cases["test"], method, self.threshold, "foreground"):
+        if groups := by_group(cases["test"], method, self.threshold, "foreground"):
             record["test"]["groups"] = {group: reached.values for group, reached in groups.items()}
             write_groups(groups, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_groups")
         slices = sum(kept.assessed for kept in cases.values())

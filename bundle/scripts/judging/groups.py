@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,14 +29,11 @@ COLUMNS = {
 } | {"image_auroc": "image AUROC of the map's score"}
 
 
-def by_group(
-    items: Mapping[Path, Mapping[str, Any]], cases: KeptCases, method: str, threshold: float, domain: Domain
-) -> dict[str, Measured]:
+def by_group(cases: KeptCases, method: str, threshold: float, domain: Domain) -> dict[str, Measured]:
     """What a method reaches in each group: `COLUMNS`, with intervals where a group has at least `bootstrap.LEAST_PATIENTS`.
 
     Args:
-        items: of the datalist, by the files of their cases; images without ``groups`` have no part in it.
-        cases: of these items.
+        cases: with the ``groups`` of their volumes; those without have no part in it.
         method: of the maps.
         threshold: marked is what is above.
         domain: of the pixels.
@@ -46,8 +42,8 @@ def by_group(
         By the group's name, such as "sex: F". A group whose volumes all failed is left out.
     """
     paths: defaultdict[str, set[Path]] = defaultdict(set)
-    for path, item in items.items():
-        for name, value in item.get("groups", {}).items():
+    for path, of_volume in zip(cases.paths, cases.groups, strict=True):
+        for name, value in of_volume.items():
             paths[f"{name}: {value}"].add(path)
     found = {}
     for group in sorted(paths):

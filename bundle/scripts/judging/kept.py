@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,20 @@ class KeptCases:
         paths: of the volumes' files.
         temperature: of p(diseased), which gates maps and weighs scores.
         boxes_are_lesions: take the boxes' area for the lesion of diseased slices that have boxes and no mask.
+        groups: of each volume, its ``groups`` in the datalist; by default none has any.
     """
 
-    def __init__(self, paths: Sequence[Path], temperature: float = 1.0, boxes_are_lesions: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        temperature: float = 1.0,
+        boxes_are_lesions: bool = False,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         self.paths = list(paths)
         self.temperature = temperature
         self.boxes_are_lesions = boxes_are_lesions
+        self.groups = [{} for _ in self.paths] if groups is None else list(groups)
 
     def __iter__(self) -> Iterator[SliceCase]:
         for path in self.paths:

@@ -119,7 +119,8 @@ class LabelledVolumes:
         for of_rank in idist.all_gather((paths, failed)):
             paths |= of_rank[0]
             failed |= of_rank[1]
-        kept = KeptCases([paths[n] for n in sorted(paths)], self.inferer.temperature)
+        groups = [wanted[n].get("groups", {}) for n in sorted(paths)]
+        kept = KeptCases([paths[n] for n in sorted(paths)], self.inferer.temperature, groups=groups)
         for n, warnings in zip(sorted(paths), kept.warnings, strict=True):
             for warning in warnings:
                 logger.warning("%s: %s", wanted[n]["image"], warning)

@@ -73,9 +73,9 @@ class Report:
             "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
             "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
         }
-        recipe = json_digest([self.about, code_digest(), settings_of(pipeline), self.write_dicom])
-        self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
         self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
+        recipe = json_digest([self.about, self.warnings, code_digest(), settings_of(pipeline), self.write_dicom])
+        self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
         self.volumes: list[dict[str, Any]] = []
         self.skipped = 0
         self.all_begun = False
