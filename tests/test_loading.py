@@ -227,6 +227,14 @@ def of_many_frames(slices: list[Any]) -> None:
     slices[1].NumberOfFrames = 3
 
 
+def inverted(slices: list[Any]) -> None:
+    slices[2].PhotometricInterpretation = "MONOCHROME1"
+
+
+def by_palette(slices: list[Any]) -> None:
+    slices[2].PhotometricInterpretation = "PALETTE COLOR"
+
+
 def of_ct(slices: list[Any]) -> None:
     for dataset in slices:
         dataset.Modality = "CT"
@@ -242,6 +250,8 @@ ODD = {
     cut: r"ends before its last pixel",
     without_position: r"is not a slice with a position in space \(no ImagePositionPatient\)",
     of_many_frames: r"holds 3 frames",
+    inverted: r"IM\d+.dcm: shows high values dark \(MONOCHROME1\)",
+    by_palette: r"IM\d+.dcm: its pixels are PALETTE COLOR",
     of_ct: r"its modality is CT; the model takes MR",
 }
 

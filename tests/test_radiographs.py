@@ -431,3 +431,22 @@ def test_results_lie_on_the_pixels_of_the_picture(kind: str, tmp_path: Path) -> 
     np.testing.assert_allclose(result.affine, image.affine, atol=1e-6)
     again = load(str(tmp_path / "pred.nii.gz"))["image"]
     np.testing.assert_allclose(again.affine, image.affine, atol=1e-6)
+
+
+def test_colours_by_a_palette_are_refused(tmp_path: Path) -> None:
+    """Their numbers say nothing of brightness: a table that falls would show a negative."""
+    with pytest.raises(InvalidImageError, match="x.dcm: its pixels are PALETTE COLOR"):
+        load(dx(tmp_path, GREY, PhotometricInterpretation="PALETTE COLOR"))
+
+
+def test_pixels_that_are_not_square_need_a_size(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidImageError, match="its pixels are not square .PixelAspectRatio 1:2., and their size is not"
+    ):
+        load(dx(tmp_path, GREY, PixelAspectRatio=[1, 2]))
+    assert load(dx(tmp_path, GREY, PixelAspectRatio=[1, 1]))["image"].shape[0] == 1
+    sized = load(dx(tmp_path, GREY, PixelAspectRatio=[1, 2], PixelSpacing=[0.2, 0.4]))["image"]
+    assert sized.pixdim.tolist() == pytest.approx([0.4, 0.2, 1.0])
+    # one spacing of zeros, another one that says it
+    found = load(dx(tmp_path, GREY, PixelSpacing=[0, 0], ImagerPixelSpacing=[0.33, 0.22]))["image"]
+    assert found.pixdim.tolist() == pytest.approx([0.22, 0.33, 1.0])

@@ -20,6 +20,7 @@ from scripts.sources import data_files
 META_IMAGE = """ObjectType = Image
 NDims = 3
 BinaryData = True
+TransformMatrix = 1 0 0 0 1 0 0 0 1
 DimSize = 4 4 3
 ElementType = MET_SHORT
 ElementDataFile"""

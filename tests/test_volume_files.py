@@ -176,3 +176,36 @@ def test_names_and_content_may_disagree_on_compression(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.affine, AFFINE)
         save_nifti(image, str(path), tmp_path / "out.nii.gz")
         np.testing.assert_array_equal(nib.load(tmp_path / "out.nii.gz").affine, AFFINE)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd"])
+def test_a_header_that_does_not_say_where_the_axes_go_is_refused(suffix: str, tmp_path: Path) -> None:
+    """ITK takes the patient's own axes then, and the sides could be exchanged."""
+    values = noise(40, 40, 4)
+    raw = values.T.tobytes()
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 40 40 4\nElementSpacing = 2 2 5\nElementType = MET_FLOAT\n"
+    nrrd = "NRRD0005\ntype: float\ndimension: 3\nsizes: 40 40 4\nendian: little\nencoding: raw\n"
+    nrrd += "space: left-posterior-superior\n"
+    directions = {
+        ".mha": ("TransformMatrix = -1 0 0 0 -1 0 0 0 1\n", "Rotation = -1 0 0 0 -1 0 0 0 1\n"),
+        ".mhd": ("Orientation = -1 0 0 0 -1 0 0 0 1\n",),
+        ".nrrd": ("space directions: (-2,0,0) (0,-2,0) (0,0,5)\n",),
+    }[suffix]
+    path = tmp_path / f"a{suffix}"
+
+    def write(field: str) -> dict[str, Any]:
+        if suffix == ".nrrd":
+            path.write_bytes((nrrd + field + "\n").encode() + raw)
+        elif suffix == ".mha":
+            path.write_bytes((meta + field + "ElementDataFile = LOCAL\n").encode() + raw)
+        else:
+            path.write_text(meta + field + "ElementDataFile = a.raw\n")
+            (tmp_path / "a.raw").write_bytes(raw)
+        return {"image": str(path)}
+
+    for field in directions:
+        image = LoadVolumed("image")(write(field))["image"]
+        np.testing.assert_allclose(image.affine, np.diag([2.0, 2.0, 5.0, 1.0]), atol=1e-6)
+        np.testing.assert_array_equal(image[0], values)
+    with pytest.raises(InvalidImageError, match=f"a{suffix}: its orientation is unknown .its header has no field"):
+        LoadVolumed("image")(write(""))

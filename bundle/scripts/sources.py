@@ -66,6 +66,18 @@ def _of_nrrd(header: BinaryIO) -> Iterable[str] | None:
     return None
 
 
+def header_fields(path: str) -> set[str]:
+    """The names of the fields in a header of MetaImage or NRRD, in small letters."""
+    fields: set[str] = set()
+    with open(path, "rb") as header:
+        for line in _lines(header):
+            field = re.split("[=:]", line, maxsplit=1)[0].strip().lower()
+            if field == "elementdatafile" or (path.lower().endswith(".nrrd") and not field):
+                break  # what follows are voxels
+            fields.add(field)
+    return fields
+
+
 def _lines(header: BinaryIO) -> Iterator[str]:
     while line := header.readline(1 << 16):
         yield os.fsdecode(line)

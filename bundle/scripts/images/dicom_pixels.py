@@ -25,7 +25,7 @@ def read_dicom(path: str | Path) -> Dataset:
     """A DICOM file whose one frame has one value a pixel.
 
     Raises:
-        InvalidImageError: it is no DICOM file, is broken, has no pixels, several frames, or colours.
+        InvalidImageError: it is no DICOM file, is broken, has no pixels, several frames, or colours, also by a palette.
     """
     try:
         dataset = pydicom.dcmread(path)
@@ -43,6 +43,11 @@ def read_dicom(path: str | Path) -> Dataset:
         raise InvalidImageError(f"{path}: holds {frames} frames; allowed are images of one frame each.")
     if samples != 1:
         raise InvalidImageError(f"{path}: is a colour picture; allowed is an image with one value a pixel.")
+    shown = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    if shown not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InvalidImageError(
+            f"{path}: its pixels are {shown}, such as numbers of colours in a table; allowed are MONOCHROME1 and MONOCHROME2."
+        )
     return dataset
 
 

@@ -101,6 +101,11 @@ def _name(dataset: Dataset) -> str:
 
 def _read_slice(path: Path) -> Dataset:
     dataset = read_dicom(path)
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        # what is bright and what is dark would be exchanged, and no MR image of a scanner is stored so
+        raise InvalidImageError(
+            f"{path}: shows high values dark (MONOCHROME1); allowed are slices that show them bright."
+        )
     missing = [keyword for keyword in _NEEDED if keyword not in dataset or dataset[keyword].is_empty]
     if missing:
         raise InvalidImageError(

@@ -44,13 +44,20 @@ def read_radiograph(
         doubtful_views: words likewise, of views that the model takes and does badly on, and why: a file of one gets a warning.
 
     Raises:
-        InvalidImageError: several frames, colours, another modality, body part or view, or pixels that can't be decoded.
+        InvalidImageError: several frames, colours, another modality, body part or view, pixels that are not square and have
+            no size, or pixels that can't be decoded.
 
     Source: PS3.3 C.11.1, C.11.2 (lookup tables), C.7.6.3.1.2 (MONOCHROME1), 10.7.1.3 (pixel spacing), C.7.6.1.1.1 (Patient
     Orientation), C.8.11.1 (Presentation Intent Type).
     """
     dataset = read_dicom(path)
     warnings: list[str] = []
+    aspect = [int(v) for v in dataset.get("PixelAspectRatio") or (1, 1)]
+    if _spacing(dataset) is None and aspect[0] != aspect[-1]:
+        raise InvalidImageError(
+            f"{path}: its pixels are not square (PixelAspectRatio {aspect[0]}:{aspect[-1]}), and their size is not known; "
+            "resample it to square ones."
+        )
     row, column = _directions(dataset)
     view, part = _view(dataset), str(dataset.get("BodyPartExamined") or "").upper()
     checks = [("modality", str(dataset.get("Modality") or "").upper(), modalities)]
@@ -90,10 +97,11 @@ def radiograph_affine(dataset: Dataset) -> torch.Tensor:
 
 def _spacing(dataset: Dataset) -> tuple[float, float] | None:
     """That of columns and of rows in mm; None where the file doesn't say it."""
-    values: Sequence[float] = next((np.atleast_1d(dataset[k].value) for k in _SPACINGS if dataset.get(k)), ())
-    if len(values) != 2 or min(map(float, values)) <= 0:
-        return None
-    return float(values[1]), float(values[0])
+    for keyword in _SPACINGS:
+        values = np.atleast_1d(dataset[keyword].value) if dataset.get(keyword) else ()
+        if len(values) == 2 and min(map(float, values)) > 0:
+            return float(values[1]), float(values[0])
+    return None
 
 
 def _shown(path: str, dataset: Dataset) -> np.ndarray:

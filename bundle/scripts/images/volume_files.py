@@ -11,6 +11,7 @@ import SimpleITK
 import torch
 
 from ..errors import InvalidImageError
+from ..sources import header_fields
 from .formats import NIFTI
 from .geometry import load_nifti, millimetres
 
@@ -20,6 +21,8 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
 """What the axes of a NRRD file may be. Others say nothing of the patient, or have time and ITK takes them for the first."""
 
+DIRECTIONS = {"space directions", "transformmatrix", "rotation", "orientation"}
+"""Fields of a header that say where the axes go, of NRRD and of MetaImage. Without one, ITK takes the patient's own axes."""
 
 EXCHANGED = "The file's sform and qform exchange left and right. The sform was taken; check the side of what is marked."
 
@@ -120,6 +123,9 @@ def _itk(path: str) -> tuple[np.ndarray, np.ndarray]:
     if path.lower().endswith(".nrrd"):
         _check_space(path, image)
     dimension = image.GetDimension()
+    if dimension >= 3 and not header_fields(path) & DIRECTIONS:
+        field = "space directions" if path.lower().endswith(".nrrd") else "TransformMatrix"
+        raise InvalidImageError(f"{path}: its orientation is unknown (its header has no field '{field}'); set it.")
     array = SimpleITK.GetArrayFromImage(image)
     # ITK's arrays have the first axis last, but for components
     components = image.GetNumberOfComponentsPerPixel() > 1

@@ -31,7 +31,8 @@ def truth_of(item: Mapping[str, Any], original: MetaTensor) -> Truth:
     """The lesions of an item.
 
     Args:
-        item: of a datalist; its ``boxes`` are ``[x0, y0, x1, y1]`` in pixels of the file, of an image of one slice.
+        item: of a datalist; its ``boxes`` are ``[x0, y0, x1, y1]`` in pixels of an image of one slice; of a picture that its
+            EXIF data turns, as it is shown.
         original: the image ``(C, X, Y, Z)`` in the order of its file.
 
     Raises:
