@@ -17,6 +17,9 @@ NAMES = {
         "sub-T1003_ses-1_FLAIR",
         "BraTS20_Training_001_flair",
         "BraTS-GLI-00000-000-t2f",
+        "sub-1_space-T1w_desc-preproc_FLAIR",
+        "FLAIR_to_T1",
+        "flair_regT1",
     ),
     "T1": (
         "sub-01_T1w",
@@ -51,6 +54,9 @@ NAMES = {
         "WITHOUT CONTRAST T1",
         "nonGd T1",
         "POST OP T1",
+        "t1_se",
+        "scan in T1",
+        "sub-1_space-FLAIR_T1w",
         "p1_post_T1",
         "gad001_t1",
     ),
@@ -94,6 +100,10 @@ NAMES = {
         "CE T1",
         "KM T1 tra",
         "CONTRAST MPRAGE",
+        "CT1",
+        "p1_CT1",
+        "MPRAGE_T1c",
+        "T1Gd_to_FLAIR",
     ),
     "T1 with and without contrast": (
         "T1 PRE AND POST",
@@ -108,7 +118,14 @@ NAMES = {
         "km_t1",
         "ce_t1w",
     ),
-    "T2": ("t2_tse", "sub-01_T2w", "BraTS-GLI-00000-000-t2w", "BraTS20_Training_001_t2"),
+    "T2": (
+        "sub-1_space-T1w_desc-preproc_T2w",
+        "T2_to_FLAIR",
+        "t2_tse",
+        "sub-01_T2w",
+        "BraTS-GLI-00000-000-t2w",
+        "BraTS20_Training_001_t2",
+    ),
     "PD": ("PD_tse_tra", "sub-01_PDw"),
     "STIR": ("COR STIR",),
     "SWI": ("SWI_Images", "T2*", "sub-01_T2starw", "AX T2 GRE", "SWAN"),
@@ -141,7 +158,8 @@ def test_a_name_stands_for_its_sequence(name: str, sequence: str | None) -> None
 REST = {
     "sub-01": "T2_FLAIR T1w T1ce T2w ce-gadolinium_T1w",
     "p1": "T2FLAIR t2_tirm_tra_dark-fluid 3D_FLAIR T1 T1C T1wCE T1+C T1_pre T1_w_o_contrast T1_with_contrast T1_FS_post "
-    "T1_MPRAGE T1_MPRAGE_Gd t1_mprage_sag t1_mprage_tra_KM T1_pre_post gad_T1 +C_T1 post_gad_T1 "
+    "T1_MPRAGE T1_MPRAGE_Gd t1_mprage_sag t1_mprage_tra_KM T1_pre_post t1_se t1_se_gd t1_se_tra t1_se_tra_km "
+    "CT1 FLAIR_to_T1 T2_in_T1 space-T1w_T2w space-T1w_FLAIR gad_T1 +C_T1 post_gad_T1 "
     "pre_gad_T1 T2_TSE t2 t2f SAG_FSPGR dwi T2starw",
     # a session's, not said of contrast
     "p1_pre": "flair T1 T1ce t2w",

@@ -23,7 +23,7 @@ EITHER = "T1 with and without contrast"
 """What a T1 is named as that may be the one or the other; no model takes it."""
 
 _END = "(?![a-z])"
-_KINDS = "mp2?rage|mpr|space|spc|vibe|flash|f?spgr|cube|vista|tirm|[tf]se|tfe|ffe|blade|propeller|iso|[23]d"
+_KINDS = "mp2?rage|mpr|space|spc|vibe|flash|f?spgr|cube|vista|tirm|[tf]?se|tfe|ffe|blade|propeller|iso|[23]d"
 """What a name says of how an image was taken, whatever its sequence."""
 _AGENT = "(?:gd(?:.?dtpa)?|gad(?:o[a-z]*|avist)?|km|ce|[ck]ontrast|enhanced)"
 _GIVEN = (
@@ -50,6 +50,11 @@ _BEFORE = (
 """What comes before "t1", as words: "post gad ax t1", "+c ax t1", "ce t1"."""
 _DOUBTFUL_BEFORE = "(?:^| )post (?!.*(?:fossa|op|surg|treat|rt|proc|trauma))|(?<![a-z0-9])(?:gd|km|ce)[^a-z0-9 ](?!no)"
 """May be said of contrast: "ax post t1", but in a file's name "p1_post_t1" it is a session; or are initials, "km_t1"."""
+_TARGET = (
+    "(?<![a-z])space-[a-z0-9]+"
+    "|[-_ .](?:(?:in|to|onto)[-_ .]|reg(?:istered)?(?:[-_ .]?to)?[-_ .]?)(?=t1|t2|flair|mprage|pd)[a-z0-9]+"
+)
+"""What says to which image another one was registered: BIDS' "space-T1w", "_to_T1", "_in_FLAIR"."""
 _BIDS = "(?<![a-z])ce-(?!no)[a-z0-9]+"
 
 PLANES = "(?<![a-z])(ax(ial)?|tra(nsversal)?|sag(ittal)?|cor(onal)?)(?![a-z])"
@@ -65,16 +70,17 @@ def sequence_of(name: str) -> str | None:
     Args:
         name: such as "sub-01_T1w", "BraTS-GLI-00000-000-t2f" or "t2_tirm_tra_dark-fluid"; of a path, give the file's name.
     """
+    name = _of_itself(name)
     sequence = next((sequence for sequence, rule in RULES.items() if re.search(rule, name, re.IGNORECASE)), None)
     return _by_contrast(name.lower()) if sequence == "T1" else sequence
 
 
 def _by_contrast(name: str) -> str:
-    t1 = re.search(RULES["T1"], name)
-    assert t1 is not None
-    if re.search(_BIDS, name):
+    named = list(re.finditer(RULES["T1"], name))  # twice in "mprage_t1c"
+    if re.search(_BIDS, name) or any(t1[0] == "ct1" for t1 in named):
         return WITH_CONTRAST
-    for words, contrast in ((name[t1.end() - 1 :], _CONTRAST), (name[: t1.start()], _BEFORE)):
+    before = name[: named[0].start()]
+    for words, contrast in (*((name[t1.end() - 1 :], _CONTRAST) for t1 in named), (before, _BEFORE)):
         said = re.sub(_NOT_GIVEN, "|", words)
         given = re.search(contrast, said)
         # "with and without contrast", "w/wo"
@@ -82,7 +88,13 @@ def _by_contrast(name: str) -> str:
             return EITHER
         if given or "|" in said:
             return WITH_CONTRAST if given else "T1"
-    return EITHER if re.search(_DOUBTFUL_BEFORE, name[: t1.start()]) else "T1"
+    return EITHER if re.search(_DOUBTFUL_BEFORE, before) else "T1"
+
+
+def _of_itself(name: str) -> str:
+    """A name without what it says of the image to which this one was registered, unless that is all it says."""
+    own = re.sub(_TARGET, "", name, flags=re.IGNORECASE)
+    return own if any(re.search(rule, own, re.IGNORECASE) for rule in RULES.values()) else name
 
 
 @lru_cache(maxsize=1 << 16)
@@ -104,7 +116,7 @@ def named_as(name: str, channels: tuple[str, ...] = ()) -> tuple[str | None, str
             return channel, str(path.parent / stem[: last.start()])
     sequence = sequence_of(stem)
     if sequence:
-        return sequence, str(path.parent / _rest(stem, sequence))
+        return sequence, str(path.parent / _rest(_of_itself(stem), sequence))
     folder = path.parent.name
     # "lesion" may well be a folder of patients
     spoken = re.fullmatch("(?!lesion)[a-z0-9]+", folder, re.IGNORECASE)
