@@ -21,6 +21,7 @@ from pydicom.uid import DigitalXRayImageStorageForProcessing, JPEG2000Lossless, 
 import dicom
 from scripts.images.loading import InvalidImageError, LoadVolumed
 from scripts.images.masks import load_mask
+from scripts.images.radiograph_check import MODEL, CheckRadiographd, correlation
 from scripts.running.records import measured
 from scripts.running.saving import is_of_picture, save_labels_png, save_nifti
 
@@ -450,3 +451,28 @@ def test_pixels_that_are_not_square_need_a_size(tmp_path: Path) -> None:
     # one spacing of zeros, another one that says it
     found = load(dx(tmp_path, GREY, PixelSpacing=[0, 0], ImagerPixelSpacing=[0.33, 0.22]))["image"]
     assert found.pixdim.tolist() == pytest.approx([0.22, 0.33, 1.0])
+
+
+def test_what_does_not_look_like_a_radiograph_gets_a_warning() -> None:
+    """Of pictures on the networks' grid, axes first: the mean radiograph itself, and what is made of it."""
+    mean = torch.tensor(MODEL["mean"]).float().mT / 100
+    noise = torch.rand(24, 24, generator=torch.Generator().manual_seed(0))
+
+    def warned(picture: torch.Tensor) -> bool:
+        picture = picture.repeat_interleave(4, 0).repeat_interleave(4, 1)
+        d = CheckRadiographd("image")({"image": MetaTensor(picture[None, :, :, None])})
+        return "does not look like a frontal radiograph of a chest" in " ".join(d.get("warnings", []))
+
+    assert not any(map(warned, (mean, mean + 0.5, 0.2 * mean, mean + 0.3 * noise, mean.flip(0))))
+    others = (-mean, mean.flip(1), mean.rot90(), mean.rot90(-1), noise, torch.zeros(24, 24))
+    assert all(map(warned, others))
+    framed = torch.ones(24, 24)
+    framed[4:-4, 4:-4] = torch.nn.functional.interpolate(mean[None, None], (16, 16), mode="area")[0, 0]
+    assert warned(framed)
+
+
+def test_correlation_is_pearsons() -> None:
+    a, b = torch.rand(2, 8, 8), torch.rand(4, 4)
+    small = a.reshape(2, 4, 2, 4, 2).mean(dim=(2, 4))
+    expected = [float(np.corrcoef(s.flatten(), b.flatten())[0, 1]) for s in small]
+    np.testing.assert_allclose(correlation(a, b).numpy(), expected, atol=1e-5)
