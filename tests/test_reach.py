@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.bundle import bundle_root
-from scripts.reach import OWN_PATH, main, outward
+from scripts.reach import MODULE, OWN_PATH, main, outward
 
 SCRIPT = """import os
 from torch import nn
@@ -47,7 +47,7 @@ def test_nothing_of_this_bundle_reaches_outside() -> None:
         {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()"},
         {"_target_": "ignite.metrics.Loss"},
         OWN_PATH,
-        "$import scripts.room.nets",
+        "$from scripts.room.nets import make",
         "$torch.device('cpu')",
         "$monai.utils.set_determinism(@seed)",
         "$torch.float32",
@@ -85,12 +85,28 @@ def test_what_stays_inside_passes(value: Any, tmp_path: Path) -> None:
         ("$monai.utils.optional_import('os')[0].system('true')", "fetches, or runs other code"),
         ("$torch.hub.os.system('true')", "uses posix"),
         ("$os.listdir()", "uses os"),
+        ("$torch.get_device_module('cpu').os.system('true')", "fetches, or runs other code"),
+        # what refers to a module by its id reaches all in it, such as "$@list#0#value.misc.os.system('true')"
+        ("$monai.utils", MODULE),
+        ("$torch", MODULE),
+        ("$[monai.utils][0].misc.os.system('true')", MODULE),
+        ("$import monai.utils", MODULE),
+        ("$import scripts.room.nets", MODULE),
+        ({"_target_": "monai.utils"}, MODULE),
         ("%/elsewhere/other.json::id", "reads another file"),
     ],
 )
 def test_every_way_out_is_found(value: Any, why: str, tmp_path: Path) -> None:
     [found] = outward(bundle(tmp_path, {"fine": "@value", "list": [{"value": value}]}))
     assert found.startswith("inference.json: list#0#value: ") and found.endswith(why)
+
+
+@pytest.mark.parametrize(("root", "found"), [(".", 0), ("/elsewhere", 1), ("$'/elsewhere'", 1)])
+def test_no_other_folder_may_be_on_the_path(root: str, found: int, tmp_path: Path) -> None:
+    """Whichever of the configs names it."""
+    folder = bundle(tmp_path, {"bundle_root": ".", "initialize": [OWN_PATH]})
+    (folder / "configs" / "other.json").write_text(json.dumps({"bundle_root": root}))
+    assert outward(folder) == ["inference.json: initialize#0: 'site.addsitedir' uses site"] * found
 
 
 @pytest.mark.parametrize("line", ["class=os.system", "args=(open('/tmp/x', 'w'),)", "kwargs=__import__('os').environ"])

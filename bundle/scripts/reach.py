@@ -30,6 +30,7 @@ OUTWARD = (
         "monai.fl",
         "monai.utils.misc.run_cmd",
         "monai.utils.module",
+        "torch.get_device_module",
         "torch.hub",
         "torch.jit",
     ),
@@ -57,6 +58,7 @@ PLAIN = (
 """What of Python's own an expression may use."""
 OWN_PATH = {"_target_": "site.addsitedir", "sitedir": "@bundle_root"}
 """The one way out that every bundle with scripts takes: its own folder onto Python's path."""
+MODULE = "gives a module, and with it all that the module imports"
 LOGGING = r"\((sys\.std(out|err),?)?\)"
 """What ``logging.conf`` may give to a handler, which Python evaluates."""
 
@@ -71,9 +73,12 @@ def outward(folder: str | Path) -> list[str]:
     files = sorted(p for p in configs.glob("*") if p.suffix in (".json", ".yaml", ".yml") and p.stem != "metadata")
     if not files:
         raise ValueError(f"{configs}: there are no configs in it.")
+    nodes = [(path, *node) for path in files for node in _nodes(ConfigParser.load_config_file(path))]
+    # configs are laid over each other, so that any of them can say which folder that is
+    is_own = all(node == "." for _, id_, node in nodes if id_.lstrip("+~") == "bundle_root")
     found = []
-    for path in files:
-        for id_, node in _nodes(ConfigParser.load_config_file(path)):
+    for path, id_, node in nodes:
+        if not (is_own and node == OWN_PATH):
             why = _why(node, configs.parent / "scripts")
             if why:
                 what = node.get("_target_") if isinstance(node, dict) else node
@@ -83,13 +88,13 @@ def outward(folder: str | Path) -> list[str]:
 
 def _nodes(node: Any, id_: str = "") -> Iterator[tuple[str, Any]]:
     yield id_, node
-    if isinstance(node, (dict, list)) and node != OWN_PATH:
+    if isinstance(node, (dict, list)):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _nodes(value, f"{id_}#{key}" if id_ else str(key))
 
 
 def _why(node: Any, scripts: Path) -> str | None:
-    if isinstance(node, dict) and "_target_" in node and node != OWN_PATH:
+    if isinstance(node, dict) and "_target_" in node:
         return _leads_out(_full_name(node), scripts)
     if isinstance(node, str) and node.startswith("$"):
         return _expression(node[1:], scripts)
@@ -112,34 +117,38 @@ def _leads_out(name: str, scripts: Path) -> str | None:
     if any(part.startswith("_") for part in rest):
         return "reaches into what is private"
     if root == "scripts":
-        return None if _defines(scripts, rest) else "isn't defined in the bundle's scripts"
+        return _in_scripts(scripts, rest)
     if root not in PACKAGES:
         return f"uses {root}"
     thing: Any = locate(name)
     if thing is None:
         return "isn't there"
-    if not rest:
-        return None
     where = thing.__name__ if inspect.ismodule(thing) else f"{getattr(thing, '__module__', None) or root}.{rest[-1]}"
     if where.split(".")[0] not in PACKAGES:
         return f"uses {where.split('.')[0]}"
-    return "fetches, or runs other code" if _within(where) or _within(name) else None
+    if _within(where) or _within(name):
+        return "fetches, or runs other code"
+    return MODULE if inspect.ismodule(thing) else None
 
 
 def _within(name: str) -> bool:
     return any(name == outside or name.startswith(f"{outside}.") for outside in OUTWARD)
 
 
-def _defines(scripts: Path, parts: list[str]) -> bool:
-    """Whether ``scripts.parts`` is a module, or a class or function that is defined in one and not imported by it."""
+def _in_scripts(scripts: Path, parts: list[str]) -> str | None:
+    """Why ``scripts.parts`` leads outside; None for a class or function that a module defines and doesn't import."""
     for n in range(len(parts), -1, -1):
         module = scripts.joinpath(*parts[:n])
         file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
         if file.is_file():
+            if n == len(parts):
+                return MODULE
             tree = ast.parse(file.read_text("utf-8")).body
             own = {d.name for d in tree if isinstance(d, (ast.ClassDef, ast.FunctionDef))}
-            return n == len(parts) or parts[n] in own
-    return False
+            if parts[n] in own:
+                return None
+            break
+    return "isn't defined in the bundle's scripts"
 
 
 def _expression(text: str, scripts: Path) -> str | None:
