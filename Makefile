@@ -43,12 +43,14 @@ viewers: ## install what OHIF and the tests need from Debian or Ubuntu: orthanc,
 	@echo "The package starts an Orthanc of its own, ports 8042 and 4242, that nothing here uses;" \
 		"to stop it: systemctl disable --now orthanc"
 
-bundle: $(READY) ## lay one zip a model in dist/, each a bundle that needs nothing beside it
+bundle: $(READY) ## lay one zip a model in dist/, each a bundle that needs nothing beside it, in place of those before
+	rm -f dist/*.zip
 	PYTHONPATH=bundle $(BIN)/python -m release --output dist
 
+# Its environment is made anew, as a package that is left in it would hide that the metadata lacks one.
 verify: bundle ## check the zips as the model zoo, MONAI's tools and MONAI Label use them
 	$(BIN)/python -m release.verify label dist/*.zip
-	"$(ZIP_PYTHON)" -m venv $(ZIP_ENV)
+	"$(ZIP_PYTHON)" -m venv --clear $(ZIP_ENV)
 	$(BIN)/python -m release.requirements > build/requirements.txt
 	$(BIN)/python -m release.requirements tools > build/tools.txt
 	$(ZIP_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt

@@ -44,8 +44,19 @@ def test_the_zips_are_verified_on_the_oldest_python_of_bundles() -> None:
     assert run["run"] == f"make verify PYTHON=python3.11 ZIP_PYTHON=python{oldest}"
     command = ["make", "--dry-run", *run["run"].split()[1:]]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f'"python{oldest}" -m venv build/metadata-python{oldest}\n' in said
+    assert f'"python{oldest}" -m venv --clear build/metadata-python{oldest}\n' in said
     assert set(re.findall(r"--python (\S+)", said)) == {f"build/metadata-python{oldest}/bin/python"}
+
+
+def test_only_the_zips_of_this_release_are_verified(tmp_path: Path) -> None:
+    """`make bundle` with the release replaced by the writing of one file; an older zip is there."""
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "old.zip").touch()
+    (tmp_path / "python").write_text("#!/bin/sh\ntouch dist/new.zip\n")
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), "bundle", f"BIN={tmp_path}", "READY="]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert [path.name for path in (tmp_path / "dist").iterdir()] == ["new.zip"]
 
 
 def test_every_test_runs_once() -> None:
