@@ -14,6 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from .verify import tree
+
 
 def stage(path: Path, repo: str, output: Path) -> Path:
     """Unpack a zip for the Hub: its card in the root, the hashes of its files written anew.
@@ -26,7 +28,7 @@ def stage(path: Path, repo: str, output: Path) -> Path:
     Raises:
         ValueError: the file is no released zip, or not as it was released; the folder is there; or `repo` names none.
     """
-    from scripts.manifest import check_manifest, write_manifest  # of the source tree
+    from scripts.manifest import SUMS, check_manifest, sums  # of the source tree
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"{repo!r} names no repository; it is OWNER/NAME.")
@@ -49,7 +51,8 @@ def stage(path: Path, repo: str, output: Path) -> Path:
         card = unpacked / "docs" / "README.md"
         (unpacked / "README.md").write_text(in_root(card.read_text("utf-8"), unpacked.name, repo), "utf-8")
         card.unlink()
-        write_manifest(unpacked)
+        (unpacked / SUMS).unlink()
+        (unpacked / SUMS).write_text(sums(tree(unpacked)), "utf-8")
         return unpacked.rename(folder)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lib.models.finding import find_models
 from scripts.bundle import bundle_root
-from scripts.manifest import SUMS, check_manifest, write_manifest
+from scripts.manifest import SUMS, check_manifest, sums, write_manifest
 from scripts.weights import replace_weights
 from small_bundle import write_small_bundle
 
@@ -20,10 +20,14 @@ from small_bundle import write_small_bundle
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
     bundle = tmp_path / "a bundle"
-    for name in ("LICENSE", "configs/inference.json", "models/model.pt", "scripts/__init__.py", "scripts/a/b.py"):
+    files = {
+        name: f"what {name} says"
+        for name in ("LICENSE", "configs/inference.json", "models/model.pt", "scripts/__init__.py", "scripts/a/b.py")
+    }
+    for name, text in files.items():
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
-        (bundle / name).write_text(f"what {name} says")
-    write_manifest(bundle)
+        (bundle / name).write_text(text)
+    (bundle / SUMS).write_text(sums({name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}))
     return bundle
 
 
@@ -91,6 +95,21 @@ def test_weights_that_were_trained_here_are_entered(released: Path, tmp_path: Pa
     (released / "models/chest/model.pt").write_text("worse")
     with pytest.raises(ValueError, match="models/chest/model.pt was changed"):
         check_manifest(released)
+
+
+def test_what_is_written_anew_leaves_out_what_runs_change(released: Path) -> None:
+    """A file that is listed, one that may be run and weights are entered, results and trainings not."""
+    (released / "LICENSE").write_text("another")
+    (released / "scripts/a/b.py").unlink()
+    new = ("configs/knee.json", "own.py", "models/knee/model.pt")
+    for name in (*new, "output/p1/result.json", "runs/a/model.pt", "notes.txt"):
+        (released / name).parent.mkdir(parents=True, exist_ok=True)
+        (released / name).touch()
+    listed = [line[66:] for line in write_manifest(released).read_text().splitlines()]
+    assert listed == sorted({"LICENSE", "configs/inference.json", "models/model.pt", "scripts/__init__.py", *new})
+    shutil.rmtree(released / "runs")
+    (released / "output/p1/result.json").write_text("{}")
+    assert check_manifest(released) == 7
 
 
 def test_the_app_loads_nothing_of_a_changed_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

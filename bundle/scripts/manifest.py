@@ -21,6 +21,7 @@ READ_WHOLE = ("configs", "scripts")
 """Folders where a file too many is refused, as all of their files may be read."""
 CODE = (".pth", ".py", ".pyd", ".so")
 """What Python may run of a folder on its path."""
+WEIGHTS = "models/"
 
 
 def sums(digests: Mapping[str, str]) -> str:
@@ -29,9 +30,17 @@ def sums(digests: Mapping[str, str]) -> str:
 
 
 def write_manifest(folder: str | Path) -> Path:
-    """Write the hashes of all files in a bundle's folder, but its cache; the path of what was written."""
+    """Write the hashes of what is listed, of what may be run and of weights, as they are now; the path of what was written.
+
+    Results, runs and images in the folder are not entered, as they may change.
+
+    Raises:
+        ValueError: the hashes that are there can't be read.
+    """
     root = Path(folder).resolve()
-    return _write(root, {name: _digest(root / name) for name in _files(root)})
+    listed = _read(root) if (root / SUMS).is_file() else {}
+    names = {*listed, *(name for name in _files(root) if _may_run(root, name) or name.startswith(WEIGHTS))}
+    return _write(root, {name: _digest(root / name) for name in names if (root / name).is_file()})
 
 
 def check_manifest(folder: str | Path) -> int | None:
@@ -112,10 +121,10 @@ def main() -> None:
     parser.add_argument("what", choices=("check", "write"))
     parser.add_argument("folder", nargs="?", default=str(Path(__file__).resolve().parent.parent))
     given = parser.parse_args()
-    if given.what == "write":
-        print(f"{write_manifest(given.folder)}: written.")
-        return
     try:
+        if given.what == "write":
+            print(f"{write_manifest(given.folder)}: written.")
+            return
         files = check_manifest(given.folder)
     except ValueError as error:
         sys.exit(f"ERROR: {error}")
