@@ -70,12 +70,39 @@ def test_a_changed_or_missing_file_is_named(released: Path, name: str) -> None:
         check_manifest(released)
 
 
-@pytest.mark.parametrize("name", ["configs/other.json", "scripts/c.py", "torch.py", "monai/__init__.py", "x.pth"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("configs/other.json", "scripts/c.py", "scripts/__init__.pyc"),
+        *("torch.py", "nibabel.pyc", "x.pth", ".x.pth"),
+        *("monai/__init__.py", "monai/__init__.pyc", "cucim/skimage.py"),
+    ],
+)
 def test_code_that_was_added_is_named(released: Path, name: str) -> None:
     (released / name).parent.mkdir(parents=True, exist_ok=True)
     (released / name).touch()
     with pytest.raises(ValueError, match=f"{name} was added"):
         check_manifest(released)
+
+
+@pytest.mark.parametrize(
+    ("link", "named"), [("einops", "einops/__init__.py"), ("scripts/extra", "scripts/extra/__init__.py")]
+)
+def test_code_behind_a_link_is_named(released: Path, tmp_path: Path, link: str, named: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "__init__.py").touch()
+    (released / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{named} was added. Unpack"):
+        check_manifest(released)
+
+
+def test_folders_of_results_may_be_links_and_links_may_lead_round(released: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "p1").mkdir(parents=True)
+    (tmp_path / "disk" / "p1" / "result.json").touch()
+    (tmp_path / "disk" / "round").symlink_to(released)
+    for name in ("output", "runs"):
+        (released / name).symlink_to(tmp_path / "disk")
+    assert check_manifest(released) == 5
 
 
 @pytest.mark.parametrize("content", [b"no hash", b"\xff\xfe"])
@@ -114,6 +141,7 @@ def test_what_is_written_anew_leaves_out_what_runs_change(released: Path) -> Non
 
 def test_the_app_loads_nothing_of_a_changed_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path_hooks", [*sys.path_hooks])
     bundle = write_small_bundle(tmp_path)
     write_manifest(bundle)
     assert find_models(bundle)

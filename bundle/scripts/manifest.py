@@ -19,8 +19,10 @@ SUMS = "SHA256SUMS"
 """In the bundle's folder. One that is worked on has none."""
 READ_WHOLE = ("configs", "scripts")
 """Folders where a file too many is refused, as all of their files may be read."""
-CODE = (".pth", ".py", ".pyd", ".so")
-"""What Python may run of a folder on its path."""
+CODE = (".py", ".pyc", ".pyd", ".so")
+"""What Python imports from a folder on its path, and from folders in it."""
+PATHS = ".pth"
+"""What Python runs of the bundle's folder itself, as the configs make it a site's; hidden ones too."""
 WEIGHTS = "models/"
 
 
@@ -39,7 +41,7 @@ def write_manifest(folder: str | Path) -> Path:
     """
     root = Path(folder).resolve()
     listed = _read(root) if (root / SUMS).is_file() else {}
-    names = {*listed, *(name for name in _files(root) if _may_run(root, name) or name.startswith(WEIGHTS))}
+    names = {*listed, *(name for name in _files(root) if _may_run(name) or name.startswith(WEIGHTS))}
     return _write(root, {name: _digest(root / name) for name in names if (root / name).is_file()})
 
 
@@ -62,7 +64,7 @@ def check_manifest(folder: str | Path) -> int | None:
         for name, digest in released.items()
         if not (root / name).is_file() or _digest(root / name) != digest
     ]
-    wrong += [f"{name} was added" for name in _files(root) if name not in released and _may_run(root, name)]
+    wrong += [f"{name} was added" for name in _files(root) if name not in released and _may_run(name)]
     if wrong:
         raise ValueError(
             f"{root}: is not as it was released: {', '.join(wrong)}. Unpack the bundle anew. If the changes are yours, "
@@ -81,15 +83,29 @@ def renew(path: Path) -> None:
 
 
 def _files(root: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(root):
-        own = Path(parent).relative_to(root)
-        folders[:] = [f for f in folders if f[0] != "." and f != "__pycache__" and (own / f) != Path("cache")]
-        yield from ((own / name).as_posix() for name in names if name[0] != "." and (own / name) != Path(SUMS))
+    """All files, those behind links too, but hidden ones and the caches of runs and of Python."""
+    for parent, folders, names in os.walk(root, followlinks=True):
+        here = Path(parent)
+        own = here.relative_to(root)
+        folders[:] = [
+            f
+            for f in folders
+            if f[0] != "." and f != "__pycache__" and own / f != Path("cache") and not _is_circle(here / f)
+        ]
+        yield from ((own / name).as_posix() for name in names if name[0] != "." or name.endswith(PATHS))
 
 
-def _may_run(root: Path, name: str) -> bool:
-    first, *rest = Path(name).parts
-    return (first in READ_WHOLE and bool(rest)) or rest == ["__init__.py"] or (not rest and name.endswith(CODE))
+def _is_circle(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.parents)
+
+
+def _may_run(name: str) -> bool:
+    *folders, file = Path(name).parts
+    if not folders:
+        return file.endswith((*CODE, PATHS))
+    # a folder needs no __init__.py to be imported from, but a name
+    return folders[0] in READ_WHOLE or (file.endswith(CODE) and all(map(str.isidentifier, folders)))
 
 
 def _read(root: Path) -> dict[str, str]:

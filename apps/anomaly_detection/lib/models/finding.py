@@ -9,6 +9,7 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 
+from lib.models.compiling import compile_anew
 from lib.models.declaration import FULL, Declaration
 from lib.models.model import Model
 
@@ -35,7 +36,8 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
     configs = path / "configs"
     if not (configs / f"{FULL}.json").is_file():
         raise ValueError(f"{path}: there is no configs/inference.json, so it is no MONAI bundle.")
-    check(path)
+    if check(path):
+        compile_anew(path)
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
     models = [Model(Declaration(path, device))]
@@ -56,8 +58,11 @@ def find_models(path: str | Path, device: str | None = None) -> list[Model]:
     return models
 
 
-def check(path: Path) -> None:
+def check(path: Path) -> bool:
     """Compare a released bundle with the hashes of its files, before anything of it is loaded.
+
+    Returns:
+        whether it has hashes.
 
     Raises:
         ValueError: a file was changed, is missing or was added.
@@ -67,3 +72,4 @@ def check(path: Path) -> None:
     files = own["check_manifest"](path)
     if files is not None:
         logger.info("%s: all %d files are as they were released", path, files)
+    return files is not None
