@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from monai.networks.schedulers import DDIMScheduler
 from gaussians import NoisedClassifier, images
 from scripts import DISEASED
 from scripts.bundle import bundle_root
+from scripts.files import write
 from scripts.judging.cases import SliceCase
 from scripts.judging.probabilities import calibration_error, fitted_temperature, negative_log_likelihood, reliability
 from scripts.judging.readings import gated, probabilities
@@ -100,6 +103,22 @@ def test_numbers_of_the_same_weights_stay_and_others_go(tmp_path: Path) -> None:
     assert not_together(manifest, without, 0.15) == [] and not_together(manifest, weights, 0.15) == [chosen]
     calibrate(manifest, {"threshold": 0.1}, other)
     assert read_manifest(manifest)["calibration"] == {"values": {"threshold": 0.1}, **other}
+
+
+def test_of_two_calibrations_at_once_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(path: Path, content: bytes) -> None:
+        time.sleep(0.05)
+        write(path, content)
+
+    monkeypatch.setattr("scripts.weights.write", slowly)
+    manifest = tmp_path / "weights.json"
+    weights = {"network": "n", "classifier": "c", "student": "s"}
+    calibrate(manifest, {"threshold": 0.2}, weights)
+    chosen = [{"temperature": 2.0}, {"preview_threshold": 0.3}]
+    with ThreadPoolExecutor(len(chosen)) as pool:
+        list(pool.map(lambda values: calibrate(manifest, values, weights), chosen))
+    values = {"threshold": 0.2, "temperature": 2.0, "preview_threshold": 0.3}
+    assert read_manifest(manifest)["calibration"] == {"values": values, **weights}
 
 
 def test_configs_read_the_numbers_and_an_option_replaces_them(tmp_path: Path) -> None:

@@ -243,7 +243,9 @@ def test_a_checkpoint_is_brought_into_the_bundle(tmp_path: Path, capsys: pytest.
         config.update({**definition, "bundle_root": str(tmp_path), "checkpoint_to_convert": str(tmp_path / "ema.pt")})
         config.get_parsed_content("convert")
     models = tmp_path / "models" / "paper"
-    assert len(list(models.iterdir())) == 2 and f"{models / 'model.pt'}: converted. The old" in capsys.readouterr().out
+    assert (
+        len(list(models.glob("*.pt"))) == 2 and f"{models / 'model.pt'}: converted. The old" in capsys.readouterr().out
+    )
     monai = load_weights(of_monai(), str(models / "model.pt"))
     x, t = torch.randn(1, 2, 16, 16), torch.tensor([3])
     torch.testing.assert_close(monai(x, t), network(x, t).detach(), atol=1e-5, rtol=1e-5)

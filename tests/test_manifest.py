@@ -6,13 +6,16 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lib.models.finding import find_models
+from scripts import manifest
 from scripts.bundle import bundle_root
-from scripts.manifest import SUMS, check_manifest, sums, write_manifest
+from scripts.manifest import SUMS, check_manifest, renew, sums, write_manifest
 from scripts.weights import replace_weights
 from small_bundle import write_small_bundle
 
@@ -137,6 +140,21 @@ def test_what_is_written_anew_leaves_out_what_runs_change(released: Path) -> Non
     shutil.rmtree(released / "runs")
     (released / "output/p1/result.json").write_text("{}")
     assert check_manifest(released) == 7
+
+
+def test_of_two_that_are_entered_at_once_none_is_lost(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(text: object) -> str:
+        time.sleep(0.02)
+        return sums(text)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(manifest, "sums", slowly)
+    paths = [released / "models" / f"{n}.pt" for n in range(8)]
+    for path in paths:
+        path.write_text(path.name)
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(renew, paths))
+    assert check_manifest(released) == 5 + len(paths)
+    assert not list(released.glob(".*.part"))
 
 
 def test_the_app_loads_nothing_of_a_changed_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

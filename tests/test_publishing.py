@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 
 from scripts.bundle import bundle_root, declared
 from scripts.errors import message_of
+from scripts.files import write
 from scripts.learning.publishing import halved, publish
 from scripts.manifest import check_manifest, write_manifest
 from scripts.running.report import Report
-from scripts.weights import MANIFEST, load_weights, not_together, read_manifest, weights_digest
+from scripts.weights import MANIFEST, calibrate, load_weights, not_together, read_manifest, weights_digest
 from training_data import OVERLAYS, parsed
 
 
@@ -87,6 +89,30 @@ def test_a_student_is_one_whatever_its_file_is_called(tmp_path: Path) -> None:
     assert not_together(target.with_name(MANIFEST), student | {"network": "3"}, 0.3) == [
         "The student learned from other networks than those in use."
     ]
+
+
+def test_what_is_calibrated_while_a_student_is_published_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, manifest = network_of("train_student", tmp_path), tmp_path / "models" / MANIFEST
+    (tmp_path / "run").mkdir()
+    torch.save(network.state_dict(), tmp_path / "run" / "model.pt")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"settings": {"teacher": {"network": "1"}}}))
+    with ThreadPoolExecutor(1) as pool:
+        calibrating = []
+
+        def interrupted(path: Path, content: bytes) -> None:
+            calibrating.append(pool.submit(calibrate, manifest, {"temperature": 2.0}, {"classifier": "2"}))
+            wait(calibrating, timeout=0.3)
+            write(path, content)
+
+        monkeypatch.setattr("scripts.learning.publishing.write", interrupted)
+        publish(str(tmp_path / "run"), str(manifest.with_name("student.pt")), network)
+        assert calibrating[0].result() is not None
+    assert read_manifest(manifest) == {
+        "student": {"network": "1", "student": weights_digest(network)},
+        "calibration": {"values": {"temperature": 2.0}, "classifier": "2"},
+    }
 
 
 def test_half_precision_keeps_three_digits_and_what_it_cannot_hold() -> None:

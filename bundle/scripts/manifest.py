@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from filelock import FileLock
+
 SUMS = "SHA256SUMS"
 """In the bundle's folder. One that is worked on has none."""
 READ_WHOLE = ("configs", "scripts")
@@ -40,9 +42,11 @@ def write_manifest(folder: str | Path) -> Path:
         ValueError: the hashes that are there can't be read.
     """
     root = Path(folder).resolve()
-    listed = _read(root) if (root / SUMS).is_file() else {}
-    names = {*listed, *(name for name in _files(root) if _may_run(name) or name.startswith(WEIGHTS))}
-    return _write(root, {name: _digest(root / name) for name in names if (root / name).is_file()})
+    with alone(root / SUMS):
+        listed = _read(root) if (root / SUMS).is_file() else {}
+        names = {*listed, *(name for name in _files(root) if _may_run(name) or name.startswith(WEIGHTS))}
+        _write(root, {name: _digest(root / name) for name in names if (root / name).is_file()})
+    return root / SUMS
 
 
 def check_manifest(folder: str | Path) -> int | None:
@@ -78,8 +82,14 @@ def renew(path: Path) -> None:
     path = path.resolve()
     for root in path.parents:
         if (root / SUMS).is_file():
-            _write(root, {**_read(root), path.relative_to(root).as_posix(): _digest(path)})
+            with alone(root / SUMS):
+                _write(root, {**_read(root), path.relative_to(root).as_posix(): _digest(path)})
             return
+
+
+def alone(path: Path) -> FileLock:
+    """A lock beside a file, to be held while the file is read, changed and written: else one of two changes at once is lost."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _files(root: Path) -> Iterator[str]:
@@ -116,11 +126,10 @@ def _read(root: Path) -> dict[str, str]:
         raise ValueError(f"{root / SUMS}: is damaged ({error}); unpack the bundle anew.") from error
 
 
-def _write(root: Path, digests: Mapping[str, str]) -> Path:
-    part = root / f".{SUMS}.part"
+def _write(root: Path, digests: Mapping[str, str]) -> None:
+    part = root / f".{SUMS}.{os.getpid()}.part"
     part.write_text(sums(digests), "utf-8")
     os.replace(part, root / SUMS)
-    return root / SUMS
 
 
 def _digest(path: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from .device import in_fastest_layout
 from .files import write
-from .manifest import renew
+from .manifest import alone, renew
 
 logger = logging.getLogger(__name__)
 
@@ -204,15 +204,16 @@ def calibrate(manifest: str | Path, values: Mapping[str, float], weights: Mappin
         ValueError: it can't be read or written.
     """
     path = Path(manifest)
-    content = read_manifest(path)
-    before = dict(content.get("calibration", {}))
-    others = before.pop("values", {})
-    same = before == dict(weights) if "threshold" in values else set(weights.values()) <= set(before.values())
-    content["calibration"] = {"values": {**others, **values}, **before} if same else {"values": dict(values), **weights}
     part = path.with_suffix(".new")
     try:
-        write(part, (json.dumps(content, indent=4) + "\n").encode())
-        return replace_weights(part, path)
+        with alone(path):
+            content = read_manifest(path)
+            before = dict(content.get("calibration", {}))
+            others = before.pop("values", {})
+            same = before == dict(weights) if "threshold" in values else set(weights.values()) <= set(before.values())
+            kept = {"values": {**others, **values}, **before} if same else {"values": dict(values), **weights}
+            write(part, (json.dumps({**content, "calibration": kept}, indent=4) + "\n").encode())
+            return replace_weights(part, path)
     except OSError as error:
         raise ValueError(
             f"{path}: can't be written ({error.strerror or error}); give a copy of the bundle as --bundle_root."

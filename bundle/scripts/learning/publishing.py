@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..files import write
-from ..manifest import renew
+from ..manifest import alone, renew
 from ..weights import MANIFEST, load_weights, read_manifest, replace_weights, weights_digest
 from .checkpoint import RUN
 
@@ -51,11 +51,11 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     digest = weights_digest(network)
     teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
     written = target.with_name(MANIFEST)
-    belonging = read_manifest(written)
-    kept = put(published, target)
-    if teacher is not None:
-        belonging["student"] = {**teacher, "student": digest}
-        with _writing(target):
+    with _writing(target):
+        belonging = read_manifest(written)
+        kept = _put(published, target)
+        if teacher is not None:
+            belonging["student"] = {**teacher, "student": digest}
             write(written, (json.dumps(belonging, indent=4) + "\n").encode())
             renew(written)
     print(f"{target}: published." + (f" The old weights are {kept}." if kept else ""))
@@ -75,17 +75,23 @@ def put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:
     Raises:
         SystemExit: they can't be written.
     """
-    part = target.with_suffix(".part")
     with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, part)
-        return replace_weights(part, target)
+        return _put(state, target)
+
+
+def _put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:
+    part = target.with_suffix(".part")
+    torch.save(state, part)
+    return replace_weights(part, target)
 
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
+    """Write weights and what is said of them, while no other process does."""
     try:
-        yield
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with alone(target.with_name(MANIFEST)):
+            yield
     except (OSError, RuntimeError) as error:  # of a full disk, torch says either
         reason = getattr(error, "strerror", None) or error
         raise SystemExit(
