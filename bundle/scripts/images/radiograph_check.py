@@ -26,7 +26,7 @@ def correlation(image: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     Returns:
         ``(N,)``, in [-1, 1]; 0 of a picture that is the same everywhere.
     """
-    small = F.adaptive_avg_pool2d(image[:, None].float(), mean.shape)[:, 0].flatten(1)
+    small = F.adaptive_avg_pool2d(image[:, None].float(), (mean.shape[0], mean.shape[1]))[:, 0].flatten(1)
     a, b = small - small.mean(dim=1, keepdim=True), (mean - mean.mean()).flatten()
     return (a @ b) / (a.norm(dim=1) * b.norm()).clamp_min(1e-6)
 
@@ -48,7 +48,7 @@ class CheckRadiographd(MapTransform):
             found = correlation(d[key].as_tensor()[0].movedim(-1, 0).mT, mean)
             if float(found.min()) < MODEL["threshold"]:
                 d.setdefault("warnings", []).append(
-                    "This does not look like a frontal radiograph of a chest, upright, unframed and with air dark. The result is "
-                    "probably wrong."
+                    "This does not look like a frontal radiograph of a chest, upright, unframed and with air dark. The result "
+                    "is probably wrong."
                 )
         return d

@@ -98,7 +98,7 @@ def radiograph_affine(dataset: Dataset) -> torch.Tensor:
 def _spacing(dataset: Dataset) -> tuple[float, float] | None:
     """That of columns and of rows in mm; None where the file doesn't say it."""
     for keyword in _SPACINGS:
-        values = np.atleast_1d(dataset[keyword].value) if dataset.get(keyword) else ()
+        values: Sequence[float] = np.atleast_1d(dataset[keyword].value) if dataset.get(keyword) else ()
         if len(values) == 2 and min(map(float, values)) > 0:
             return float(values[1]), float(values[0])
     return None
