@@ -12,7 +12,6 @@ A training that was broken off goes on where it was, and gives what an unbroken 
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +21,12 @@ import fire
 import numpy as np
 import torch
 import torch.nn.functional as F
+from keeping import ROOT
 from monai.data import MetaTensor
 from monai.losses import DiceLoss
 from monai.transforms import Compose, RandAdjustContrastd, RandBiasFieldd, RandGaussianNoised, RandGaussianSmoothd
 from monai.transforms.utils import create_rotate, create_scale, create_shear
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import cache_dir as bundles_cache
 from scripts.bundle import declared

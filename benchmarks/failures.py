@@ -11,7 +11,6 @@ read. Writes bundle/docs/failures_MODEL.jpg.
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
+from keeping import ROOT
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from monai.data import MetaTensor
@@ -29,9 +29,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from stability import field
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts import DISEASED, HEALTHY
 from scripts.files import write

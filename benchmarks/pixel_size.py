@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,9 +19,7 @@ from typing import Any
 import fire
 import numpy as np
 import SimpleITK as sitk
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
+from keeping import ROOT
 
 from scripts.files import write
 

@@ -10,21 +10,18 @@ is found and how much is marked beside it is written too. Writes stability.json.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import fire
 import nibabel as nib
 import numpy as np
+from keeping import ROOT
 from monai.data import MetaTensor
 from monai.transforms import RandBiasField, RandRicianNoise
 from numpy.typing import NDArray
 from skimage.transform import downscale_local_mean
 from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.files import write
 from scripts.images.masks import load_mask
