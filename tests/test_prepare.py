@@ -73,6 +73,10 @@ def items_of(path: Path) -> list[dict[str, Any]]:
     return items
 
 
+def items_in(path: Path) -> list[dict[str, Any]]:
+    return [item for items in written(path).values() if isinstance(items, list) for item in items]
+
+
 def written(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
@@ -980,4 +984,33 @@ def test_datalists_become_one(tmp_path: Path) -> None:
     assert read_datalist(output, "training")[1]["label"] == [0, 1, 0, 1, 1, -1]
     (tmp_path / "bad.json").write_text(json.dumps({"test": [{"image": "x.nii.gz", "label": 1, "subject": "p"}]}))
     with pytest.raises(ValueError, match="p is published in 'training' and in 'test'"):
-        merge(root=str(tmp_path), output=str(output), datalists="one.json,bad.json", overwrite=True)
+        merge(root=str(tmp_path), output=str(output), datalists="one.json,bad.json", same_patients=True, overwrite=True)
+
+
+def test_two_patients_of_one_name_are_not_merged_into_one(tmp_path: Path) -> None:
+    """Whether a name is one person's in two lists is asked, unless it is of TCGA; nobody else gets another name."""
+    subjects = {"h1": ("001", "002", "x", "TCGA_CS_4942"), "h2/list": ("001", "002", "y", "TCGA_CS_4942")}
+    for name, of_list in subjects.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        items = [{"image": f"{name[:2]}-{n}.png", "label": 0, "subject": s} for n, s in enumerate(of_list)]
+        items.append({"image": f"{name[:2]}-no.png", "label": 1})
+        (tmp_path / f"{name}.json").write_text(json.dumps({"training": items}))
+    output = tmp_path / "m.json"
+    options: dict[str, Any] = {"root": str(tmp_path), "output": str(output), "datalists": ["h1.json", "h2/list.json"]}
+    with pytest.raises(
+        ValueError, match=r"2 names .*: 001 in h1.json and h2/list.json, 002 in .* --same_patients true"
+    ):
+        merge(**options)
+    with pytest.raises(ValueError, match="same_patients must be true or false, got 'maybe'"):
+        merge(**options, same_patients="maybe")
+    assert not output.exists()
+
+    def merged(same_patients: str) -> list[str]:
+        merge(**options, same_patients=same_patients, overwrite=True)
+        return [
+            os.path.relpath(s, tmp_path) if s.endswith("png") else s for s in (i["subject"] for i in items_in(output))
+        ]
+
+    alone = ["x", "y", "h1-no.png", "h2/h2-no.png", *["TCGA_CS_4942"] * 2]
+    assert sorted(merged("true")) == sorted([*["001", "002"] * 2, *alone])
+    assert sorted(merged("false")) == sorted(["h1/001", "h1/002", "h2/list/001", "h2/list/002", *alone])
