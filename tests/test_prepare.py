@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fire
@@ -607,8 +608,9 @@ def test_nih(tmp_path: Path) -> None:
 def test_a_hundred_thousand_radiographs_take_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [nih_row(f"{n // 4:08d}_{n % 4:03d}.png", ("No Finding", "Effusion")[n % 2]) for n in range(100_000)]
     write_csv(tmp_path / "Data_Entry_2017.csv", rows)
-    names = {f"{tmp_path}/images": [row["Image Index"] for row in rows]}
-    monkeypatch.setattr("os.listdir", lambda folder: names.get(str(folder), []))
+    files = [SimpleNamespace(name=row["Image Index"], is_symlink=lambda: False) for row in rows]
+    found = {f"{tmp_path}/images": files}
+    monkeypatch.setattr("os.scandir", lambda folder: found.get(str(folder), []))
     start = time.perf_counter()
     nih(root=str(tmp_path), output=str(tmp_path / "d.json"))
     assert time.perf_counter() - start < 60
@@ -763,6 +765,61 @@ def test_an_image_that_is_linked_is_that_of_the_folder_it_lies_in(tmp_path: Path
     (tmp_path / "data" / "diseased" / "d9").symlink_to("../healthy/h1")
     with pytest.raises(ValueError, match="healthy/h1/a.png and diseased/d9/a.png are one file"):
         folder(root=str(tmp_path / "data"), output=str(tmp_path / "d.json"))
+
+
+def test_a_link_to_nothing_costs_its_own_case_alone(tmp_path: Path) -> None:
+    """As of git-annex and DataLad, of files that were not fetched; of a table it is refused, as its set would seem another."""
+    data, volume = tmp_path / "own", np.arange(32, dtype=np.uint8).reshape(4, 4, 2)
+    for n, name in enumerate(("healthy/a", "healthy/b", "diseased/c", "diseased/d", "masks/d", "foregrounds/b")):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(volume[..., n % 2]).save(data / f"{name}.png")
+    for name in ("one", "two"):
+        dicom.save_series(dicom.series(volume, np.eye(4)), data / "healthy" / name)
+    public = {name: tmp_path / name for name in ("brats", "brain_mr", "chexpert", "nih")}
+    for n in range(2):
+        write_case(public["brats"] / f"BraTS2021_0000{n}")
+        for name in ("flair", "seg"):
+            write_volume(public["brain_mr"] / "volumes" / f"p{n}" / f"{name}.nii.gz")
+    numbers = {name: 0 for name in ("z", "has_tumour", "mid_slice", "brain_mask_trusted", "t1_missing", "t1gd_missing")}
+    write_csv(public["brain_mr"] / "slices.csv", [numbers | {"patient": f"p{n}", "split": "train"} for n in range(2)])
+    public["chexpert"].mkdir()
+    write_chexpert(public["chexpert"])
+    (public["nih"] / "images").mkdir(parents=True)
+    write_csv(public["nih"] / "Data_Entry_2017.csv", [nih_row(f"0000000{n}_000.png", "Effusion") for n in range(2)])
+    for n in range(2):
+        (public["nih"] / "images" / f"0000000{n}_000.png").touch()
+    gone = {
+        "own": ("healthy/a.png", "masks/d.png", "foregrounds/b.png", "healthy/two/IM0007.dcm"),
+        "brats": ("BraTS2021_00001/BraTS2021_00001_flair.nii.gz",),
+        "brain_mr": ("volumes/p1/flair.nii.gz",),
+        "chexpert": ("train/patient00001/study1/view1_frontal.jpg",),
+        "nih": ("images/00000001_000.png",),
+    }
+    for name, files in gone.items():
+        for file in files:
+            (tmp_path / name / file).unlink()
+            (tmp_path / name / file).symlink_to(".git/annex/objects/none")
+
+    def left_out(name: str) -> dict[str, str]:
+        COMMANDS["folder" if name == "own" else name](root=str(tmp_path / name), output=str(tmp_path / f"{name}.json"))
+        items_of(tmp_path / f"{name}.json")
+        return dict(written(tmp_path / f"{name}.json")["left_out"])
+
+    assert left_out("own") == {
+        "healthy/two": "IM0007.dcm links to a file that isn't there.",
+        "healthy/a.png": "healthy/a.png links to a file that isn't there.",
+        "healthy/b.png": "foregrounds/b.png links to a file that isn't there.",
+        "diseased/d.png": "masks/d.png links to a file that isn't there.",
+    }
+    assert sorted(Path(item["image"]).name for item in items_of(tmp_path / "own.json")) == ["c.png", "one"]
+    assert left_out("brats").keys() == {"BraTS2021_00001"} and left_out("brain_mr") == {"p1": "has no flair."}
+    assert left_out("chexpert")["train/patient00001/study1/view1_frontal.jpg"] == "no such file."
+    assert left_out("nih") == {"00000001_000.png": "no such file."}
+    for name, table in (("brats", "cases.csv"), ("chexpert", "valid.csv"), ("nih", "test_list.txt")):
+        (tmp_path / name / table).unlink(missing_ok=True)
+        (tmp_path / name / table).symlink_to("none")
+        with pytest.raises(ValueError, match=f"{table}: links to a file that isn't there"):
+            left_out(name)
 
 
 def test_a_mask_belongs_to_one_image_or_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..checks import check_number
 from .known import groups_of
-from .options import choice, folder_of, rows_of, texts
+from .options import choice, folder_of, is_there, rows_of, texts
 from .preparation import Preparation
 from .slice_labels import NO_TUMOUR, checked_slices, labels_of, lesion_voxels
 from .splitting import section_of
@@ -114,7 +114,7 @@ def _cases(root: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
 
 def _published(table: Path) -> dict[str, dict[str, str]]:
     """The lines of ``cases.csv``, if there is one."""
-    return {row["case"]: row for row in rows_of(table, ("case", "split"))} if table.is_file() else {}
+    return {row["case"]: row for row in rows_of(table, ("case", "split"))} if is_there(table) else {}
 
 
 def _grade(folder: Path, row: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
 from .known import groups_of
-from .options import HEALTHY_RULES, choice, folder_of, rows_of, texts
+from .options import HEALTHY_RULES, choice, folder_of, is_there, rows_of, texts
 from .preparation import Preparation
 
 COLUMNS = ("Path", "Frontal/Lateral", "AP/PA", "No Finding")
@@ -51,7 +51,7 @@ def chexpert(
         choice(uncertain, ("ignore", "positive", "negative"), "uncertain")
     ]
     wanted = [choice(view, ("AP", "PA"), "views") for view in texts(views, "views")]
-    tables = [name for name in ("train.csv", "valid.csv") if (Path(root) / name).is_file()]
+    tables = [name for name in ("train.csv", "valid.csv") if is_there(Path(root) / name)]
     for table in tables:
         section = "test" if table == "valid.csv" else None
         for row in tqdm(rows_of(Path(root) / table, (*COLUMNS, finding)), desc=table, unit="image"):

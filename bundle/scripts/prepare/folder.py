@@ -14,7 +14,8 @@ from ..checks import check_number
 from ..files import each_folder
 from ..images.dicom_series import describe
 from ..images.formats import DICOM, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, stem
-from .options import folder_of
+from ..learning.datalists import FILES
+from .options import folder_of, links_to_nothing
 from .preparation import Preparation
 from .slice_labels import labels_of, lesion_voxels
 
@@ -82,6 +83,10 @@ def folder(
                 if bare in files and not (field == "mask" and label == HEALTHY and bare in found["diseased"]):
                     item[field] = f"{field}s/{files[bare]}"
             image = Path(root) / str(item["image"])
+            gone = [item[field] for field in FILES if field in item and not Path(root, item[field]).exists()]
+            if gone:
+                made.damaged(str(item["image"]), f"{gone[0]} links to a file that isn't there.")
+                continue
             if not os.path.getsize(image):
                 made.damaged(str(item["image"]), "is empty.")
                 continue
@@ -124,7 +129,11 @@ def _files(folder: Path, made: Preparation) -> Iterator[tuple[str, str]]:
         if slices and describe(place)[0] in VOLUMETRIC:
             if place == folder:
                 raise ValueError(f"{folder}: holds slices of DICOM series; give each series a folder in it.")
-            series.append(place)
+            gone = [file for file in sorted(slices) if links_to_nothing(file)]
+            if gone:
+                passed_over(place, f"{gone[0].name} links to a file that isn't there")
+            else:
+                series.append(place)
             files = [file for file in files if file not in slices]
         found += [file for file in files if file.name.lower().endswith(SUFFIXES) or file in slices]
     yield from ((path_of(place), path_of(place)) for place in series)

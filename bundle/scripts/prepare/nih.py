@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
 from .known import groups_of
-from .options import HEALTHY_RULES, choice, folder_of, rows_of, texts
+from .options import HEALTHY_RULES, choice, folder_of, is_there, rows_of, texts
 from .preparation import Preparation
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -52,7 +52,7 @@ def nih(
     made = Preparation("nih", folder_of(root), dict(locals()))
     choice(healthy, HEALTHY_RULES, "healthy")
     wanted = [choice(view, ("AP", "PA"), "views") for view in texts(views, "views")]
-    table = next((Path(root) / name for name in TABLES if (Path(root) / name).is_file()), Path(root) / TABLES[0])
+    table = next((Path(root) / name for name in TABLES if is_there(Path(root) / name)), Path(root) / TABLES[0])
     rows = rows_of(table, COLUMNS)
     known = {label for row in rows for label in row["Finding Labels"].split("|")}
     if finding not in known:
@@ -98,7 +98,7 @@ def _spacing(row: dict[str, str]) -> dict[str, list[float]]:
 def _boxes(table: Path, finding: str) -> dict[str, list[list[float]]]:
     """The boxes of one finding by image, as x0, y0, x1, y1; the table's lines are image, finding, x, y, width, height."""
     boxes: defaultdict[str, list[list[float]]] = defaultdict(list)
-    if not table.is_file():
+    if not is_there(table):
         return boxes
     with table.open(newline="", encoding="utf-8-sig") as file:
         for n, row in enumerate(csv.reader(file), start=1):
@@ -115,4 +115,4 @@ def _boxes(table: Path, finding: str) -> dict[str, list[list[float]]]:
 
 
 def _listed(path: Path) -> set[str]:
-    return set(path.read_text("utf-8").split()) if path.is_file() else set()
+    return set(path.read_text("utf-8").split()) if is_there(path) else set()

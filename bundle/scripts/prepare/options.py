@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,22 @@ def folder_of(root: Any) -> Path:
     if not Path(root).is_dir():
         raise ValueError(f"{root}: no such folder; give the data set's as --root.")
     return Path(root)
+
+
+def links_to_nothing(path: Path | os.DirEntry[str]) -> bool:
+    """Whether a path is a link whose file isn't there, as of git-annex and DataLad before it is fetched."""
+    return path.is_symlink() and not os.path.exists(path)
+
+
+def is_there(table: Path) -> bool:
+    """Whether a data set has a table that it may lack.
+
+    Raises:
+        ValueError: it has it, but the file that it links to isn't there.
+    """
+    if links_to_nothing(table):
+        raise ValueError(f"{table}: links to a file that isn't there.")
+    return table.is_file()
 
 
 def texts(value: Any, name: str) -> list[str]:

@@ -17,6 +17,7 @@ from ..files import write
 from ..learning.datalists import FILES, checked, paths_of, real_path
 from ..wording import some
 from .counting import Item, described, label_counts
+from .options import links_to_nothing
 from .reads import Reads
 from .splitting import SECTIONS, checked_fractions, read_split, split_subjects
 
@@ -109,10 +110,10 @@ class Preparation:
         self.passed_over[reason] += 1
 
     def names(self, folder: Path) -> frozenset[str]:
-        """Of all that lies in a folder, asked of the disk once; none where there is no such folder."""
+        """Of all that lies in a folder, but links to nothing, asked of the disk once; none where there is no such folder."""
         if folder not in self._listings:
             try:
-                self._listings[folder] = frozenset(os.listdir(folder))
+                self._listings[folder] = frozenset(e.name for e in os.scandir(folder) if not links_to_nothing(e))
             except OSError:
                 self._listings[folder] = frozenset()
         return self._listings[folder]
