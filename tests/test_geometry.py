@@ -105,9 +105,9 @@ def test_trailing_axes_of_one_and_a_flat_mask(tmp_path: Path) -> None:
         np.testing.assert_array_equal(load_mask(tmp_path / "mask.nii.gz", image)[0], expected)
 
 
-@pytest.mark.parametrize("case", ["moved", "scaled", "thicker", "smaller", "identity", "two volumes"])
+@pytest.mark.parametrize("case", ["moved", "scaled", "thicker", "smaller", "identity", "turned", "two volumes"])
 def test_a_mask_on_another_grid_is_refused(case: str, tmp_path: Path) -> None:
-    """Half a voxel away, 5 % larger, of one slice twice as thick, one voxel fewer, without orientation, with two volumes."""
+    """Half a voxel away, 5 % larger, a slice twice as thick, a voxel fewer, without orientation, turned, with two volumes."""
     grid = "one slice" if case == "thicker" else "oblique"
     mask = write_lesion(tmp_path / "mask.nii.gz", grid).astype(np.uint8)
     affine = GRIDS[grid][1].copy()
@@ -121,13 +121,24 @@ def test_a_mask_on_another_grid_is_refused(case: str, tmp_path: Path) -> None:
         mask = mask[1:]
     elif case == "identity":
         affine = np.eye(4)
+    elif case == "turned":  # by 5 degrees about its centre
+        centre = affine @ [*(np.array(mask.shape) - 1) / 2, 1]
+        affine[:3, :3] = Rotation.from_euler("z", 5, degrees=True).as_matrix() @ affine[:3, :3]
+        affine[:3, 3] += (centre - affine @ [*(np.array(mask.shape) - 1) / 2, 1])[:3]
     else:
         mask = np.stack([mask, mask], axis=-1)
     nib.save(nib.Nifti1Image(mask, affine), tmp_path / "mask.nii.gz")
     image = LoadVolumed("image")({"image": write_head(tmp_path, grid)["image"]})["image"]
-    match = (
-        "a mask is one 3D volume" if case == "two volumes" else "mask.nii.gz: lies on another grid than .*flair.nii.gz"
-    )
+    how = {
+        "moved": r"their centres are 0\.968 mm apart",
+        "scaled": r"voxels of 1\.93505 x 2\.29494 x 5\.00724 against 1\.93505 x 2\.18565 x 5\.00724 mm",
+        "thicker": "voxels of 2 x 2 x 10 against 2 x 2 x 5 mm",
+        "smaller": "83 x 92 x 7 voxels against 84 x 92 x 7",
+        "identity": r"voxels of 1 x 1 x 1 against .* mm",
+        "turned": "their axes have other directions",
+    }
+    other = rf"mask.nii.gz: lies on another grid than .*flair.nii.gz \({how.get(case)}\)"
+    match = "a mask is one 3D volume" if case == "two volumes" else other
     with pytest.raises(ValueError, match=match):
         load_mask(tmp_path / "mask.nii.gz", image)
 

@@ -13,6 +13,7 @@ import torch
 
 from scripts.images.assembling import assemble
 from scripts.images.loading import InvalidImageError, LoadVolumed
+from scripts.images.masks import load_mask
 from scripts.images.volume_files import Loaded
 from scripts.running.saving import save_nifti
 from synthetic import write_head
@@ -94,6 +95,46 @@ def test_two_affines_that_exchange_left_and_right_get_a_warning(qform: Any, warn
         assert d["warnings"] == ([expected] if warned and code else [])
 
 
+def with_header(path: Path, **fields: Any) -> str:
+    """A sound file whose header says something else in some fields."""
+    image = nib.load(save(path.with_name("sound.nii"), noise(40, 40, 4)))
+    content = bytearray(path.with_name("sound.nii").read_bytes())
+    for name, value in fields.items():
+        image.header[name] = value
+    header = image.header.binaryblock
+    content[: len(header)] = header
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        *[
+            ({"xyzt_units": unit}, f"its unit of length is {unit % 8} .xyzt_units.; allowed are 0 .unknown., 1 .m.")
+            for unit in (4, 5, 7, 8 + 6)
+        ],
+        ({"srow_x": [np.nan] * 4}, "its affine holds NaN or infinity"),
+        ({"srow_z": [0, 0, 5, np.inf]}, "its affine holds NaN or infinity"),
+        ({f"srow_{axis}": [0] * 4 for axis in "xyz"}, "its affine is singular"),
+        ({"srow_z": [2, 0, 0, 0]}, "its affine is singular"),
+    ],
+)
+def test_a_broken_header_is_named_as_what_it_is(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    """Of an image, of a channel beside a sound one, and of a mask."""
+    path, sound = with_header(tmp_path / "a.nii", **fields), str(tmp_path / "sound.nii")
+    for channels in ([path], [path, sound], [sound, path]):
+        with pytest.raises(InvalidImageError, match=rf"a\.nii: .*{reason}"):
+            LoadVolumed("image", channels=len(channels))({"image": channels})
+    with pytest.raises(ValueError, match=rf"a\.nii: .*{reason}"):
+        load_mask(path, LoadVolumed("image")({"image": sound})["image"])
+
+
+def test_a_unit_of_time_that_is_none_is_no_fault(tmp_path: Path) -> None:
+    image = LoadVolumed("image")({"image": with_header(tmp_path / "a.nii", xyzt_units=56 + 2)})["image"]
+    np.testing.assert_array_equal(image.affine, SFORM)
+
+
 def test_singular_affine_is_refused() -> None:
     image = Loaded(torch.rand(40, 40, 4), torch.diag(torch.tensor([2.0, 2.0, 0.0, 1.0])))
     with pytest.raises(InvalidImageError, match="a.nrrd: its affine is singular"):
@@ -106,8 +147,11 @@ def test_mismatched_sequences(tmp_path: Path) -> None:
     moved = save(
         tmp_path / "flair.nii.gz", noise(40, 40, 4), nib.affines.from_matvec(np.diag([2.0, 2.0, 5.0]), (1, 0, 0))
     )
-    for other in (smaller, moved):
-        with pytest.raises(InvalidImageError, match="lies on another grid") as error:
+    for other, how in (
+        (smaller, "40 x 40 x 5 voxels against 40 x 40 x 4"),
+        (moved, "their centres are 1.000 mm apart"),
+    ):
+        with pytest.raises(InvalidImageError, match=rf"lies on another grid than .*t1.nii.gz \({how}\)") as error:
             LoadVolumed("image", channels=2)({"image": [first, other]})
         assert other in str(error.value)
 

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from ..errors import InvalidImageError
-from .geometry import checked_spacing
+from .geometry import check_affine, checked_spacing, difference
 from .volume_files import Loaded
 
 MAX_EXTENT = 1000.0
@@ -42,10 +42,11 @@ def assemble(
                 f"{path}: has {len(shape)} dimensions {shape}; allowed are a 3D volume (a radiograph: one "
                 "slice) or, for several channels, one 3D file each or one 4D file with the channels last."
             )
+        check_affine(path, image.affine)
         if shape[:3] != size or not np.allclose(image.affine, images[0].affine, atol=1e-3):
+            how = difference(shape[:3], image.affine, size, images[0].affine)
             raise InvalidImageError(
-                f"{path}: lies on another grid than {paths[0]} (shape {shape[:3]} against {size}, or "
-                f"another affine); resample the sequences to one grid first."
+                f"{path}: lies on another grid than {paths[0]} ({how}); resample the sequences to one grid first."
             )
     first = images[0]
     channels_last = first.voxels.ndim == 4
@@ -58,11 +59,6 @@ def assemble(
         )
     affine = torch.as_tensor(first.affine, dtype=torch.float64).clone()
     lengths = torch.linalg.norm(affine[:3, :3], dim=0)
-    if (
-        not bool(torch.isfinite(affine).all())
-        or abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-6 * float(lengths.max()) ** 3
-    ):
-        raise InvalidImageError(f"{name}: its affine is singular, so position and orientation are unknown.")
     header = {}
     if spacing is not None:
         if isinstance(spacing, (list, tuple)) and len(spacing) == 2 and volume.shape[3] == 1:

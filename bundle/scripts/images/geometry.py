@@ -15,8 +15,10 @@ from monai.transforms import Orientation, SpatialResample
 from monai.utils import convert_to_tensor
 
 from ..checks import check_number
+from ..errors import InvalidImageError
 
-MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
+"""How many mm a unit of length is, by NIfTI's code: unknown, metre, mm, micrometre."""
 
 
 def load_nifti(path: str) -> nib.Nifti1Image:
@@ -36,8 +38,56 @@ def load_nifti(path: str) -> nib.Nifti1Image:
 
 
 def millimetres(header: nib.Nifti1Header) -> float:
-    """How many mm one unit of a NIfTI's affine is."""
-    return MILLIMETRES[header.get_xyzt_units()[0]]
+    """How many mm one unit of a NIfTI's affine is.
+
+    Raises:
+        ValueError: the header has a code of no unit.
+    """
+    # the bits above are of the unit of time
+    code = int(header["xyzt_units"]) % 8
+    if code not in MILLIMETRES:
+        raise ValueError(
+            f"its unit of length is {code} (xyzt_units); allowed are 0 (unknown), 1 (m), 2 (mm) and 3 (micrometres)"
+        )
+    return MILLIMETRES[code]
+
+
+def check_affine(path: str, affine: torch.Tensor) -> None:
+    """Refuse a file whose affine ``(4, 4)`` says of no voxel where it lies.
+
+    Raises:
+        InvalidImageError: it is singular, or holds NaN or infinity.
+    """
+    directions = torch.as_tensor(affine, dtype=torch.float64)[:3, :3]
+    least = 1e-6 * float(torch.linalg.norm(directions, dim=0).max()) ** 3
+    finite = bool(torch.isfinite(affine).all())
+    if not finite or abs(float(torch.linalg.det(directions))) <= least:
+        wrong = "is singular" if finite else "holds NaN or infinity"
+        raise InvalidImageError(f"{path}: its affine {wrong}, so position and orientation are unknown.")
+
+
+def difference(shape: Sequence[int], affine: torch.Tensor, like: Sequence[int], target: torch.Tensor) -> str:
+    """In which way a grid differs from the one wanted, in words: in number or size of its voxels, in place, or in direction.
+
+    Args:
+        shape: of the grid, ``(X, Y, Z)``.
+        affine: of the grid, ``(4, 4)`` in mm.
+        like: the shape wanted.
+        target: the affine wanted.
+    """
+    if sorted(shape) != sorted(like):
+        return f"{_by(shape)} voxels against {_by(like)}"
+    affine, target = affine.double(), target.double()
+    sizes = [torch.linalg.norm(a[:3, :3], dim=0) for a in (affine, target)]
+    if not torch.allclose(sizes[0].sort().values, sizes[1].sort().values, rtol=1e-4):
+        return f"voxels of {_by(sizes[0].tolist())} against {_by(sizes[1].tolist())} mm"
+    centres = [a[:3, 3] + a[:3, :3] @ (torch.tensor(n).double() - 1) / 2 for a, n in ((affine, shape), (target, like))]
+    apart = float(torch.linalg.norm(centres[0] - centres[1]))
+    return f"their centres are {apart:.3f} mm apart" if apart > 1e-3 else "their axes have other directions"
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{n:g}" for n in numbers)
 
 
 def affine_like(affine: np.ndarray, source: nib.Nifti1Image) -> np.ndarray:

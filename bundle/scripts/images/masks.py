@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from .formats import LOSSY, PICTURES, VOLUMES, is_picture
-from .geometry import on_grid
+from .geometry import check_affine, difference, on_grid
 from .pictures import read_picture
 from .volume_files import read_volume
 
@@ -87,7 +87,7 @@ def load_values(path: str | Path, like: MetaTensor) -> MetaTensor:
         ``(1, X, Y, Z)`` with the affine of `like`.
 
     Raises:
-        ValueError: the file is missing, unreadable, not one volume, or lies on another grid.
+        ValueError: the file is missing, unreadable, not one volume, of a singular affine, or lies on another grid.
     """
     if not isinstance(path, (str, Path)):
         raise ValueError(f"{path!r}: a mask is one file.")
@@ -100,6 +100,7 @@ def load_values(path: str | Path, like: MetaTensor) -> MetaTensor:
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise ValueError(f"{path}: can't be read as a mask ({lines[0] if lines else type(error).__name__}).") from error
+    check_affine(str(path), own)
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     while voxels.ndim < 3:
@@ -116,7 +117,5 @@ def load_values(path: str | Path, like: MetaTensor) -> MetaTensor:
         mask = reordered(voxels[None], own, grid, like.shape[1:])
         if mask is not None:
             return on_grid(mask.contiguous(), affine, like)
-    raise ValueError(
-        f"{path}: lies on another grid than {like.meta.get('filename_or_obj', 'the image')} (shape {tuple(voxels.shape)} "
-        f"against {tuple(like.shape[1:])} in some order, or another affine); resample the mask to the image's grid first."
-    )
+    image, how = like.meta.get("filename_or_obj", "the image"), difference(voxels.shape, own, like.shape[1:], affine)
+    raise ValueError(f"{path}: lies on another grid than {image} ({how}); resample the mask to the image's grid first.")
