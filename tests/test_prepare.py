@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import permutations, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,7 @@ def write_volume(path: Path, upwards: bool = True, marked: Sequence[int] | None 
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
     image = nib.Nifti1Image(array, affine)
     if not upwards:
-        image = image.slicer[:, :, ::-1]
+        image = image.as_reoriented(np.array([[0, 1], [1, 1], [2, -1]]))
     nib.save(image, path)
 
 
@@ -143,12 +144,16 @@ def test_damaged_cases_are_named_and_a_rerun_reads_only_what_is_new(
     (data / "BraTS2021_00001" / "BraTS2021_00001_flair.nii.gz").unlink()
     seg = data / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz"
     seg.write_bytes(seg.read_bytes()[:60])
-    write_volume(data / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz", upwards=False)
+    flair = data / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz"
+    nib.save(nib.load(flair).slicer[:, :, 1:], flair)
     brats(root=str(data), output=str(path))
     reasons = written(path)["left_out"]
     assert reasons["BraTS2021_00001"] == "has no flair."
     assert "BraTS2021_00002_seg.nii.gz: can't be read" in reasons["BraTS2021_00002"]
-    assert "lies on another grid" in reasons["BraTS2021_00003"]
+    mask = str(flair).replace("flair", "seg")
+    assert (
+        f"{mask}: lies on another grid than {flair} (4 x 4 x 6 voxels against 4 x 4 x 5)" in reasons["BraTS2021_00003"]
+    )
     assert "left out: BraTS2021_00001: has no flair." in capsys.readouterr().out
 
     write_case(data / "BraTS2021_00002")
@@ -158,6 +163,36 @@ def test_damaged_cases_are_named_and_a_rerun_reads_only_what_is_new(
     brats(root=str(data), output=str(path))
     assert read == ["BraTS2021_00002_seg.nii.gz", "BraTS2021_00003_seg.nii.gz"]
     assert [item["subject"] for item in items_of(path)].count("BraTS2021_00002") == 1
+
+
+@pytest.mark.parametrize("change", ["orders", "trailing axis", "channel"])
+def test_a_mask_may_hold_its_voxels_in_another_order(change: str, tmp_path: Path) -> None:
+    """In any of the 48; the slices are counted as in the image. Channels lie in one order, as everything takes them so."""
+    case = tmp_path / "data" / "BraTS2021_00000"
+    write_case(case)
+    seg = case / "BraTS2021_00000_seg.nii.gz"
+    mask = nib.load(seg)
+    marked = np.asarray(mask.dataobj)
+    changed = [nib.Nifti1Image(marked[..., None], mask.affine)]
+    if change == "orders":
+        changed = [
+            nib.Nifti1Image(marked, mask.affine).as_reoriented(np.array(list(zip(axes, signs, strict=True))))
+            for axes in permutations(range(3))
+            for signs in product((1, -1), repeat=3)
+        ]
+    elif change == "channel":
+        write_volume(case / "BraTS2021_00000_t2.nii.gz", upwards=False)
+    path, options = tmp_path / "d.json", {"root": str(tmp_path / "data"), "sequences": "flair,t2"}
+    for n, image in enumerate(changed):
+        nib.save(image, seg)
+        if change == "channel":
+            with pytest.raises(
+                ValueError, match=r"t2.nii.gz: lies on another grid than .*flair.nii.gz \(their axes have"
+            ):
+                brats(output=str(path), **options)
+        else:
+            brats(output=str(path), overwrite=n > 0, **options)
+            assert items_of(path)[0]["label"] == [0, 1, 0, 1, 1, 0]
 
 
 def test_a_command_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
 from ..images.formats import NIFTI, VOLUMETRIC
-from ..images.geometry import load_nifti, slice_axis
+from ..images.geometry import check_affine, difference, load_nifti, millimetres, slice_axis
 from ..images.loading import LoadVolumed
 from ..images.masks import load_values
 from ..images.volume_files import read_volume
@@ -24,29 +24,23 @@ NO_TUMOUR = "its mask marks nothing, and every patient of the set has a tumour."
 
 
 def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
-    """How many voxels of each slice are marked, as ``voxels`` in the file's order, and ``upwards``, whether that goes up.
+    """How many voxels of each slice are marked, as ``voxels`` in the image's order, and ``upwards``, whether that goes up.
 
     Args:
-        mask: a file of a volume; what is above 0 is marked. Slices lie along the axis nearest to superior-inferior.
-        images: that must have its grid; a fourth dimension is that of the channels. Where not all are NIfTI, the mask may hold
-            the voxels of the first one in another order.
+        mask: a file, which may hold the voxels in another order; what is above 0 is marked.
+        images: whose grid it must have, one a channel; a fourth dimension of one is that of the channels. Slices lie along the
+            axis nearest to superior-inferior.
 
     Raises:
         ValueError: a file is damaged, or lies on another grid.
     """
-    if not all(path.name.lower().endswith(NIFTI) for path in (mask, *images)):
-        values = [load_values(mask, _grid(path)) for path in images][0]
-        return _counted(values.numpy()[0] > 0, values.affine.numpy())
-    marked = _read(mask)
-    for path in images:
-        image = _read(path)
-        if image.shape[:3] != marked.shape or not np.allclose(image.affine, marked.affine, atol=1e-3):
-            raise ValueError(f"{path.name}: lies on another grid than {mask.name}, {image.shape} and {marked.shape}.")
-    try:
-        voxels = np.asarray(marked.dataobj) > 0
-    except Exception as error:
-        raise ValueError(f"{mask.name}: can't be read ({error}).") from error
-    return _counted(voxels, marked.affine)
+    first, *others = [_grid(path) for path in images]
+    values = load_values(mask, first)
+    for path, grid in zip(images[1:], others, strict=True):
+        if grid.shape != first.shape or not torch.allclose(grid.affine, first.affine, atol=1e-3):
+            how = difference(grid.shape[1:], grid.affine, first.shape[1:], first.affine)
+            raise ValueError(f"{path}: lies on another grid than {images[0]} ({how}).")
+    return _counted(values.numpy()[0] > 0, values.affine.numpy())
 
 
 def _counted(voxels: NDArray[np.bool_], affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -91,25 +85,25 @@ def checked_slices(slices: Any) -> tuple[int, int] | None:
 
 
 def _grid(path: Path) -> MetaTensor:
-    """An image of any format and number of channels, ``(C, X, Y, Z)``."""
+    """The grid of an image, as ``(C, X, Y, Z)``; of a NIfTI, whose voxels take time, only the header is read."""
+    meta = {"filename_or_obj": str(path)}
     if path.is_dir():
         load = LoadVolumed("image", min_size=1, allow_any_image=True, modalities=VOLUMETRIC)
         series: MetaTensor = load({"image": str(path)})["image"]
         return series
     try:
-        voxels, affine, *_ = read_volume(str(path))
+        if path.name.lower().endswith(NIFTI):
+            image = load_nifti(str(path))
+            voxels = torch.empty(1).expand(image.shape)
+            mm = millimetres(image.header)
+            affine = torch.from_numpy(np.diag([mm, mm, mm, 1.0]) @ image.affine)
+        else:
+            voxels, affine, *_ = read_volume(str(path))
     except Exception as error:
-        raise ValueError(f"{path.name}: can't be read ({error}).") from error
+        raise ValueError(f"{path}: can't be read ({error}).") from error
+    while voxels.ndim > 4 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
     if voxels.ndim not in (3, 4):
-        raise ValueError(f"{path.name}: has {voxels.ndim} dimensions, 3 or 4 are allowed.")
-    return MetaTensor(voxels.reshape(*voxels.shape[:3], -1).movedim(-1, 0), affine=affine)
-
-
-def _read(path: Path) -> nib.Nifti1Image:
-    try:
-        image = load_nifti(str(path))
-    except Exception as error:
-        raise ValueError(f"{path.name}: can't be read ({error}).") from error
-    if image.ndim not in (3, 4):
-        raise ValueError(f"{path.name}: has {image.ndim} dimensions, 3 or 4 are allowed.")
-    return image
+        raise ValueError(f"{path}: has {voxels.ndim} dimensions, 3 or 4 are allowed.")
+    check_affine(str(path), affine)
+    return MetaTensor(voxels.reshape(*voxels.shape[:3], -1).movedim(-1, 0), affine=affine, meta=meta)
