@@ -83,6 +83,17 @@ def written(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def write_picture(path: Path, marked: int = 1) -> None:
+    """A picture of 8 rows and 10 columns of which so many pixels are white, as a radiograph or as a mask."""
+    pixels = np.zeros(80, np.uint8)
+    pixels[:marked] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".dcm":
+        dicom.save(dicom.image(pixels.reshape(8, 10)), path)
+    else:
+        Image.fromarray(pixels.reshape(8, 10)).save(path)
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -740,6 +751,8 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     for name in ("masks/p1/b.tif", "foregrounds/b.nii"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    for name in ("diseased/p1/b.PNG", "masks/p1/b.tif"):
+        write_picture(tmp_path / name)
     folder(root=str(tmp_path), output=str(tmp_path / "lists" / "d.json"))
     items = {Path(item["image"]).name: item for item in items_of(tmp_path / "lists" / "d.json")}
     assert {name: (item["subject"], item["label"]) for name, item in items.items()} == {
@@ -860,7 +873,7 @@ def test_a_link_to_nothing_costs_its_own_case_alone(tmp_path: Path) -> None:
 def test_a_mask_belongs_to_one_image_or_is_named(tmp_path: Path) -> None:
     for name in ("healthy/1.png", "diseased/1.png", "diseased/2.png", "masks/1.png", "masks/2_mask.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+        write_picture(tmp_path / name)
     folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
     items = items_of(tmp_path / "d.json")
     assert [Path(item["image"]).parent.name for item in items if "mask" in item] == ["diseased"]
@@ -1020,6 +1033,39 @@ def test_a_diseased_volume_whose_mask_marks_nothing_is_left_out(tmp_path: Path, 
     assert {s: set(v) if isinstance(v, list) else v for s, v in labels.items()} == {"c": {0, -1}, "d": 0}
     assert written(tmp_path / "d.json")["left_out"] == {
         f"diseased/b{suffix}": f"is diseased, but its mask masks/b{suffix} marks nothing."
+    }
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".png", ".dcm", "series"])
+def test_what_folder_and_mask_say_of_an_image_is_no_contradiction(tmp_path: Path, suffix: str) -> None:
+    """Else an evaluation fails on it. Nor does the mask lie on another grid."""
+    volume = (np.arange(96) % 90).astype(np.uint8).reshape(4, 4, 6)
+    series = suffix == "series"
+    image_end, mask_end = ("" if series else suffix), (".nii.gz" if series else suffix.replace("dcm", "png"))
+    for name, marked in {"healthy/a": 0, "healthy/b": 2, "diseased/c": 2, "diseased/d": 0, "diseased/e": -1}.items():
+        path, mask = tmp_path / f"{name}{image_end}", tmp_path / "masks" / f"{Path(name).name}{mask_end}"
+        if series:
+            dicom.save_series(dicom.series(volume, np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+        elif suffix == ".nii.gz":
+            write_volume(path)
+        else:
+            write_picture(path)
+        if marked < 0:
+            write_volume(mask.with_name("e.nii"), marked=[1] * 6)
+            nib.save(nib.load(mask.with_name("e.nii")).slicer[1:], mask.with_name("e.nii"))
+        elif mask_end == ".nii.gz":
+            write_volume(mask, marked=[0, 0, 0, 0, marked, 0])
+        else:
+            write_picture(mask, marked)
+    folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
+    by_slice = [0, 0, 0, 0, 1, 0]
+    diseased = 1 if suffix in (".png", ".dcm") else by_slice
+    assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "c": diseased}
+    left_out = written(tmp_path / "d.json")["left_out"]
+    assert "lies on another grid than" in left_out.pop(f"diseased/e{image_end}")
+    assert left_out == {
+        f"healthy/b{image_end}": f"is healthy, but its mask masks/b{mask_end} marks 2 voxels.",
+        f"diseased/d{image_end}": f"is diseased, but its mask masks/d{mask_end} marks nothing.",
     }
 
 

@@ -17,6 +17,7 @@ from ..images.formats import DICOM, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, ste
 from ..learning.datalists import FILES
 from .options import folder_of, links_to_nothing
 from .preparation import Preparation
+from .reads import Reads
 from .slice_labels import labels_of, lesion_voxels
 
 SUFFIXES = VOLUMES + PICTURES + DICOM
@@ -41,8 +42,9 @@ def folder(
     such as healthy/patient1/a.png, are of one patient; a file that lies in none is a patient of its own. The DICOM series of
     a volume is one image, in a folder of its own such as healthy/patient1. A mask has the path of its image, but for the
     ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter. Of a
-    diseased volume with a mask, slices without a marked voxel are labelled healthy, the others diseased; one whose mask marks
-    nothing is left out. An image that lies in a folder and is linked in another is that of the first.
+    diseased volume with a mask, slices without a marked voxel are labelled healthy, the others diseased. A diseased image whose
+    mask marks nothing is left out, and so is a healthy one whose mask marks something. An image that lies in a folder and is
+    linked in another is that of the first.
 
     Args:
         root: the folder.
@@ -82,27 +84,39 @@ def folder(
             for field, files in others.items():
                 if bare in files and not (field == "mask" and label == HEALTHY and bare in found["diseased"]):
                     item[field] = f"{field}s/{files[bare]}"
-            image = Path(root) / str(item["image"])
-            gone = [item[field] for field in FILES if field in item and not Path(root, item[field]).exists()]
-            if gone:
-                made.damaged(str(item["image"]), f"{gone[0]} links to a file that isn't there.")
+            try:
+                item["label"] = _label(item, Path(root), made.reads, least_voxels, every)
+            except (OSError, ValueError) as error:
+                made.damaged(str(item["image"]), str(error))
                 continue
-            if not os.path.getsize(image):
-                made.damaged(str(item["image"]), "is empty.")
-                continue
-            if label == DISEASED and "mask" in item and (image.is_dir() or image.name.lower().endswith(VOLUMES)):
-                mask = Path(root) / str(item["mask"])
-                try:
-                    lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
-                except (OSError, ValueError) as error:
-                    made.damaged(str(item["image"]), str(error))
-                    continue
-                if not any(lesion["voxels"]):
-                    made.damaged(str(item["image"]), f"is diseased, but its mask {item['mask']} marks nothing.")
-                    continue
-                item["label"] = labels_of(lesion, None, least_voxels, every)
             made.add(item)
     made.write(f"Expected are images ({', '.join(SUFFIXES)}) in the folders healthy and diseased.")
+
+
+def _label(item: dict[str, Any], root: Path, reads: Reads, least_voxels: int, every: int) -> int | list[int]:
+    """Of an item by its folder, or by slice where its mask says more.
+
+    Raises:
+        OSError: a file can't be read.
+        ValueError: nor can this one; or folder and mask contradict each other, on which an evaluation would fail.
+    """
+    gone = [item[field] for field in FILES if field in item and not (root / item[field]).exists()]
+    if gone:
+        raise ValueError(f"{gone[0]} links to a file that isn't there.")
+    image, label = root / item["image"], item["label"]
+    if not os.path.getsize(image):
+        raise ValueError("is empty.")
+    if "mask" not in item:
+        return int(label)
+    mask = root / item["mask"]
+    lesion = reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
+    marked = sum(lesion["voxels"])
+    if label == DISEASED and not marked:
+        raise ValueError(f"is diseased, but its mask {item['mask']} marks nothing.")
+    if label == HEALTHY and marked:
+        raise ValueError(f"is healthy, but its mask {item['mask']} marks {marked} voxels.")
+    by_slice = label == DISEASED and (image.is_dir() or image.name.lower().endswith(VOLUMES))
+    return labels_of(lesion, None, least_voxels, every) if by_slice else int(label)
 
 
 def _files(folder: Path, made: Preparation) -> Iterator[tuple[str, str]]:

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
-from ..images.formats import NIFTI, VOLUMETRIC
+from ..errors import InvalidImageError
+from ..images.formats import NIFTI, VOLUMES, VOLUMETRIC, is_picture
 from ..images.geometry import check_affine, difference, load_nifti, millimetres, slice_axis
 from ..images.loading import LoadVolumed
 from ..images.masks import load_values
+from ..images.pictures import read_picture
+from ..images.radiographs import read_radiograph
 from ..images.volume_files import read_volume
 
 NO_TUMOUR = "its mask marks nothing, and every patient of the set has a tumour."
@@ -85,7 +88,7 @@ def checked_slices(slices: Any) -> tuple[int, int] | None:
 
 
 def _grid(path: Path) -> MetaTensor:
-    """The grid of an image, as ``(C, X, Y, Z)``; of a NIfTI, whose voxels take time, only the header is read."""
+    """The grid of an image of any kind, as ``(C, X, Y, Z)``; of a NIfTI, whose voxels take time, only the header is read."""
     meta = {"filename_or_obj": str(path)}
     if path.is_dir():
         load = LoadVolumed("image", min_size=1, allow_any_image=True, modalities=VOLUMETRIC)
@@ -97,8 +100,14 @@ def _grid(path: Path) -> MetaTensor:
             voxels = torch.empty(1).expand(image.shape)
             mm = millimetres(image.header)
             affine = torch.from_numpy(np.diag([mm, mm, mm, 1.0]) @ image.affine)
-        else:
+        elif is_picture(str(path)):
+            voxels, affine, *_ = read_picture(str(path), 3)
+        elif path.name.lower().endswith(VOLUMES):
             voxels, affine, *_ = read_volume(str(path))
+        else:
+            voxels, affine, *_ = read_radiograph(str(path), ())
+    except InvalidImageError:
+        raise
     except Exception as error:
         raise ValueError(f"{path}: can't be read ({error}).") from error
     while voxels.ndim > 4 and voxels.shape[-1] == 1:
