@@ -87,7 +87,9 @@ def test_the_demonstration(weights: dict[str, Any], tmp_path: Path) -> None:
     assert record["lesion_pixels"] == marked.sum() and found.SeriesDescription.startswith(f"AI {record['score']:.3f}")
 
 
-def test_odd_radiographs_give_a_result_or_a_reason(weights: dict[str, Any], tmp_path: Path) -> None:
+def test_odd_radiographs_give_a_result_or_a_reason(
+    weights: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every one in a folder is run or named with its reason, on its own grid."""
     folder = tmp_path / "in"
     folder.mkdir()
@@ -113,6 +115,10 @@ def test_odd_radiographs_give_a_result_or_a_reason(weights: dict[str, Any], tmp_
     found = summary(tmp_path / "out")
     good = {name for name, record in found.items() if record["status"] == "ok"}
     assert good == {"plain", "negative", "windowed", "mirrored", "unsaid", "picture", "photo"}
+    # of another modality, it is left out of a folder and refused by itself
+    assert "Left out: 1 of modality MG (mammogram.dcm)." in capsys.readouterr().out and "mammogram" not in found
+    assert run(weights, input=str(folder / "mammogram.dcm"), output_dir=str(tmp_path / "out")) == 1
+    found = summary(tmp_path / "out")
     reasons = {"lateral": "view is LL", "knee": "body part is KNEE", "mammogram": "modality is MG"}
     for name, reason in {**reasons, "blank": "constant", "tiny": "two axes need 32"}.items():
         assert reason in found[name]["error"], found[name]["error"]

@@ -114,10 +114,22 @@ def test_a_model_of_pictures_takes_each_picture_and_each_dicom_file(
     touch(tmp_path, "a/view1_frontal.jpg", "a/view1_mask.png", "b/x.tif", "b/pd.nii.gz", "b/notes.txt", "b/.x.png")
     dicom.save(dicom.image(np.ones((4, 4), np.uint8)), tmp_path / "c" / "1.2.3")
     dicom.save(dicom.image(np.ones((4, 4), np.uint8)), tmp_path / "c" / "x.dcm")
+    for name, modality in (
+        ("small", "dx"),
+        ("several", ["OT", "CR"]),
+        ("unsaid", ""),
+        ("mammogram", "MG"),
+        ("sr", "SR"),
+    ):
+        dicom.save(dicom.image(np.ones((4, 4), np.uint8), Modality=modality), tmp_path / "d" / f"{name}.dcm")
     found = names(tmp_path, modalities=["CR", "DX"], sequences=["radiograph"])
-    assert found == ["a-view1_frontal", "b-pd", "b-x", "c-1.2.3", "c-x"]
+    assert found == ["a-view1_frontal", "b-pd", "b-x", "c-1.2.3", "c-x", "d-several", "d-small", "d-unsaid"]
     said = capsys.readouterr().out
-    assert "5 images found in" in said and "1 named as mask (a/view1_mask.png)" in said
+    assert "8 images found in" in said and "1 named as mask (a/view1_mask.png)" in said
+    assert "1 of modality MG (d/mammogram.dcm)" in said and "1 of modality SR (d/sr.dcm)" in said
+    assert names(tmp_path / "d" / "mammogram.dcm", modalities=["DX"]) == [
+        "mammogram"
+    ]  # the loader says why it can't be
     assert names(tmp_path / "c", modalities=["DX"]) == ["1.2.3", "x"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,8 +46,8 @@ def find_inputs(
 
     Of a folder, images are taken at any depth, through links too, but not hidden ones, nor results of ours, nor what is named
     as another sequence or as a mask (see `sequence_of`). For a model of volumes, a folder that DICOM files lie in is one
-    volume, unless its series is of another modality or described as another sequence; for a model of pictures, each DICOM file
-    is one. For a model of several sequences, an item of a folder is a study, see `studies.by_study`. An
+    volume, unless its series is described as another sequence; for a model of pictures, each DICOM file is one. DICOM images of
+    another modality are left out. For a model of several sequences, an item of a folder is a study, see `studies.by_study`. An
     item that can't be processed, of a datalist or named as another sequence, is there with its ``error``. Of several ranks,
     the first looks for all.
 
@@ -140,6 +141,12 @@ def _other_sequence(image: str | Sequence[str], sequences: Sequence[str], pictur
     return None
 
 
+def _other_modality(image: Path, modalities: Sequence[str]) -> str | None:
+    """The modality of a DICOM image or series, if the model takes another; some files write it small, or several."""
+    modality = describe(image)[0].upper()
+    return modality if modality and not set(re.split("[^A-Z0-9]+", modality)) & set(modalities) else None
+
+
 def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]) -> list[dict[str, Any]]:
     items = []
     left_out: defaultdict[str, list[str]] = defaultdict(list)
@@ -156,7 +163,7 @@ def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]
         if not dicom and not name.lower().endswith(known):
             if name.lower().endswith(VOLUMES + PICTURES + OTHERS):
                 left_out["of a format that the model does not take"].append(name)
-        elif image.is_dir() and (modality := describe(image)[0]) and modality not in modalities:
+        elif dicom and (modality := _other_modality(image, modalities)):
             left_out[f"of modality {modality}"].append(name)
         elif named := _other_sequence(str(image), sequences, pictures and not volumes):
             left_out[f"named as {named}"].append(name)
