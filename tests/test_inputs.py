@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dicom
+from scripts.images.loading import LoadVolumed
 from scripts.running.inputs import find_inputs
 
 
@@ -46,6 +47,19 @@ def test_no_input_is_said() -> None:
         find_inputs(True)  # type: ignore[arg-type]  # of an option without a value
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder"):
         find_inputs("nowhere")
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a shell's variable that isn't set."""
+    touch(tmp_path, "flair.nii.gz")
+    dicom.save_series(dicom.series(np.ones((40, 36, 3), np.uint16), np.eye(4)), tmp_path / "series")
+    monkeypatch.chdir(tmp_path)
+    assert len(find_inputs(".")) == 2
+    with pytest.raises(ValueError, match=r"got an empty text, as of a variable that isn't set\.$"):
+        find_inputs("")
+    monkeypatch.chdir(tmp_path / "series")
+    with pytest.raises(ValueError, match="an empty path: no such file"):
+        LoadVolumed("image")({"image": ""})
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import subprocess
@@ -340,6 +341,20 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(tmp_path:
         with pytest.raises(ValueError, match=message):
             brats(**(common | options))
     assert not (tmp_path / "d.json").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_empty_path_is_not_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a shell's variable that isn't set."""
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"root": str(tmp_path), "output": "d.json", "sequences": "flair", "images": "x"}
+    options["datalists"] = "a.json"
+    taken = {k: v for k, v in options.items() if k in inspect.signature(COMMANDS[name]).parameters}
+    for option in ("root", "images"):
+        if option in taken:
+            with pytest.raises(ValueError, match=f"--{option} must be .*, got '', as of a variable that isn't set"):
+                COMMANDS[name](**(taken | {option: ""}))
+    assert not list(tmp_path.iterdir())
 
 
 # the other volumes

@@ -106,8 +106,9 @@ class LoadVolumed(MapTransform):
         return takes_volumes(self.modalities) and (path.lower().endswith(VOLUMES) or Path(path).is_dir())
 
     def _load(self, path: str, any_image: bool) -> Loaded:
-        if not Path(path).exists():
-            raise InvalidImageError(f"{path}: no such file.")
+        # pathlib takes an empty text for the current folder
+        if not path or not Path(path).exists():
+            raise InvalidImageError(f"{path or 'an empty path'}: no such file.")
         try:
             loaded = self._read(path, any_image)
         except InvalidImageError:

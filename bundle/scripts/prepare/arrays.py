@@ -15,7 +15,7 @@ from .. import DISEASED, HEALTHY
 from ..checks import is_true
 from ..files import write
 from .known import groups_of
-from .options import rows_of
+from .options import path_of, rows_of
 from .preparation import Preparation
 from .regions import Regions, regions_of
 from .splitting import section_of
@@ -57,10 +57,7 @@ def arrays(
         overwrite: write over a datalist that was made in another way, and over other pictures of the same names.
     """
     options = dict(locals())
-    for name in ("root", "images"):
-        if not isinstance(options[name], str):
-            raise ValueError(f"--{name} must be a path, got {options[name]!r}.")
-    source, target = Path(root), Path(images)
+    source, target = path_of(root, "root", "an .npz file"), path_of(images, "images", "a folder")
     made = Preparation("arrays", target, options)
     table = source.with_suffix(".csv")
     rows = rows_of(table, (), ("row", diseased, *([healthy] if healthy else [])))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .. import DISEASED, HEALTHY
 from ..checks import check_number, is_true
-from .options import choice, folder_of, texts
+from .options import choice, folder_of, path_of, texts
 from .preparation import Preparation
 from .saving_volumes import save
 from .slice_labels import NO_TUMOUR
@@ -64,8 +64,7 @@ def lgg(
     options = dict(locals())
     source = folder_of(root)
     source = source / "kaggle_3m" if (source / "kaggle_3m").is_dir() else source
-    if not isinstance(images, str):
-        raise ValueError(f"--images must be a folder, got {images!r}.")
+    path_of(images, "images", "a folder")
     may_replace = is_true(overwrite, "overwrite")
     check_number("pixel", pixel, 0.1, 10)
     check_number("stack_height", stack_height, 10, 1000)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..checks import check_number, is_true
 from ..images.geometry import load_nifti
-from .options import choice, folder_of, texts
+from .options import choice, folder_of, path_of, texts
 from .preparation import Preparation
 from .saving_volumes import save
 from .slice_labels import NO_TUMOUR, checked_slices, labels_of, lesion_voxels
@@ -61,8 +61,9 @@ def msd_brain(
     made = Preparation("msd_brain", source, options)
     wanted = [choice(s, CHANNELS, "sequences") for s in texts(sequences, "sequences")]
     whole = tuple(wanted) == CHANNELS
-    if not whole and not isinstance(images, str):
+    if not whole and images is None:
         raise ValueError(f"--images DIR is needed to write {', '.join(wanted)} of the 4D files to.")
+    target = Path() if whole else path_of(images, "images", "a folder")
     may_replace = is_true(overwrite, "overwrite")
     between = checked_slices(slices)
     check_number("least_voxels", least_voxels, 1, 10**9, whole=True)
@@ -74,7 +75,7 @@ def msd_brain(
             lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
             paths = [image]
             if not whole:
-                paths = [Path(str(images), name, f"{sequence}.nii.gz") for sequence in wanted]
+                paths = [target / name / f"{sequence}.nii.gz" for sequence in wanted]
                 made.reads.once(
                     [image],
                     ["volumes", [os.path.abspath(path) for path in paths]],

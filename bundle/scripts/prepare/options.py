@@ -17,13 +17,30 @@ def folder_of(root: Any) -> Path:
     """The option ``--root``, a data set's folder.
 
     Raises:
-        ValueError: it is no text, or there is no such folder.
+        ValueError: it is no text or an empty one, or there is no such folder.
     """
-    if not isinstance(root, str):
-        raise ValueError(f"--root must be a folder, got {root!r}; of a path, write ./{root}")
-    if not Path(root).is_dir():
+    folder = path_of(root, "root", "a folder")
+    if not folder.is_dir():
         raise ValueError(f"{root}: no such folder; give the data set's as --root.")
-    return Path(root)
+    return folder
+
+
+def path_of(value: Any, name: str, kind: str) -> Path:
+    """An option that is a path.
+
+    Args:
+        value: what was given.
+        name: of the option.
+        kind: what is allowed, in words.
+
+    Raises:
+        ValueError: it is no text, or an empty one, as of a shell's variable that isn't set: pathlib takes that for the
+            current folder.
+    """
+    if not isinstance(value, str) or not value:
+        hint = ", as of a variable that isn't set." if value == "" else f"; of a path, write ./{value}"
+        raise ValueError(f"--{name} must be {kind}, got {value!r}{hint}")
+    return Path(value)
 
 
 def links_to_nothing(path: Path | os.DirEntry[str]) -> bool:

@@ -80,8 +80,12 @@ def find_inputs(
 def _found(
     path: Any, sequences: Sequence[str], allow_any_image: bool, split: str | None, modalities: Sequence[str]
 ) -> list[dict[str, Any]]:
-    if not isinstance(path, str):
-        got = "no value" if path is True else f"{path!r}; of a path, write ./{path}"
+    if not isinstance(path, str) or not path:
+        # pathlib takes an empty text for the current folder
+        given = (
+            "an empty text, as of a variable that isn't set" if path == "" else f"{path!r}; of a path, write ./{path}"
+        )
+        got = "no value" if path is True else given
         raise ValueError(f"--input PATH is needed: {INPUTS}, got {got}.")
     source = Path(path)
     if split is not None and source.suffix.lower() != ".json":
