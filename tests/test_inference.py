@@ -107,16 +107,20 @@ def test_a_failed_write_leaves_nothing_behind(
     assert "disk full" in summary(out)["flair"]["error"]
 
 
+@pytest.mark.parametrize("summary_too", [False, True])
 def test_a_full_disk_ends_the_run_and_costs_no_result(
-    tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    summary_too: bool, tmp_path: Path, weights: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The message says what to do, also where no summary can be written any more."""
     out = tmp_path / "out"
     items = [write_head(tmp_path, name=name) for name in "abc"]
     assert run(weights, input=datalist(tmp_path, items[1:2]), output_dir=str(out)) == 0
     original = Path.write_text
+    failed = []
 
     def full(self: Path, *args: Any, **kwargs: Any) -> int:
-        if self.name == "result.json" and (out / "a").exists():
+        if self.name == "result.json" and (out / "a").exists() or failed and summary_too:
+            failed.append(self.name)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(self, *args, **kwargs)
 
@@ -124,6 +128,7 @@ def test_a_full_disk_ends_the_run_and_costs_no_result(
     with pytest.raises(RuntimeError) as error:
         run(weights, input=datalist(tmp_path, items), output_dir=str(out), overwrite=True)
     assert message_of(error.value) == "b: [Errno 28] No space left on device. Make room; the same command goes on."
+    assert len(failed) == 1 + summary_too
     assert visible(out) == ["a", "b", "summary.csv", "summary.json"]
     assert {n: v["status"] for n, v in summary(out).items()} == {"a": "ok", "b": "ok"}
 

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,11 @@ class Report:
                     self.failed(self._current["item"], error)
         except KeyboardInterrupt:
             stopped = True
-        finally:
-            self.results.close()
+        except BaseException:
+            with suppress(OSError):  # on a full disk the summary fails too, and this error says what to do
+                self.results.close()
+            raise
+        self.results.close()
         self._say()
         if stopped:
             print("Stopped; the same command goes on with the other volumes.")
