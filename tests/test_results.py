@@ -206,6 +206,28 @@ def test_data_that_were_moved_keep_their_name(tmp_path: Path) -> None:
     results.close()
 
 
+@pytest.mark.parametrize("first", ["flair", "p1-flair", "sub-01"])
+def test_an_image_is_run_once_by_whatever_name_it_is_given(
+    first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By itself, by its folder or by a datalist. A copy of it is another image, and so is what takes its place."""
+    item, out = an_item(tmp_path / "data" / "p1", content="of the patient"), tmp_path / "out"
+    run_on(out, {**item, "name": first})
+    written = (out / first / "pred.nii.gz").stat().st_mtime_ns
+    names = ["flair", "p1-flair", "sub-01"]
+    for name in names:
+        assert run_on(out, {**item, "name": name}) == [first]
+        said = f"Named otherwise, as the image has results of that name already: {name} to {first}."
+        assert (said in capsys.readouterr().out) == (name != first)
+    assert list(summary(out)) == [first] and (out / first / "pred.nii.gz").stat().st_mtime_ns == written
+    copy = {**an_item(tmp_path / "data" / "p2", content="of the patient"), "name": "p2-flair"}
+    assert run_on(out, copy, {**item, "name": "p1-flair"}) == ["p2-flair", first]
+    an_item(tmp_path / "data" / "p1", content="of another")
+    assert run_on(out, {**item, "name": "new"}, overwrite=True) == ["new"]
+    assert sorted(summary(out)) == sorted([first, "new", "p2-flair"])
+    assert (out / first / "pred.nii.gz").stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize(
     ("name", "folder"),
     [

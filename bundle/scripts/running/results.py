@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -61,6 +62,7 @@ class Results:
         """Give every item the name of its folder, and make sure that all can be written; called before anything is computed.
 
         A name that another input's results have already is made longer by the names of the folders that the input lies in.
+        An image whose results are there under another name, as it was run by itself and now by its folder, keeps that one.
 
         Raises:
             ValueError: with a line for each file or folder that is in the way.
@@ -82,13 +84,16 @@ class Results:
             for place in (Path(os.path.abspath(path)), Path(path).resolve())
             for parent in (place, *place.parents)
         }
+        known = self._known()
         taken: set[str] = set()
-        renamed = []
+        renamed: list[str] = []
+        kept: list[str] = []
         for item in items:
             item["name"] = wanted = _safe(item["name"])
-            item["name"], problem = self._choose(item, taken)
+            before = known.get(_image_of(item), [])
+            item["name"], problem = self._choose(item, taken, before)
             if item["name"] != wanted:
-                renamed.append(f"{wanted} to {item['name']}")
+                (kept if item["name"] in before else renamed).append(f"{wanted} to {item['name']}")
             taken.add(item["name"].casefold())
             folder = self.output_dir / item["name"]
             if problem is None and folder.exists() and folder.resolve() in inputs:
@@ -100,7 +105,17 @@ class Results:
             raise ValueError("\n".join(["nothing was computed, as this would be overwritten:", *problems[:20], *more]))
         if renamed:
             print(f"Named otherwise, as the name is another image's: {some(renamed)}.")
+        if kept:
+            print(f"Named otherwise, as the image has results of that name already: {some(kept)}.")
         return [item["name"] for item in items]
+
+    def _known(self) -> dict[tuple[Any, ...], list[str]]:
+        """The names of the results of each image, see `_image_of`, whatever it was called when it was run."""
+        known: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for record in self.records() if self.output_dir.is_dir() else ():
+            if paths := paths_in(record, "image"):
+                known[tuple(paths), tuple(record.get("image_sha256") or ())].append(record["name"])
+        return known
 
     def _summary_problems(self) -> list[str]:
         path, wrong = self.output_dir / "summary.json", "can't be read as one of this version"
@@ -188,11 +203,12 @@ class Results:
                 print(f"{path}: was changed meanwhile and stays as it is; summary.json holds all volumes.")
         idist.barrier()  # a rank that fails from here on ends the others
 
-    def _choose(self, item: Mapping[str, Any], taken: set[str]) -> tuple[str, str | None]:
-        """The name of an item's folder, and what is wrong with that."""
+    def _choose(self, item: Mapping[str, Any], taken: set[str], before: Sequence[str]) -> tuple[str, str | None]:
+        """The name of an item's folder, and what is wrong with that; `before` names the results that its image has already."""
         names = [name for name in _names(item) if name.casefold() not in taken]
-        states = {name: self._state(name, item) for name in names}
-        same = [name for name in names if states[name] == "same"]
+        others = [name for name in before if name.casefold() not in taken and name not in names]
+        states = {name: self._state(name, item) for name in [*names, *others]}
+        same = [name for name, state in states.items() if state == "same"]
         # a failure is no result: where there are both, the image was not there for a while
         same.sort(key=lambda name: (read_record(self.output_dir / name) or {}).get("status") == "failed")
         if same:
@@ -357,6 +373,12 @@ def _safe(name: str) -> str:
         short = name.encode()[: MAX_NAME - 17].decode(errors="ignore")
         name = f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return name
+
+
+def _image_of(item: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where an item's image lies and what it holds, as a record has both."""
+    paths = paths_in(item, "image")
+    return tuple(os.path.abspath(path) for path in paths), tuple(source_digest(path) for path in paths)
 
 
 def _names(item: Mapping[str, Any]) -> Iterator[str]:
