@@ -870,9 +870,9 @@ def test_a_link_to_nothing_costs_its_own_case_alone(tmp_path: Path) -> None:
 
     assert left_out("own") == {
         "healthy/two": "IM0007.dcm links to a file that isn't there.",
-        "healthy/a.png": "healthy/a.png links to a file that isn't there.",
-        "healthy/b.png": "foregrounds/b.png links to a file that isn't there.",
-        "diseased/d.png": "masks/d.png links to a file that isn't there.",
+        "healthy/a.png": "links to a file that isn't there.",
+        "healthy/b.png": "its foreground foregrounds/b.png links to a file that isn't there.",
+        "diseased/d.png": "its mask masks/d.png links to a file that isn't there.",
     }
     assert sorted(Path(item["image"]).name for item in items_of(tmp_path / "own.json")) == ["c.png", "one"]
     assert left_out("brats").keys() == {"BraTS2021_00001"} and left_out("brain_mr") == {"p1": "has no flair."}

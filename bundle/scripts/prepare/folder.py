@@ -100,9 +100,10 @@ def _label(item: dict[str, Any], root: Path, reads: Reads, least_voxels: int, ev
         OSError: a file can't be read.
         ValueError: nor can this one; or folder and mask contradict each other, on which an evaluation would fail.
     """
-    gone = [item[field] for field in FILES if field in item and not (root / item[field]).exists()]
-    if gone:
-        raise ValueError(f"{gone[0]} links to a file that isn't there.")
+    for field in FILES:
+        if field in item and not (root / item[field]).exists():
+            which = "" if field == "image" else f"its {field} {item[field]} "
+            raise ValueError(f"{which}links to a file that isn't there.")
     image, label = root / item["image"], item["label"]
     if not os.path.getsize(image):
         raise ValueError("is empty.")
