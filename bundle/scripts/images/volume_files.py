@@ -82,7 +82,8 @@ def _sides_differ(image: nib.Nifti1Image) -> bool:
         affines = [affine for affine, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
     except ValueError:  # of a broken qform nothing is taken
         return False
-    left = [(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))[0] for affine in affines]
+    # one without length is refused later
+    left = [(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0).clip(1e-9))[0] for affine in affines]
     return len(left) == 2 and float(left[0] @ left[1]) < 0
 
 
