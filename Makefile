@@ -70,7 +70,7 @@ test: $(READY) ## lint, format, types and the tests that take seconds
 test-all: test ## all of that, then the slow tests: trainings, servers and browsers
 	$(BIN)/python -m pytest -m slow
 
-lock: $(TOOLS) ## renew the locked versions and hashes in requirements/ after a change of the pins in pyproject.toml
+lock: $(TOOLS) ## renew the locked versions and hashes in requirements/ after a change of the versions in pyproject.toml
 	.tools/bin/python requirements/lock.py
 
 audit: $(TOOLS) ## ask the package index for known advisories of the locked versions

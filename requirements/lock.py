@@ -1,4 +1,4 @@
-"""Write the locks beside this file anew from the pins in pyproject.toml: ``make lock``.
+"""Write the locks beside this file anew, the newest that pyproject.toml allows: ``make lock``.
 
 ``locked.txt`` has the project and its tests, but for torch. That is in ``cpu.txt``, PyTorch's build without CUDA, where pip
 finds it on this machine; and in ``cuda.txt``, the registry's, with all that it needs on a GPU. ``monailabel.txt`` is installed

@@ -6,7 +6,6 @@ import ast
 import importlib.metadata
 import importlib.util
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pydicom.fileset import FileSet
 from dicom import image, save, save_series, series
 from scripts.errors import InvalidImageError
 from scripts.images.loading import LoadVolumed
+from test_locks import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = (ROOT / "docs" / "advisories.md").read_text("utf-8").split("\n## ")
@@ -60,14 +60,11 @@ def test_the_installed_version_is_past(package: str, affected: str) -> None:
     assert not is_affected(importlib.metadata.version(package), affected)
 
 
-def test_the_installed_versions_are_the_pinned_ones() -> None:
+def test_the_installed_versions_are_the_locked_ones() -> None:
     """So that both tables speak of what is released."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    pins = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["app"]]
-    pins += project["dependency-groups"]["monailabel"]
-    exact = dict(pin.split("==") for pin in pins if "==" in pin)
-    for package in {row[1] for row in [*AFFECTED, *PAST]} & exact.keys():
-        assert importlib.metadata.version(package).partition("+")[0] == exact[package]
+    locked = versions("cuda") | versions("locked") | versions("monailabel")
+    for package in {row[1] for row in [*AFFECTED, *PAST]} & locked.keys():
+        assert importlib.metadata.version(package).partition("+")[0] == locked[package]
 
 
 def imported(folder: Path) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""The locks in requirements/ hold what pyproject.toml pins, each with hashes; the citation is of this version."""
+"""The locks in requirements/ hold what pyproject.toml pins, each with hashes; the citation is of this version.
+
+The ends of its ranges are compared in test_project.py.
+"""
 
 from __future__ import annotations
 

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from release.requirements import CORE
+from test_locks import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {path.stem: json.loads(path.read_text("utf-8")) for path in (ROOT / "bundle" / "configs").glob("*.json")}
@@ -23,14 +26,15 @@ METADATA = CONFIGS["metadata"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
-def test_metadata_has_the_packages_of_pyproject() -> None:
-    """The same; of each the version of pyproject.toml, or an older one that has wheels for Python 3.10 too."""
-    newest = {name: Version(pin) for name, pin in (text.split("==") for text in PROJECT["dependencies"])}
-    core = {package: METADATA[key] for package, key in CORE.items()}
-    oldest = {name: Version(text) for name, text in (core | METADATA["required_packages_version"]).items()}
-    assert newest.keys() == oldest.keys()
-    assert {name for name in newest if newest[name] < oldest[name]} == set()
-    assert all(newest[name] == oldest[name] for name in core)
+def test_both_ends_of_each_range_are_tested() -> None:
+    """The lowest version is that of the metadata, which `make verify` installs; the highest is locked, for `make test`."""
+    lowest = {package: METADATA[key] for package, key in CORE.items()} | METADATA["required_packages_version"]
+    highest = versions("cuda") | versions("locked")
+    assert {found.name: found.specifier for found in map(Requirement, PROJECT["dependencies"])} == {
+        name: SpecifierSet(f"=={low}" if low == highest[name] else f">={low},<={highest[name]}")
+        for name, low in lowest.items()
+    }
+    assert all(Version(low) <= Version(highest[name]) for name, low in lowest.items())
 
 
 def test_version_is_the_same_everywhere() -> None:
