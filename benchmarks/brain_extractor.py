@@ -123,7 +123,7 @@ def evaluate(
 ) -> None:
     """Compare with HD-BET's masks, of the validation's patients or of the test's too, and write `output`."""
     cache = cache_dir or bundles_cache()
-    network = load_weights(declared("foreground#network#network"), weights)
+    network = load_weights(declared("brain_def"), weights)
     precision = fastest_precision("cpu")
     masked, unmasked = preprocessing(cache)
     record: dict[str, Any] = {

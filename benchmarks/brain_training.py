@@ -199,7 +199,7 @@ def train(
     cache = cache_dir or bundles_cache()
     data = Heads(list(heads(datalist, others, "training")), cache, seed)
     torch.manual_seed(seed)
-    network = for_training(declared("foreground#network#network"), "cpu", initial_weights)
+    network = for_training(declared("brain_def"), "cpu", initial_weights)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
     # so that how long a training is to last can be decided late: only its last part depends on it
     schedule = torch.optim.lr_scheduler.LambdaLR(

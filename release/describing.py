@@ -22,6 +22,11 @@ NETWORK_DEF = {
     '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
 }
 """What a card says of it, by whether the model has a student."""
+BRAIN_DEF = (
+    "`brain_def` finds the brain: its sigmoid is the probability that a voxel is brain. It takes one head in voxels of "
+    "1.2 x 1.2 x 2.4 mm, the head's mean at 1; `n` is any whole number from 1 on."
+)
+"""What the card of a model with that network says of it."""
 CHECKLIST = "`docs/claim.md` of the source code answers CLAIM, a checklist of what papers on such models have to tell."
 
 
@@ -40,7 +45,7 @@ def failures(model: Model) -> Path:
 
 
 def metadata(model: Model) -> dict[str, Any]:
-    """The metadata of a model's zip: the bundle's, over it the model's own, and of the networks what its config says."""
+    """The metadata of a model's zip: the bundle's, over it the model's own, and of its networks what its config says."""
     found: dict[str, Any] = json.loads((model.bundle / "configs" / "metadata.json").read_text("utf-8"))
     own = facts(model, "metadata.json")
     if own.is_file():
@@ -61,8 +66,13 @@ def metadata(model: Model) -> dict[str, Any]:
                 "num_channels": len(of_student),
                 "channel_def": {str(n): name for n, name in enumerate(of_student)},
             }
-    if not model.has_student:
-        del found["student_data_format"]
+    parser = model.parser()
+    loaded = {str(parser[f"{id_}#network"]) for id_ in model.weights} | {"@counterfactual_def"}
+    found = {
+        key: io
+        for key, io in found.items()
+        if not key.endswith("_data_format") or f"@{key.replace('_data_format', '_def')}" in loaded
+    }
     found["license_of_weights"] = json.loads(facts(model, "card.json").read_text("utf-8"))["licence_of_weights"]
     formats = {
         old.replace("_def", "_data_format"): new.replace("_def", "_data_format")
@@ -86,7 +96,12 @@ def card(model: Model) -> str:
     sections = {
         f"# {meta['name']}": [meta["description"], f"**{meta['intended_use']}**", *own["overview"]],
         "## Data": [meta["data_source"] + ".", "Licences of data and weights: [data_license.txt](data_license.txt)."],
-        "## Networks": [_networks(meta), NETWORK_DEF[model.has_student], *own["networks"]],
+        "## Networks": [
+            _networks(meta),
+            NETWORK_DEF[model.has_student],
+            BRAIN_DEF if "brain_data_format" in meta else "",
+            *own["networks"],
+        ],
         "### Input": [meta["image_classes"][0].upper() + meta["image_classes"][1:] + "."],
         "### Output": [meta["pred_classes"][0].upper() + meta["pred_classes"][1:] + "."],
         "## Performance": [_table(("measure", "value"), meta.get("eval_metrics", {})), *own["performance"]],
@@ -138,7 +153,9 @@ def _networks(meta: dict[str, Any]) -> str:
 
 
 def _tensor(name: str, tensor: dict[str, Any]) -> str:
-    shape = " x ".join(map(str, [tensor["num_channels"], *tensor["spatial_shape"]]))
+    # a side that may vary is an expression
+    sides = (side if isinstance(side, int) else f"`{side}`" for side in tensor["spatial_shape"])
+    shape = " x ".join(map(str, [tensor["num_channels"], *sides]))
     between = " from {} to {}".format(*tensor["value_range"]) if tensor["value_range"] else ""
     return f"{name}: {tensor['format']}, {shape}, {tensor['dtype']}{between}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import torch
 import yaml
 from jsonschema import validate
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_out
+from monai.bundle.scripts import _get_fake_spatial_shape
 
 from release.__main__ import ROOT, release, sample
 from release.archive import write_zip
@@ -27,6 +29,7 @@ from release.models import Model, models
 from release.verify import CHECKS, LISTS, Verification, main, verify
 from scripts.bundle import bundle_root
 from scripts.manifest import check_manifest
+from scripts.weights import loaded_ids
 from small_bundle import write_small_bundle
 from synthetic import write_head
 from test_monai_tools import python
@@ -353,6 +356,39 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     assert (FACTS / model.config["model"] / "data_license.txt").is_file()
     # of a model with weights, what goes wrong is shown
     assert model.why_not() is not None or "](failures.jpg)" in text.split("\n## Known failures\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("model", list(models(Path(bundle_root()))), ids=lambda model: model.name)
+def test_every_network_takes_and_gives_what_the_metadata_says(model: Model) -> None:
+    """All that a zip has weights of, and the method as one network; as declared, with random weights and few steps."""
+    if model.why_not() is not None:
+        pytest.skip(str(model.why_not()))
+    config = configs(model)["inference"]
+    config["displayable_configs"]["num_inference_steps"] = 1
+    parser = ConfigParser(config)
+    loaded = {id_: parser[f"{id_}#network"] for id_ in loaded_ids(config)}
+    parser.update(loaded)
+    formats = {key.removesuffix("_data_format"): io for key, io in metadata(model).items() if "_data_format" in key}
+    whole = "@counterfactual_def" if model.has_student else "@network_def"
+    assert {f"@{name}_def" for name in formats} == {*loaded.values(), whole}
+    draw = torch.Generator().manual_seed(0)
+    for name, io in formats.items():
+        inputs = [example(tensor, draw) for tensor in io["inputs"].values()]
+        with torch.no_grad():
+            found = parser.get_parsed_content(f"{name}_def").eval()(*inputs)
+        expected = example(io["outputs"]["pred"], draw)
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), name
+        low, high = io["outputs"]["pred"]["value_range"] or (-math.inf, math.inf)
+        assert low <= found.min() and found.max() <= high, name
+
+
+def example(tensor: dict[str, Any], draw: torch.Generator) -> torch.Tensor:
+    """A batch of one by a tensor's description, of its values; the sides that may vary are not the least."""
+    sides = _get_fake_spatial_shape(tensor["spatial_shape"], n=2)
+    # a vector has no channel
+    shape = (1, *sides) if tensor["type"] == "vector" else (1, tensor["num_channels"], *sides)
+    low, high = tensor["value_range"] or (-3, 3)
+    return (low + (high - low) * torch.rand(shape, generator=draw)).to(getattr(torch, tensor["dtype"]))
 
 
 @pytest.mark.parametrize("model", list(models(Path(bundle_root()))), ids=lambda model: model.name)
