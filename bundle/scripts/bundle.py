@@ -40,7 +40,17 @@ def shared_weights(name: str, root: str = HERE) -> str:
 
 def bundle_version() -> str:
     """The version that ``configs/metadata.json`` states."""
-    return str(json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text("utf-8"))["version"])
+    return str(_metadata()["version"])
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs some of the extra packages of ``configs/metadata.json``, at its versions."""
+    versions = _metadata()["extra_packages_version"]
+    return " ".join(["pip install", *(f"{package}=={versions[package]}" for package in packages)])
+
+
+def _metadata() -> dict[str, Any]:
+    return dict(json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text("utf-8")))
 
 
 def cache_dir() -> str:

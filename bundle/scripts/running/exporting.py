@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ..bundle import pip_install
+
 FORMATS = ("ts", "onnx")
 OF_ONNX = ("onnx", "onnxscript")
 """What ONNX needs beside torch; the bundle itself needs neither."""
@@ -43,9 +45,7 @@ def export(
         raise ValueError(f"formats must be a list of {' and '.join(map(repr, FORMATS))}, got {formats!r}.")
     missing = [name for name in OF_ONNX if "onnx" in formats and importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}, or --formats \"['ts']\"."
-        )
+        raise ValueError(f"ONNX needs {' and '.join(missing)}: {pip_install(*missing)}, or --formats \"['ts']\".")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(0)
