@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .merging import names, overlays
+from .merging import configs, merged, names, overlays
 from .models import Model
 
 FACTS = Path(__file__).parent / "models"
@@ -17,8 +19,9 @@ NETWORK_DEF = {
     "with `diffusion_def` and `classifier_def`. These see noised images, which have no bounds.",
     False: "`network_def` is the method as one network: an image in, its healthy counterpart out. It is made of "
     "`diffusion_def`, whose weights are `models/model.pt`, and `classifier_def`. These see noised images, which have no "
-    "bounds. `ckpt_export` writes it whole, as TorchScript. `onnx_export` can't: the guidance needs gradients, which ONNX "
-    "has none of. `configs/export.json` writes its parts as both. It is code of this bundle, so `monai.bundle.load` with "
+    "bounds. `ckpt_export` writes it whole, as TorchScript. `onnx_export` can't: ONNX takes no gradients, and those of the "
+    "guidance were not written out as its operators. `configs/export.json` writes its parts as both. It is code of this "
+    "bundle, so `monai.bundle.load` with "
     '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
 }
 """What a card says of it, by whether the model has a student."""
@@ -28,6 +31,15 @@ BRAIN_DEF = (
 )
 """What the card of a model with that network says of it."""
 CHECKLIST = "`docs/claim.md` of the source code answers CLAIM, a checklist of what papers on such models have to tell."
+
+
+CONFIGURED = {
+    "loss": "loss",
+    "optimizer": "optimizer",
+    "learning rate at first": "learning_rate",
+    "batch size": "batch_size",
+}
+"""What a card says of each training by its config, and the ids of that."""
 
 
 def facts(model: Model, name: str) -> Path:
@@ -93,6 +105,7 @@ def card(model: Model) -> str:
     # several images are one study
     name, samples = model.name, own["sample"]
     sample = "PATH" if not samples else "sample" if len(samples) > 1 else f"sample/{samples[0]}"
+    metrics = [(key.replace("_", " "), str(value)) for key, value in meta.get("eval_metrics", {}).items()]
     sections = {
         f"# {meta['name']}": [meta["description"], f"**{meta['intended_use']}**", *own["overview"]],
         "## Data": [meta["data_source"] + ".", "Licences of data and weights: [data_license.txt](data_license.txt)."],
@@ -104,7 +117,11 @@ def card(model: Model) -> str:
         ],
         "### Input": [meta["image_classes"][0].upper() + meta["image_classes"][1:] + "."],
         "### Output": [meta["pred_classes"][0].upper() + meta["pred_classes"][1:] + "."],
-        "## Performance": [_table(("measure", "value"), meta.get("eval_metrics", {})), *own["performance"]],
+        "## Training configuration": _training(model),
+        "## Performance": [
+            _table(["measure", "value"], metrics) if metrics else "Not measured yet.",
+            *own["performance"],
+        ],
         "## MONAI Bundle Commands": _commands(model, sample),
         "## MONAI Label": [_monai_label(model)],
         "## Limits": [*own["limits"], CHECKLIST],
@@ -135,21 +152,18 @@ def _monai_label(model: Model) -> str:
     return " ".join(texts)
 
 
-def _table(head: tuple[str, ...], rows: dict[str, Any]) -> str:
-    if not rows:
-        return "Not measured yet."
-    cells = [head, ("---",) * len(head), *((key.replace("_", " "), str(value)) for key, value in rows.items())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _networks(meta: dict[str, Any]) -> str:
     """A row a network: what it takes and gives, by the metadata."""
-    rows = ["| id | input | output |", "|---|---|---|"]
+    rows = []
     for key, io in meta.items():
         if key.endswith("_data_format"):
             sides = (", ".join(_tensor(n, t) for n, t in io[side].items()) for side in ("inputs", "outputs"))
-            rows.append(f"| `{key.removesuffix('_data_format')}_def` | {' | '.join(sides)} |")
-    return "\n".join(rows)
+            rows.append([f"`{key.removesuffix('_data_format')}_def`", *sides])
+    return _table(["id", "input", "output"], rows)
 
 
 def _tensor(name: str, tensor: dict[str, Any]) -> str:
@@ -171,6 +185,31 @@ def trainings(model: Model) -> dict[str, list[str]]:
     }
     kept = {network: [name for name in files if name in {"train", *there}] for network, files in found.items()}
     return kept if model.has_student else {network: kept[network] for network in ("network", "classifier")}
+
+
+def _training(model: Model) -> list[str]:
+    """How the weights were trained: by the table in the model's card in the source tree, and by the configs."""
+    path = model.bundle / "docs" / f"{model.overlay or 'README'}.md"
+    if not path.is_file():
+        return []
+    section = path.read_text("utf-8").split("\n### Training\n")[1]
+    lines = re.findall(r"^\|.*\|$", section.split("\n#")[0], re.MULTILINE)
+    head, _, *cells = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    told = {name: row for name, *row in cells}
+    files = configs(model)
+    used = [
+        merged(*(files[name] for name in over)) | dict(re.findall(r"--(\w+) ([^\s`]+)", options))
+        for over, options in zip(trainings(model).values(), told["options"], strict=True)
+    ]
+    rows = [[title, *(_setting(config[key]) for config in used)] for title, key in CONFIGURED.items()]
+    rows += [[name, *row] for name, row in told.items() if name != "options" and not name.startswith("configs")]
+    rate = "The learning rate falls along half a cosine. Weights are an exponential average over the last steps."
+    return [_table(head, rows), rate]
+
+
+def _setting(value: Any) -> str:
+    """A number, or the class of a component."""
+    return f"`{value['_target_'].rpartition('.')[2]}`" if isinstance(value, dict) else f"{float(value):g}"
 
 
 def _initialises(model: Model) -> bool:

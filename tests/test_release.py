@@ -21,7 +21,7 @@ from jsonschema import validate
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_net_in_out
 from monai.bundle.scripts import _get_fake_spatial_shape
 
-from release.__main__ import ROOT, release, sample
+from release.__main__ import ROOT, content, release, sample
 from release.archive import write_zip
 from release.describing import FACTS, card, metadata, trainings
 from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, configs, dumped, renamed, weights
@@ -340,7 +340,12 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     assert image["num_channels"] == model.config["num_channels"] == len(image["channel_def"])
     assert image["spatial_shape"] == model.config["spatial_size"] and image["modality"] in model.config["modalities"]
     own = json.loads((FACTS / model.config["model"] / "card.json").read_text())
-    assert found["license_of_weights"] == own["licence_of_weights"]
+    assert found["license_of_weights"] == own["licence_of_weights"] and "](" not in found["license_of_weights"]
+    offered = (FACTS / model.config["model"] / "data_license.txt").read_text("utf-8").split("\n\n")[-1]
+    assert {*re.findall(r"CC BY[A-Z-]* \d\.\d", offered)} == {
+        *re.findall(r"CC BY[A-Z-]* \d\.\d", found["license_of_weights"])
+    }
+    assert found["version"] in found["changelog"]
     assert "diffusion_data_format" in found and ("counterfactual_data_format" in found) == model.has_student
     [pred] = found["network_data_format"]["outputs"].values()
     channels = model.config["num_channels"]
@@ -350,12 +355,39 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     assert text.startswith("---\n")
     head = yaml.safe_load(text.split("---\n")[1])
     assert head["library_name"] == "monai" and {"monai", "medical"} <= set(head["tags"]) and head["license"]
-    for section in ("Data", "Performance", "MONAI Bundle Commands", "References", "License"):
+    for section in ("Data", "Training configuration", "Performance", "MONAI Bundle Commands", "References", "License"):
         assert f"\n## {section}\n" in text
     assert "`docs/claim.md`" in text
-    assert (FACTS / model.config["model"] / "data_license.txt").is_file()
     # of a model with weights, what goes wrong is shown
     assert model.why_not() is not None or "](failures.jpg)" in text.split("\n## Known failures\n")[1].split("\n## ")[0]
+    assert content(model)["LICENSE"] == (ROOT / "LICENSE").read_bytes()
+
+
+TRAINED = {
+    None: {
+        "optimizer": ["`AdamW`"] * 3,
+        "learning rate at first": ["0.0005", "0.0004", "0.002"],
+        "minutes": ["7", "2"],
+    },
+    "brats": {"batch size": ["96", "64", "16"], "images seen": ["370,080", "80,000", "32,000"]},
+    "chest": {"loss": ["`MSELoss`", "`CrossEntropyLoss`"], "batch size": ["96", "48"], "minutes": ["4", "3"]},
+}
+"""What was trained by options, by configs that lie over others, and what the cards of the source tree tell."""
+
+
+@pytest.mark.parametrize("overlay", TRAINED)
+def test_a_card_says_how_its_weights_were_trained(overlay: str | None) -> None:
+    section = card(Model(Path(bundle_root()), overlay)).split("\n## Training configuration\n")[1].split("\n## ")[0]
+    rows = {name: cells for name, *cells in (line[2:-2].split(" | ") for line in section.splitlines() if "|" in line)}
+    assert {name: rows[name][: len(cells)] for name, cells in TRAINED[overlay].items()} == TRAINED[overlay]
+    assert "options" not in rows and ".json" not in section and len(rows[""]) == (2 if overlay == "chest" else 3)
+
+
+def test_both_cards_of_flair_count_the_same_patients() -> None:
+    counted = r"Few patients(?:\*\*)?: \w+ for validation and \w+ for the test\."
+    texts = (card(next(models(Path(bundle_root())))), (ROOT / "bundle" / "docs" / "README.md").read_text("utf-8"))
+    here, there = (re.findall(counted, text) for text in texts)
+    assert len(here) == 1 and here == [text.replace("**", "") for text in there]
 
 
 @pytest.mark.parametrize("model", list(models(Path(bundle_root()))), ids=lambda model: model.name)
