@@ -145,7 +145,10 @@ def test_what_is_named_of_the_project_is_there(path: Path) -> None:
 
 
 def test_the_page_is_of_this_version() -> None:
-    assert set(re.findall(rf"{INSTALLED}-([\d.]+\d)", PAGE.read_text("utf-8"))) == {VERSION}
+    text = PAGE.read_text("utf-8")
+    assert set(re.findall(rf"{INSTALLED}-([\d.]+\d)", text)) == {VERSION}
+    # by its tag, as a branch moves on
+    assert f"git clone --branch v{VERSION} URL {INSTALLED}-{VERSION}\n" in text
 
 
 def test_the_environment_file_has_the_names_that_the_app_reads() -> None:
