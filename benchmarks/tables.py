@@ -214,6 +214,31 @@ def of_counterparts(rows: list[dict[str, str]]) -> str:
     return table(rows[0], (row.values() for row in rows))
 
 
+BRAINS = {
+    "TCGA-LGG, validation, which chose": ("validation", ["TCGA-LGG, FLAIR"]),
+    "TCGA-LGG, test": ("test", ["TCGA-LGG, FLAIR"]),
+    "others: old people, multiple sclerosis, a tumour": ("test", ["elderly, FLAIR", "ms, FLAIR", "tumour, FLAIR"]),
+}
+"""The rows of `of_brains`: the part of the record, and its sources."""
+
+
+def of_brains(record: dict[str, Any]) -> str:
+    """How near the light network's brains in FLAIR are to HD-BET's."""
+    rows = []
+    for name, (part, sources) in BRAINS.items():
+        found = [record[part][source] for source in sources]
+        dice = [short(f["dice"]["mean"]) + f" ({short(f['dice']['least'])})" * (f["volumes"] > 1) for f in found]
+        inside = [short(share) for f in found for share in f.get("lesion voxels inside, mean", {}).values()]
+        rows.append([name, *(", ".join(cells) for cells in ([str(f["volumes"]) for f in found], dice, inside))])
+    heading = ("FLAIR", "volumes", "Dice to HD-BET, mean (least)", "lesion voxels inside: HD-BET, light network")
+    return table(heading, rows)
+
+
+def short(value: float) -> str:
+    """A share with three digits behind the point, and nothing before it."""
+    return f"{value:.3f}".removeprefix("0")
+
+
 KINDS: dict[str, Callable[[Any], str]] = {
     "all": lambda record: of_rows(record, True),
     "subset": lambda record: of_rows(record, False),
@@ -230,6 +255,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "groups": of_groups,
     "few": of_few,
     "counterparts": of_counterparts,
+    "brains": of_brains,
 }
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -572,6 +573,21 @@ def test_tables_of_other_records_by_hand(tmp_path: Path) -> None:
     assert text.splitlines()[1:4] == ["| group | patients |", "|---|---|", "| sex: F | 2 |"]
 
 
+def test_a_table_of_brains_by_hand() -> None:
+    """One volume has no least Dice, and people without lesions no share of them."""
+    one, two = ({"volumes": n, "dice": {"mean": 0.9735, "least": 0.9}} for n in (1, 2))
+    lesion = {"lesion voxels inside, mean": {"hd_bet": 1.0, "network": 0.9968}}
+    record = {
+        "validation": {"TCGA-LGG, FLAIR": two | lesion},
+        "test": {"TCGA-LGG, FLAIR": one | lesion, "elderly, FLAIR": two, "ms, FLAIR": two, "tumour, FLAIR": one},
+    }
+    assert [row.split(" | ", 1)[1] for row in tables.of_brains(record).splitlines()[2:]] == [
+        "2 | .974 (.900) | 1.000, .997 |",
+        "1 | .974 | 1.000, .997 |",
+        "2, 2, 1 | .974 (.900), .974 (.900), .974 |  |",
+    ]
+
+
 def test_failures_that_are_drawn_by_hand() -> None:
     """What lies beside the largest mark; heights in a flipped volume; a dark ball where the marks' mirror image is."""
     marked = np.zeros((6, 6, 3), bool)
@@ -630,6 +646,90 @@ def test_the_first_screen_says_how_well() -> None:
         r"These patients were looked at (\w+) times", (ROOT / "bundle/docs/README.md").read_text("utf-8")
     )
     assert f"looked at {times} times" in screen and "not for clinical use" in screen
+
+
+PROSE = {
+    ("benchmarks/README.md", "paper_network"): [
+        "{parameters/network:/1e6 .1f} million parameters,",
+        "with a classifier of {parameters/classifier:/1e6 .1f} million",
+        "a slice takes {calls_a_slice/network} calls of the diffusion network, {calls_a_slice/gradient} gradients",
+        "and {tflop_a_slice} TFLOP, where",
+        "{seconds_a_slice:.1f} s a slice or {seconds_a_volume_of_155:/60 .0f} minutes a volume of 155 slices,",
+        "{share_of_matrix_rate:/.01 .1f} % of the {matrix_tflop_a_second:.1f} TFLOP a second",
+    ],
+    ("benchmarks/README.md", "training"): [
+        "does {turns/0/compiled/images_per_second:.1f} and {turns/1/compiled/images_per_second:.1f} images a second in",
+        "batches does {turns/0/plain/images_per_second:.1f} and {turns/1/plain/images_per_second:.1f}:",
+        ": {ratios/0/compiled:.1f} and {ratios/1/compiled:.1f} times as many;",
+        "; {turns/0/compiled/share_waiting_for_batches:/.01 .1f} and",
+        "and {turns/1/compiled/share_waiting_for_batches:/.01 .1f} % of the time it waits for batches",
+        "which takes {turns/1/compiled/first_iteration_seconds:.0f} to",
+        "to {turns/0/compiled/first_iteration_seconds:.0f} s and therefore begins",
+        "it is {ratios/0/ours:.1f} times as many:",
+        "it is {ratios/1/ours:.1f} times as many:",
+    ],
+    ("benchmarks/README.md", "starting"): [
+        "takes {with_brain_extraction/scripts.running/seconds:.1f} s from a cold start by `python -m scripts.running`,",
+        "and {with_brain_extraction/monai.bundle/seconds:.1f} s by `python -m monai.bundle`:",
+        "Imports alone are {imports_alone/scripts.running/seconds:.1f} and",
+        "and {imports_alone/monai.bundle/seconds:.1f} s of that.",
+        "that is warm it takes {warm_seconds/1:.1f} s.",
+        'The file says "{machine}".',
+    ],
+    ("benchmarks/README.md", "cache"): [
+        "{volumes of twenty slices/ours/read/slices_per_second:,} are read a second in random order,",
+        "where a file a volume gives {volumes of twenty slices/a file a volume/read/slices_per_second:,};",
+        "opening it takes {volumes of twenty slices/ours/open/seconds:.2f} s.",
+        "it is {radiographs/ours/read/slices_per_second:,} and {radiographs/ours/open/seconds:.1f} s.",
+        "Peak memory is at most {radiographs/ours/make/peak_mib} MiB.",
+    ],
+    ("benchmarks/README.md", "server"): [
+        "takes {warm/total:.1f} s, of which {warm/outside:.2f} s are outside the networks",
+        "(cold {cold/total:.1f} s and {cold/outside:.2f} s)",
+        "of the same study takes {same_again/total:.2f} s.",
+        "answers {seconds_to_start} s after its start.",
+        "was {cold/resident_mib:/1024 .2f} GiB after the first request and",
+        "and {one_step/resident_mib_at/50:/1024 .2f} GiB after fifty,",
+    ],
+    ("docs/deployment.md", "server"): [
+        "took {warm/total:.1f} s, the first one {cold/total:.1f} s, in {one_step/resident_mib_at/50:/1024 .1f} GiB",
+    ],
+    ("docs/scaling.md", "ranks"): [
+        "train {two_ranks_to_one/training/0:.1f} and {two_ranks_to_one/training/1:.1f} times as many images",
+        "run {two_ranks_to_one/inference/0:.1f} times as many studies",
+        "run {two_ranks_to_one/inference/1:.1f} times as many studies",
+        "exchange {exchanged_megabytes_a_step:.0f} MB a step",
+        "{a_study_beside_its_computation/counter_milliseconds:.1f} ms for the counter,",
+        "{a_study_beside_its_computation/place_milliseconds:.1f} ms to be put in its place",
+        "{a_study_beside_its_computation/summary_milliseconds:.1f} ms in the summary",
+    ],
+}
+"""What documents tell of the numbers in a file."""
+
+
+def written(fragment: str, record: Any) -> str:
+    """A fragment with the numbers of a record: ``{a/b:/60 .1f}`` is what lies there, divided by 60, with one digit."""
+
+    def number(match: re.Match[str]) -> str:
+        found = record
+        for key in match[1].split("/"):
+            found = found[int(key)] if isinstance(found, list) else found[key]
+        return format(found / float(match[2]) if match[2] else found, match[3] or "")
+
+    return re.sub(r"\{(.+?)(?::(?:/(\S+) )?(.*?))?\}", number, fragment)
+
+
+@pytest.mark.parametrize(("document", "file"), PROSE)
+def test_prose_has_the_numbers_of_the_files(document: str, file: str) -> None:
+    record = json.loads((ROOT / "benchmarks" / f"{file}.json").read_text("utf-8"))
+    text = " ".join((ROOT / document).read_text("utf-8").split())
+    told = [written(fragment, record) for fragment in PROSE[document, file]]
+    assert [fragment for fragment in told if fragment not in text] == []
+
+
+def test_a_number_of_prose_by_hand() -> None:
+    record = {"a": {"b c": [0, 90]}, "d": 1234}
+    assert written("{a/b c/1:/60 .1f} min, {d:,}, {d}", record) == "1.5 min, 1,234, 1234"
 
 
 def test_the_voxel_size_is_found_by_registration() -> None:
