@@ -62,7 +62,7 @@ def stored_values(dataset: Dataset) -> np.ndarray:
     name, syntax = dataset.filename, dataset.file_meta.get("TransferSyntaxUID")
     try:
         values: Any = dataset.pixel_array
-    except (NotImplementedError, RuntimeError, AttributeError):  # no decoder
+    except (RuntimeError, AttributeError):  # no decoder
         try:
             values = _decoded_by_itk(dataset)
         except (RuntimeError, ValueError) as error:

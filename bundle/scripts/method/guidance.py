@@ -20,7 +20,8 @@ class Guidance(Protocol):
     target_class: int
     """The class to guide to, as in the labels: the healthy one."""
 
-    def __call__(self, noise_model: NoiseModel) -> NoiseModel: ...
+    def __call__(self, noise_model: NoiseModel) -> NoiseModel:
+        """The same, guided."""
 
     @property
     def settings(self) -> dict[str, Any]:
