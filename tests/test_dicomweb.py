@@ -392,15 +392,21 @@ RESCALED: dict[str, tuple[list[float], list[float]]] = {
 
 
 @pytest.mark.parametrize("case", RESCALED)
-@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_each_slice_has_its_own_rescale(case: str, photometric: str, tmp_path: Path) -> None:
+def test_each_slice_has_its_own_rescale(case: str, tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(0, 4096, (7, 6, 3), dtype=np.uint16)
-    images = dicom.series(stored, AFFINE, PhotometricInterpretation=photometric)
+    images = dicom.series(stored, AFFINE)
     slopes, intercepts = RESCALED[case]
     for image, slope, intercept in zip(images, slopes, intercepts, strict=True):
         image.RescaleSlope, image.RescaleIntercept = slope, intercept
     volume = np.asarray(fetched(images, tmp_path).dataobj)
     np.testing.assert_array_equal(volume, stored * np.array(slopes) + np.array(intercepts))
+
+
+def test_a_series_that_shows_high_values_dark_is_refused(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 4096, (7, 6, 3), dtype=np.uint16)
+    with pytest.raises(MONAILabelException, match="shows high values dark .MONOCHROME1.") as refused:
+        fetched(dicom.series(stored, AFFINE, PhotometricInterpretation="MONOCHROME1"), tmp_path)
+    assert refused.value.error == MONAILabelError.INVALID_INPUT
 
 
 # -- what is left
