@@ -92,6 +92,10 @@ _RADIOGRAPHS = {
     "the lowest third, a blind guess": ("lowest third, a blind guess", ""),
     "Grad-CAM of the classifier": ("Grad-CAM of the classifier", "Grad-CAM of the classifier"),
 }
+_CHESTS = {
+    "nih": "NIH split, 101 images, 47 with effusion",
+    "patients": "other patients, 231 images, 74 with effusion",
+}
 TABLES = {
     "flair": Evaluated("all slices with brain", GENERAL, _flair("brain_flair/whole")),
     "flair_first": Evaluated(
@@ -169,6 +173,11 @@ TABLES = {
         {"pixel AP": AP, "pointing game": "pointing game", "boxes found": "boxes found", "IoU": "IoU per slice"},
         [Row(name, "chest_effusion/patients", method) for name, (method, _) in _RADIOGRAPHS.items()],
     ),
+    "chest_decisions": Evaluated(
+        "images called diseased where p(effusion) is above .5",
+        DECISIONS[1],
+        [Row(whose, f"chest_effusion/{part}", P_DISEASED) for part, whose in _CHESTS.items()],
+    ),
     **{
         f"chest_{part}": Evaluated(
             f"image-level, {whose}",
@@ -178,10 +187,7 @@ TABLES = {
                 *(Row(score, f"chest_effusion/{part}", method) for method, score in _RADIOGRAPHS.values() if score),
             ],
         )
-        for part, whose in {
-            "nih": "NIH split, 101 images, 47 with effusion",
-            "patients": "other patients, 231 images, 74 with effusion",
-        }.items()
+        for part, whose in _CHESTS.items()
     },
 }
 """The tables by the names that documents give them."""
