@@ -27,13 +27,11 @@ from lib.fine_tuning.labelled_studies import labelled_studies
 from lib.fine_tuning.patients import split_patients
 from lib.fine_tuning.slice_classes import axial_volume, tag_labels
 from lib.fine_tuning.training_log import TrainingLog
-from lib.models.compiling import PREFIX
 from lib.studies.folder_studies import FolderStudies
 from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
 from scripts.images.mask_labels import mask_labels
 from scripts.learning.datasets import SliceDataset
-from scripts.manifest import SUMS
 from synthetic import GRIDS, head, write_head
 from tiny_run import TINY
 from training_data import OVERLAYS
@@ -316,20 +314,6 @@ def test_options_are_few_and_checked(bundle: Path, studies: AnyLabels) -> None:
             task({name: wrong}, studies)
     with pytest.raises(ValueError, match="device must be one of .*, got '\\$print"):
         task({"device": "$print()"}, studies)
-
-
-@pytest.mark.parametrize("released", [True, False])
-def test_processes_beside_a_gpu_run_nothing_of_a_released_bundle_that_was_compiled_before(
-    released: bool, bundle: Path, studies: AnyLabels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """See `compiling`. Only where a GPU was used are they spawned, which no test does."""
-    monkeypatch.delenv(PREFIX, raising=False)
-    monkeypatch.setattr(FineTune, "_fine_tune", lambda *_: {"compiled": os.environ.get(PREFIX)})
-    if released:
-        (bundle / SUMS).touch()
-    folder = bundle / "models" / "classifier.finetune"
-    assert fine_tune(bundle)({}, studies) == {"compiled": str(folder / "compiled") if released else None}
-    assert PREFIX not in os.environ
 
 
 def test_better_weights_are_published_and_the_old_ones_kept(

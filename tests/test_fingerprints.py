@@ -66,3 +66,30 @@ def test_functions_and_types_are_told_apart_by_what_they_do() -> None:
     assert "0x" not in "".join(told)
     # what is drawn next is no setting
     assert settings_of(np.random.RandomState(0)) == settings_of(np.random.RandomState(1))
+
+
+class Scaled:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def up(self, x: Any) -> Any:
+        return x * self.by
+
+    def down(self, x: Any) -> Any:
+        return x / self.by
+
+
+def test_methods_are_told_apart_and_what_a_function_finds_around_it_may_be_anything() -> None:
+    several = [Scaled(2).up, Scaled(3).up, Scaled(2).down]
+    assert len({json.dumps(settings_of(method)) for method in several}) == 3
+    assert settings_of(Scaled(2).up) == settings_of(Scaled(2).up)
+
+    class Here:
+        pass
+
+    module = np
+    later: Any
+    things = [lambda: module, lambda: Here, lambda: later]  # noqa: F821  # a name without a value yet
+    for thing in (Here, *things):
+        json.dumps(settings_of(thing))
+    later = 1

@@ -20,6 +20,10 @@ NAMES = {
         "sub-1_space-T1w_desc-preproc_FLAIR",
         "FLAIR_to_T1",
         "flair_regT1",
+        "CT1_FLAIR",
+        "sub-CT1_FLAIR",
+        "T2-SPACE-FLAIR",
+        "T2_SPACE-FLAIR_sag",
     ),
     "T1": (
         "sub-01_T1w",
@@ -56,6 +60,13 @@ NAMES = {
         "POST OP T1",
         "t1_se",
         "scan in T1",
+        "CT1_T1w",
+        "KM_001_t1",
+        "GD-001_T1",
+        "sub-KM_T1w",
+        "high contrast T1",
+        "sub-contrast_T1w",
+        "GAD_003_T1",
         "sub-1_space-FLAIR_T1w",
         "p1_post_T1",
         "gad001_t1",
@@ -104,6 +115,11 @@ NAMES = {
         "p1_CT1",
         "MPRAGE_T1c",
         "T1Gd_to_FLAIR",
+        "CT1_T1ce",
+        "T1-SPACE-POST",
+        "T1_SPACE-GD",
+        "POST GAD SAG 3D T1",
+        "CONTRAST ENHANCED AX T1",
     ),
     "T1 with and without contrast": (
         "T1 PRE AND POST",
@@ -121,6 +137,7 @@ NAMES = {
     "T2": (
         "sub-1_space-T1w_desc-preproc_T2w",
         "T2_to_FLAIR",
+        "CT1_t2",
         "t2_tse",
         "sub-01_T2w",
         "BraTS-GLI-00000-000-t2w",
@@ -161,11 +178,24 @@ REST = {
     "T1_MPRAGE T1_MPRAGE_Gd t1_mprage_sag t1_mprage_tra_KM T1_pre_post t1_se t1_se_gd t1_se_tra t1_se_tra_km "
     "CT1 FLAIR_to_T1 T2_in_T1 space-T1w_T2w space-T1w_FLAIR gad_T1 +C_T1 post_gad_T1 "
     "pre_gad_T1 T2_TSE t2 t2f SAG_FSPGR dwi T2starw",
+    # who is called so
+    "CT1": "T1 T1ce T2 FLAIR",
+    "KM_001": "T1 T1ce T2 FLAIR",
     # a session's, not said of contrast
     "p1_pre": "flair T1 T1ce t2w",
     "p1_post": "flair T1 T1ce t2w",
 }
 """What is the same in the names of a patient's images, and what follows it."""
+
+
+def test_what_was_registered_is_in_the_study_of_what_it_was_registered_to() -> None:
+    names = (
+        "desc-preproc_T1w",
+        "space-T1w_desc-preproc_FLAIR",
+        "ce-gadolinium_desc-preproc_T1w",
+        "space-T1w_desc-preproc_T2w",
+    )
+    assert {named_as(f"sub-01_{name}.nii.gz")[1] for name in names} == {"sub-01_desc-preproc"}
 
 
 @pytest.mark.parametrize(("case", "words"), [(case, word) for case, words in REST.items() for word in words.split()])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from enum import Enum
 from functools import partial
 from pathlib import PurePath
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import monai
@@ -54,9 +54,14 @@ def settings_of(thing: Any, _around: tuple[int, ...] = ()) -> Any:
         return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:16]]
     if isinstance(thing, CodeType):
         return [thing.co_code.hex(), list(thing.co_names), settings_of(thing.co_consts, inside)]
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    if isinstance(thing, MethodType):
+        return [settings_of(thing.__func__, inside), settings_of(thing.__self__, inside)]
     if isinstance(thing, (type, FunctionType)):
         name = f"{thing.__module__}.{thing.__qualname__}"
-        return [name, _written_here(thing, inside)] if "<" in thing.__qualname__ else name
+        unnamed = isinstance(thing, FunctionType) and "<" in thing.__qualname__
+        return [name, _written_here(thing, inside)] if unnamed else name
     name = f"{type(thing).__module__}.{type(thing).__qualname__}"
     if isinstance(thing, torch.nn.Module):
         attributes: dict[str, Any] = {k: v for k, v in vars(thing).items() if k[0] != "_" and k != "training"}
@@ -75,8 +80,18 @@ def settings_of(thing: Any, _around: tuple[int, ...] = ()) -> Any:
 
 def _written_here(function: Any, around: tuple[int, ...]) -> Any:
     """What a function does that has no name of its own, such as a config's lambda, by which it could be told from others."""
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return settings_of([function.__code__, function.__defaults__, function.__kwdefaults__, cells], around)
+    return settings_of([function.__code__, function.__defaults__, function.__kwdefaults__, _around(function)], around)
+
+
+def _around(function: Any) -> list[Any]:
+    """The values that a function takes from what is around it; None for one that has no value yet."""
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:
+            found.append(None)
+    return found
 
 
 def _identity(path: str) -> list[Any]:

@@ -52,7 +52,7 @@ def read_radiograph(
     """
     dataset = read_dicom(path)
     warnings: list[str] = []
-    aspect = [int(v) for v in dataset.get("PixelAspectRatio") or (1, 1)]
+    aspect = [int(v) for v in np.atleast_1d(dataset.get("PixelAspectRatio") or (1, 1))]
     if _spacing(dataset) is None and aspect[0] != aspect[-1]:
         raise InvalidImageError(
             f"{path}: its pixels are not square (PixelAspectRatio {aspect[0]}:{aspect[-1]}), and their size is not known; "

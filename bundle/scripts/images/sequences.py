@@ -43,18 +43,24 @@ _CONTRAST = (
     f"|(?<![a-z])(?:(?:with|w|mit|nach|and|fs|se)[^a-z0-9]+|{_KINDS}|se|fs|ax|tra|sag|cor)?{_GIVEN}"
 )
 """What follows "t1", from its last letter on: "t1gd", "t1c" (but "t1_c" may be anything), "t1+c", "t1_gd", "t1_mprage_gd"."""
+_BETWEEN = f"(?:[^a-z0-9]*(?:{_KINDS}|ax(?:ial)?|tra|sag|cor)(?![a-z0-9]))*[^a-z0-9]*$"
+"""What may stand between a word for contrast and "t1"."""
 _BEFORE = (
-    f"(?<![a-z0-9])(?:post[^a-z0-9]*{_AGENT}|gad(?:o[a-z]*|avist)?|[ck]ontrast|enhanced|(?:gd|km|ce)(?= ))(?![a-z0-9])"
-    "|(?<![a-z0-9])c ?[+]|[+] ?c(?![a-z0-9])"
+    f"(?<![a-z0-9])(?<!sub-)(?<!high )(?<!low )(?:(?:post[^a-z0-9]*{_AGENT}|gad(?:o[a-z]*|avist)?|[ck]ontrast|enhanced"
+    f"|(?:gd|km|ce)(?= ))(?![a-z0-9])|c ?[+]){_BETWEEN}|[+] ?c(?![a-z0-9]){_BETWEEN}"
 )
 """What comes before "t1", as words: "post gad ax t1", "+c ax t1", "ce t1"."""
-_DOUBTFUL_BEFORE = "(?:^| )post (?!.*(?:fossa|op|surg|treat|rt|proc|trauma))|(?<![a-z0-9])(?:gd|km|ce)[^a-z0-9 ](?!no)"
+_DOUBTFUL_BEFORE = (
+    f"(?:(?:^| )post (?!(?:fossa|op|surg|treat|rt|proc|trauma))|(?<![a-z0-9])(?<!sub-)(?:gd|km|ce)[^a-z0-9 ]){_BETWEEN}"
+)
 """May be said of contrast: "ax post t1", but in a file's name "p1_post_t1" it is a session; or are initials, "km_t1"."""
 _TARGET = (
-    "(?<![a-z])space-[a-z0-9]+"
+    "(?P<of>(?:sub|ses|acq|ce|run|rec|dir|echo|part|desc|res)-[a-z0-9]+)_space-(?:t1w|t2w|flair|mni[a-z0-9]*|orig|individual)"
     "|[-_ .](?:(?:in|to|onto)[-_ .]|reg(?:istered)?(?:[-_ .]?to)?[-_ .]?)(?=t1|t2|flair|mprage|pd)[a-z0-9]+"
 )
-"""What says to which image another one was registered: BIDS' "space-T1w", "_to_T1", "_in_FLAIR"."""
+"""What says to which image another one was registered: BIDS' "space-T1w" (SPACE is a sequence too), "_to_T1", "_in_FLAIR"."""
+_CT1 = "(?:^|[-_ .])ct1$"
+"""T1 with contrast in some data sets; elsewhere in a name it is who knows what, such as a patient."""
 _BIDS = "(?<![a-z])ce-(?!no)[a-z0-9]+"
 
 PLANES = "(?<![a-z])(ax(ial)?|tra(nsversal)?|sag(ittal)?|cor(onal)?)(?![a-z])"
@@ -71,13 +77,15 @@ def sequence_of(name: str) -> str | None:
         name: such as "sub-01_T1w", "BraTS-GLI-00000-000-t2f" or "t2_tirm_tra_dark-fluid"; of a path, give the file's name.
     """
     name = _of_itself(name)
+    if _without_ct1(name) is not None:
+        return WITH_CONTRAST
     sequence = next((sequence for sequence, rule in RULES.items() if re.search(rule, name, re.IGNORECASE)), None)
     return _by_contrast(name.lower()) if sequence == "T1" else sequence
 
 
 def _by_contrast(name: str) -> str:
     named = list(re.finditer(RULES["T1"], name))  # twice in "mprage_t1c"
-    if re.search(_BIDS, name) or any(t1[0] == "ct1" for t1 in named):
+    if re.search(_BIDS, name):
         return WITH_CONTRAST
     before = name[: named[0].start()]
     for words, contrast in (*((name[t1.end() - 1 :], _CONTRAST) for t1 in named), (before, _BEFORE)):
@@ -93,8 +101,15 @@ def _by_contrast(name: str) -> str:
 
 def _of_itself(name: str) -> str:
     """A name without what it says of the image to which this one was registered, unless that is all it says."""
-    own = re.sub(_TARGET, "", name, flags=re.IGNORECASE)
+    own = re.sub(_TARGET, lambda found: found["of"] or "", name, flags=re.IGNORECASE)
     return own if any(re.search(rule, own, re.IGNORECASE) for rule in RULES.values()) else name
+
+
+def _without_ct1(name: str) -> str | None:
+    """What is before `_CT1`; None where a name does not end so, or names another sequence too."""
+    found = re.search(_CT1, name, re.IGNORECASE)
+    before = name[: found.start()] if found else ""
+    return before if found and not any(re.search(rule, before, re.IGNORECASE) for rule in RULES.values()) else None
 
 
 @lru_cache(maxsize=1 << 16)
@@ -126,6 +141,8 @@ def named_as(name: str, channels: tuple[str, ...] = ()) -> tuple[str | None, str
 
 def _rest(stem: str, sequence: str) -> str:
     """A name without what it says of sequences, of how they were taken and of planes; ids that are attached to such stay."""
+    if (before := _without_ct1(stem)) is not None:
+        return before
     rule = RULES["T1" if sequence in (WITH_CONTRAST, EITHER) else sequence]
     found = re.search(rule, stem, re.IGNORECASE) if rule == RULES["T1"] else None
     if found:
@@ -144,7 +161,8 @@ def _rest(stem: str, sequence: str) -> str:
         f"(?<![a-z0-9])(?:{_KINDS})(?![a-z0-9])",
         PLANES,
     )
-    return re.sub(f"(?:[-_. ]*(?:{'|'.join(words)}))+[-_. ]*", "_", stem, flags=re.IGNORECASE).strip("-_. ")
+    rest = re.sub(f"(?:[-_. ]*(?:{'|'.join(words)}))+[-_. ]*", "_", stem, flags=re.IGNORECASE)
+    return re.sub("[-_. ]{2,}", "_", rest).strip("-_. ")
 
 
 class Candidate(NamedTuple):

@@ -231,4 +231,6 @@ def _save_whole(path: Path, content: Any) -> None:
     except (OSError, RuntimeError) as error:  # of a full disk, torch says either
         with suppress(OSError):
             partial.unlink()
-        raise ExhaustedError(f"{path}: can't be written ({error}); one that was saved before is kept.") from error
+        raise ExhaustedError(
+            f"{path}: can't be written ({error}). The checkpoint that was saved before is kept."
+        ) from error

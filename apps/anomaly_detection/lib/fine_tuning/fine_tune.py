@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from lib.fine_tuning.labelled_studies import Study, labelled_studies
 from lib.fine_tuning.options import checked_options
 from lib.fine_tuning.patients import classes_of, require_both_classes, split_patients
 from lib.fine_tuning.training_log import TrainingLog
-from lib.models.compiling import spawned_compile_in
 from lib.studies.base import Studies
 
 logger = logging.getLogger(__name__)
@@ -116,8 +115,7 @@ class FineTune(TrainTask):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(mode=0o700)
                 try:
-                    with spawned_compile_in(folder / "compiled") if self._released else nullcontext():
-                        return self._fine_tune(options, studies, skipped, folder)
+                    return self._fine_tune(options, studies, skipped, folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
         except Timeout as error:
@@ -134,12 +132,6 @@ class FineTune(TrainTask):
                 yield
             finally:
                 os.unlink(lock.lock_file)
-
-    @property
-    def _released(self) -> bool:
-        from scripts.manifest import SUMS
-
-        return (self.bundle / SUMS).is_file()
 
     def _parser(self, **overrides: Any) -> ConfigParser:
         parser = ConfigParser()

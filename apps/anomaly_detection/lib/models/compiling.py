@@ -5,10 +5,11 @@ A run leaves in ``__pycache__`` what Python compiled. No hash covers that, and P
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType
@@ -26,25 +27,20 @@ class Uncached(SourceFileLoader):
 
 
 def compile_anew(bundle: Path) -> None:
-    """Let this process import nothing from a folder, and from those in it, but files of code."""
+    """Let this process import nothing from a bundle's folder, and from packages in it, but files of code.
+
+    Processes that it spawns, as beside a GPU, keep what they compile in a folder of their own, and run nothing older.
+    """
 
     def finder(folder: str) -> FileFinder:
-        if not Path(folder).is_relative_to(bundle):
+        inside = Path(folder).is_relative_to(bundle)
+        # no code of the bundle lies where no package can, but an environment may, such as .venv
+        if not inside or not all(map(str.isidentifier, Path(folder).relative_to(bundle).parts)):
             raise ImportError(f"{folder}: is left to other finders.")
         return FileFinder(folder, (Uncached, SOURCE_SUFFIXES))
 
     sys.path_hooks.insert(0, finder)
     sys.path_importer_cache.clear()
-
-
-@contextmanager
-def spawned_compile_in(folder: Path) -> Iterator[None]:
-    """Let processes that this one spawns, as beside a GPU, keep what they compile in a folder, and run nothing older."""
-    before = os.environ.get(PREFIX)
-    os.environ[PREFIX] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ[PREFIX]
-        if before is not None:
-            os.environ[PREFIX] = before
+    if PREFIX not in os.environ:
+        os.environ[PREFIX] = tempfile.mkdtemp(prefix="compiled-")
+        atexit.register(shutil.rmtree, os.environ[PREFIX], ignore_errors=True)
