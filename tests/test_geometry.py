@@ -12,9 +12,10 @@ import pytest
 import SimpleITK
 import torch
 from monai.data import MetaTensor
+from PIL import ExifTags, Image
 from scipy.spatial.transform import Rotation
 
-from scripts.images.geometry import axial, axial_index, slice_axis, slice_numbers
+from scripts.images.geometry import axial, axial_index, difference, slice_axis, slice_numbers
 from scripts.images.loading import LoadVolumed
 from scripts.images.masks import load_mask, reordered
 from synthetic import GRIDS, head, write_head
@@ -141,6 +142,36 @@ def test_a_mask_on_another_grid_is_refused(case: str, tmp_path: Path) -> None:
     match = "a mask is one 3D volume" if case == "two volumes" else other
     with pytest.raises(ValueError, match=match):
         load_mask(tmp_path / "mask.nii.gz", image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "like", "wanted", "how"),
+    [
+        ((512, 400, 1), (1, 1, 1), (400, 512, 1), (1, 1, 1), "512 x 400 x 1 voxels against 400 x 512 x 1"),
+        ((9, 9, 9), (1, 2, 3), (9, 9, 9), (2, 1, 3), "voxels of 1 x 2 x 3 against 2 x 1 x 3 mm"),
+    ],
+)
+def test_grids_differ_in_what_is_said(shape: Any, sizes: Any, like: Any, wanted: Any, how: str) -> None:
+    affine, target = (torch.diag(torch.tensor([*s, 1.0])) for s in (sizes, wanted))
+    assert difference(shape, affine, like, target) == how
+    # where the axes are those of the target in another order, nothing but the place is another
+    turned = affine[:, [1, 2, 0, 3]] + torch.tensor([[0, 0, 0, 3.0]] + 3 * [[0.0] * 4])
+    assert difference([shape[n] for n in (1, 2, 0)], turned, shape, affine) == "their centres are 3.000 mm apart"
+
+
+def test_what_has_no_size_is_not_compared_in_mm(tmp_path: Path) -> None:
+    """A picture's pixel counts as 1 mm. It is turned by its EXIF data, which its mask may lack."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    grey = np.arange(40 * 50, dtype=np.uint8).reshape(40, 50)
+    Image.fromarray(grey).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(grey).save(tmp_path / "mask.png")
+    load = LoadVolumed("image", modalities=["DX"])
+    with pytest.raises(ValueError, match=r"\(50 x 40 x 1 voxels against 40 x 50 x 1\)"):
+        load_mask(tmp_path / "mask.png", load({"image": str(tmp_path / "turned.jpg")})["image"])
+    nib.save(nib.Nifti1Image(grey.T[..., None], np.diag([-2.0, -2.0, 1.0, 1.0])), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match=r"\(their affines differ, and not both files say how large a voxel is\)"):
+        load_mask(tmp_path / "mask.nii.gz", load({"image": str(tmp_path / "mask.png")})["image"])
 
 
 def test_masks_that_can_not_be_read_are_named(tmp_path: Path) -> None:

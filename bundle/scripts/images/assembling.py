@@ -44,7 +44,8 @@ def assemble(
             )
         check_affine(path, image.affine)
         if shape[:3] != size or not np.allclose(image.affine, images[0].affine, atol=1e-3):
-            how = difference(shape[:3], image.affine, size, images[0].affine)
+            has_size = image.has_size and images[0].has_size
+            how = difference(shape[:3], image.affine, size, images[0].affine, has_size)
             raise InvalidImageError(
                 f"{path}: lies on another grid than {paths[0]} ({how}); resample the sequences to one grid first."
             )

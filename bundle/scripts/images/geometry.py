@@ -66,22 +66,33 @@ def check_affine(path: str, affine: torch.Tensor) -> None:
         raise InvalidImageError(f"{path}: its affine {wrong}, so position and orientation are unknown.")
 
 
-def difference(shape: Sequence[int], affine: torch.Tensor, like: Sequence[int], target: torch.Tensor) -> str:
+def difference(
+    shape: Sequence[int], affine: torch.Tensor, like: Sequence[int], target: torch.Tensor, has_size: bool = True
+) -> str:
     """In which way a grid differs from the one wanted, in words: in number or size of its voxels, in place, or in direction.
+
+    What is told of its axes is in the order of those wanted.
 
     Args:
         shape: of the grid, ``(X, Y, Z)``.
         affine: of the grid, ``(4, 4)`` in mm.
         like: the shape wanted.
         target: the affine wanted.
+        has_size: whether both files say how large a voxel is.
     """
-    if sorted(shape) != sorted(like):
-        return f"{_by(shape)} voxels against {_by(like)}"
     affine, target = affine.double(), target.double()
-    sizes = [torch.linalg.norm(a[:3, :3], dim=0) for a in (affine, target)]
-    if not torch.allclose(sizes[0].sort().values, sizes[1].sort().values, rtol=1e-4):
-        return f"voxels of {_by(sizes[0].tolist())} against {_by(sizes[1].tolist())} mm"
-    centres = [a[:3, 3] + a[:3, :3] @ (torch.tensor(n).double() - 1) / 2 for a, n in ((affine, shape), (target, like))]
+    sizes, wanted = (torch.linalg.norm(a[:3, :3], dim=0) for a in (affine, target))
+    cosines = (target[:3, :3] / wanted).T @ (affine[:3, :3] / sizes)
+    axes = cosines.abs().argmax(dim=1).tolist()
+    if sorted(axes) == [0, 1, 2]:
+        shape, sizes, affine = [shape[axis] for axis in axes], sizes[axes], affine[:, [*axes, 3]]
+    if tuple(shape) != tuple(like):
+        return f"{_by(shape)} voxels against {_by(like)}"
+    if not has_size:
+        return "their affines differ, and not both files say how large a voxel is"
+    if not torch.allclose(sizes, wanted, rtol=1e-4):
+        return f"voxels of {_by(sizes.tolist())} against {_by(wanted.tolist())} mm"
+    centres = [a[:3, 3] + a[:3, :3] @ (torch.tensor(like).double() - 1) / 2 for a in (affine, target)]
     apart = float(torch.linalg.norm(centres[0] - centres[1]))
     return f"their centres are {apart:.3f} mm apart" if apart > 1e-3 else "their axes have other directions"
 

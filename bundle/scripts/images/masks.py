@@ -117,5 +117,6 @@ def load_values(path: str | Path, like: MetaTensor) -> MetaTensor:
         mask = reordered(voxels[None], own, grid, like.shape[1:])
         if mask is not None:
             return on_grid(mask.contiguous(), affine, like)
-    image, how = like.meta.get("filename_or_obj", "the image"), difference(voxels.shape, own, like.shape[1:], affine)
+    image, has_size = like.meta.get("filename_or_obj", "the image"), like.meta.get("unit") != "pixels"
+    how = difference(voxels.shape, own, like.shape[1:], affine, has_size)
     raise ValueError(f"{path}: lies on another grid than {image} ({how}); resample the mask to the image's grid first.")

@@ -98,14 +98,14 @@ def _grid(path: Path) -> MetaTensor:
         if path.name.lower().endswith(NIFTI):
             image = load_nifti(str(path))
             voxels = torch.empty(1).expand(image.shape)
-            mm = millimetres(image.header)
+            mm, has_size = millimetres(image.header), True
             affine = torch.from_numpy(np.diag([mm, mm, mm, 1.0]) @ image.affine)
         elif is_picture(str(path)):
-            voxels, affine, *_ = read_picture(str(path), 3)
+            voxels, affine, _, has_size = read_picture(str(path), 3)
         elif path.name.lower().endswith(VOLUMES):
-            voxels, affine, *_ = read_volume(str(path))
+            voxels, affine, _, has_size = read_volume(str(path))
         else:
-            voxels, affine, *_ = read_radiograph(str(path), ())
+            voxels, affine, _, has_size = read_radiograph(str(path), ())
     except InvalidImageError:
         raise
     except Exception as error:
@@ -116,3 +116,4 @@ def _grid(path: Path) -> MetaTensor:
         raise ValueError(f"{path}: has {voxels.ndim} dimensions, 3 or 4 are allowed.")
     check_affine(str(path), affine)
     return MetaTensor(voxels.reshape(*voxels.shape[:3], -1).movedim(-1, 0), affine=affine, meta=meta)
+    meta["unit"] = "ml" if has_size else "pixels"
