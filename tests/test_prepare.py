@@ -872,9 +872,9 @@ def test_a_link_to_nothing_costs_its_own_case_alone(tmp_path: Path) -> None:
         "healthy/two": "IM0007.dcm links to a file that isn't there.",
         "healthy/a.png": "links to a file that isn't there.",
         "healthy/b.png": "its foreground foregrounds/b.png links to a file that isn't there.",
-        "diseased/d.png": "its mask masks/d.png links to a file that isn't there.",
+        "masks/d.png": "links to a file that isn't there.",
     }
-    assert sorted(Path(item["image"]).name for item in items_of(tmp_path / "own.json")) == ["c.png", "one"]
+    assert sorted(Path(item["image"]).name for item in items_of(tmp_path / "own.json")) == ["c.png", "d.png", "one"]
     assert left_out("brats").keys() == {"BraTS2021_00001"} and left_out("brain_mr") == {"p1": "has no flair."}
     assert left_out("chexpert")["train/patient00001/study1/view1_frontal.jpg"] == "no such file."
     assert left_out("nih") == {"00000001_000.png": "no such file."}
@@ -1053,7 +1053,7 @@ def test_a_diseased_volume_whose_mask_marks_nothing_is_left_out(tmp_path: Path, 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".png", ".dcm", "series"])
 def test_what_folder_and_mask_say_of_an_image_is_no_contradiction(tmp_path: Path, suffix: str) -> None:
-    """Else an evaluation fails on it. Nor does the mask lie on another grid."""
+    """Else an evaluation fails on it. A mask on another grid is left out, with the image if that is a diseased volume."""
     volume = (np.arange(96) % 90).astype(np.uint8).reshape(4, 4, 6)
     series = suffix == "series"
     image_end, mask_end = ("" if series else suffix), (".nii.gz" if series else suffix.replace("dcm", "png"))
@@ -1075,13 +1075,39 @@ def test_what_folder_and_mask_say_of_an_image_is_no_contradiction(tmp_path: Path
     folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
     by_slice = [0, 0, 0, 0, 1, 0]
     diseased = 1 if suffix in (".png", ".dcm") else by_slice
-    assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "c": diseased}
+    kept = {} if diseased == by_slice else {"e": 1}
+    assert {i["subject"]: i["label"] for i in items_of(tmp_path / "d.json")} == {"a": 0, "c": diseased, **kept}
     left_out = written(tmp_path / "d.json")["left_out"]
-    assert "lies on another grid than" in left_out.pop(f"diseased/e{image_end}")
+    assert "lies on another grid than" in left_out.pop("masks/e.nii" if kept else f"diseased/e{image_end}")
     assert left_out == {
         f"healthy/b{image_end}": f"is healthy, but its mask masks/b{mask_end} marks 2 voxels.",
         f"diseased/d{image_end}": f"is diseased, but its mask masks/d{mask_end} marks nothing.",
     }
+
+
+def test_a_mask_that_cannot_be_used_costs_no_image_but_a_diseased_volume(tmp_path: Path) -> None:
+    """Masks are for evaluation; only the labels of a volume's slices come from one."""
+    for name in ("diseased/a.png", "diseased/b.png", "diseased/c.png", "diseased/d.png", "diseased/e.png"):
+        write_picture(tmp_path / name)
+    for name in ("masks/a.png", "masks/b.jpg"):
+        write_picture(tmp_path / name)
+    Image.fromarray(np.ones((10, 8), np.uint8)).save(tmp_path / "masks" / "c.png")
+    for name in ("diseased/v", "healthy/h"):
+        write_volume(tmp_path / f"{name}.nii.gz")
+    for name in ("d.png", "v.nii.gz", "h.nii.gz", "e.png"):
+        (tmp_path / "masks" / name).write_bytes(b"x")
+    (tmp_path / "diseased" / "e.png").write_bytes(b"no picture, which is not its mask's fault")
+    folder(root=str(tmp_path), output=str(tmp_path / "d.json"))
+    items = items_of(tmp_path / "d.json")
+    assert {i["subject"]: i["label"] for i in items} == {"a": 1, "b": 1, "c": 1, "d": 1, "h": 0}
+    assert [i["subject"] for i in items if "mask" in i] == ["a"]
+    left_out = written(tmp_path / "d.json")["left_out"]
+    assert left_out.keys() == {
+        *("diseased/e.png", "diseased/v.nii.gz"),
+        *("masks/b.jpg", "masks/c.png", "masks/d.png", "masks/h.nii.gz"),
+    }
+    assert "JPEG doesn't keep a mask's pixels" in left_out["masks/b.jpg"]
+    assert "(8 x 10 x 1 voxels against 10 x 8 x 1)" in left_out["masks/c.png"]
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", "series", "channels"])

@@ -17,8 +17,7 @@ from ..images.formats import DICOM, PICTURES, VOLUMES, VOLUMETRIC, is_dicom, ste
 from ..learning.datalists import FILES
 from .options import folder_of, links_to_nothing
 from .preparation import Preparation
-from .reads import Reads
-from .slice_labels import labels_of, lesion_voxels
+from .slice_labels import UnusableMaskError, labels_of, lesion_voxels
 
 SUFFIXES = VOLUMES + PICTURES + DICOM
 
@@ -43,8 +42,9 @@ def folder(
     a volume is one image, in a folder of its own such as healthy/patient1. A mask has the path of its image, but for the
     ending: masks/patient1/a.png. Where an image of that name is healthy and one is diseased, it is that of the latter. Of a
     diseased volume with a mask, slices without a marked voxel are labelled healthy, the others diseased. A diseased image whose
-    mask marks nothing is left out, and so is a healthy one whose mask marks something. An image that lies in a folder and is
-    linked in another is that of the first.
+    mask marks nothing is left out, and so is a healthy one whose mask marks something. A mask that can't be used leaves out a
+    diseased volume, whose slices it would label; from any other image it is left out alone. An image that lies in a folder and
+    is linked in another is that of the first.
 
     Args:
         root: the folder.
@@ -85,7 +85,7 @@ def folder(
                 if bare in files and not (field == "mask" and label == HEALTHY and bare in found["diseased"]):
                     item[field] = f"{field}s/{files[bare]}"
             try:
-                item["label"] = _label(item, Path(root), made.reads, least_voxels, every)
+                item["label"] = _label(item, Path(root), made, least_voxels, every)
             except (OSError, ValueError) as error:
                 made.damaged(str(item["image"]), str(error))
                 continue
@@ -93,30 +93,40 @@ def folder(
     made.write(f"Expected are images ({', '.join(SUFFIXES)}) in the folders healthy and diseased.")
 
 
-def _label(item: dict[str, Any], root: Path, reads: Reads, least_voxels: int, every: int) -> int | list[int]:
-    """Of an item by its folder, or by slice where its mask says more.
+def _label(item: dict[str, Any], root: Path, made: Preparation, least_voxels: int, every: int) -> int | list[int]:
+    """Of an item by its folder, or by slice where its mask says more; takes a mask from it that can't be used for evaluation.
 
     Raises:
         OSError: a file can't be read.
         ValueError: nor can this one; or folder and mask contradict each other, on which an evaluation would fail.
     """
-    for field in FILES:
-        if field in item and not (root / item[field]).exists():
-            which = "" if field == "image" else f"its {field} {item[field]} "
-            raise ValueError(f"{which}links to a file that isn't there.")
     image, label = root / item["image"], item["label"]
+    by_slice = label == DISEASED and (image.is_dir() or image.name.lower().endswith(VOLUMES))
+    for field in FILES:
+        if field not in item or (root / item[field]).exists():
+            continue
+        if field == "mask" and not by_slice:
+            made.damaged(item.pop("mask"), "links to a file that isn't there.")
+            continue
+        which = "" if field == "image" else f"its {field} {item[field]} "
+        raise ValueError(f"{which}links to a file that isn't there.")
     if not os.path.getsize(image):
         raise ValueError("is empty.")
     if "mask" not in item:
         return int(label)
     mask = root / item["mask"]
-    lesion = reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
+    try:
+        lesion = made.reads.once([image, mask], "lesion", partial(lesion_voxels, mask, [image]))
+    except UnusableMaskError as error:
+        if by_slice:
+            raise
+        made.damaged(item.pop("mask"), str(error))
+        return int(label)
     marked = sum(lesion["voxels"])
     if label == DISEASED and not marked:
         raise ValueError(f"is diseased, but its mask {item['mask']} marks nothing.")
     if label == HEALTHY and marked:
         raise ValueError(f"is healthy, but its mask {item['mask']} marks {marked} voxels.")
-    by_slice = label == DISEASED and (image.is_dir() or image.name.lower().endswith(VOLUMES))
     return labels_of(lesion, None, least_voxels, every) if by_slice else int(label)
 
 

@@ -26,6 +26,10 @@ NO_TUMOUR = "its mask marks nothing, and every patient of the set has a tumour."
 """Why a case is left out whose mask is empty: its slices would become healthy ones."""
 
 
+class UnusableMaskError(ValueError):
+    """A mask that can't be read, or lies on another grid than its image. Nothing is wrong with that."""
+
+
 def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
     """How many voxels of each slice are marked, as ``voxels`` in the image's order, and ``upwards``, whether that goes up.
 
@@ -35,10 +39,14 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
             axis nearest to superior-inferior.
 
     Raises:
-        ValueError: a file is damaged, or lies on another grid.
+        UnusableMaskError: the mask is damaged, or lies on another grid.
+        ValueError: so it is with an image.
     """
     first, *others = [_grid(path) for path in images]
-    values = load_values(mask, first)
+    try:
+        values = load_values(mask, first)
+    except ValueError as error:
+        raise UnusableMaskError(str(error)) from error
     for path, grid in zip(images[1:], others, strict=True):
         if grid.shape != first.shape or not torch.allclose(grid.affine, first.affine, atol=1e-3):
             how = difference(grid.shape[1:], grid.affine, first.shape[1:], first.affine)
@@ -115,5 +123,5 @@ def _grid(path: Path) -> MetaTensor:
     if voxels.ndim not in (3, 4):
         raise ValueError(f"{path}: has {voxels.ndim} dimensions, 3 or 4 are allowed.")
     check_affine(str(path), affine)
-    return MetaTensor(voxels.reshape(*voxels.shape[:3], -1).movedim(-1, 0), affine=affine, meta=meta)
     meta["unit"] = "ml" if has_size else "pixels"
+    return MetaTensor(voxels.reshape(*voxels.shape[:3], -1).movedim(-1, 0), affine=affine, meta=meta)
