@@ -140,7 +140,13 @@ def test_a_model_of_pictures_takes_each_picture_and_each_dicom_file(
     assert found == ["a-view1_frontal", "b-pd", "b-x", "c-1.2.3", "c-x", "d-several", "d-small", "d-unsaid"]
     said = capsys.readouterr().out
     assert "8 images found in" in said and "1 named as mask (a/view1_mask.png)" in said
-    assert "1 of modality MG (d/mammogram.dcm)" in said and "1 of modality SR (d/sr.dcm)" in said
+    for modality, name in (("MG", "mammogram"), ("SR", "sr")):
+        assert f"1 of modality {modality}, which --allow_any_image true takes (d/{name}.dcm)" in said
+    found += ["d-mammogram", "d-sr"]
+    assert sorted(names(tmp_path, modalities=["CR", "DX"], sequences=["radiograph"], allow_any_image=True)) == sorted(
+        found
+    )
+    assert "of modality" not in capsys.readouterr().out
     assert names(tmp_path / "d" / "mammogram.dcm", modalities=["DX"]) == [
         "mammogram"
     ]  # the loader says why it can't be

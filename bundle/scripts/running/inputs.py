@@ -55,7 +55,8 @@ def find_inputs(
         path: an image, a folder with one series of DICOM images or with images, or a JSON datalist, see `read_datalist`; the
             ``subject`` of an item is its name.
         sequences: the model's, one a channel.
-        allow_any_image: take a file or an item that is named as another sequence, with a warning in ``warnings``.
+        allow_any_image: take a file or an item that is named as another sequence, with a warning in ``warnings``. For a model
+            of pictures, take DICOM images of any modality from a folder.
         datalist: a JSON datalist instead of `path`, for those who name it as training and evaluation do.
         split: of a datalist, such as "test"; by default all.
         modalities: what the model takes, see `LoadVolumed`.
@@ -92,7 +93,7 @@ def _found(
         raise ValueError(f"--split {split} is a part of a datalist, and {path} is none.")
     pictures = takes_pictures(modalities) and not takes_volumes(modalities)
     if source.is_dir() and not (takes_volumes(modalities) and _is_series(source)):
-        return _of_folder(source, sequences, modalities)
+        return _of_folder(source, sequences, allow_any_image, modalities)
     if source.suffix.lower() == ".json":
         items = _of_datalist(source, split)
     elif source.exists():
@@ -151,11 +152,14 @@ def _other_modality(image: Path, modalities: Sequence[str]) -> str | None:
     return modality if modality and not set(re.split("[^A-Z0-9]+", modality)) & set(modalities) else None
 
 
-def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]) -> list[dict[str, Any]]:
+def _of_folder(
+    source: Path, sequences: Sequence[str], allow_any_image: bool, modalities: Sequence[str]
+) -> list[dict[str, Any]]:
     items = []
     left_out: defaultdict[str, list[str]] = defaultdict(list)
-    volumes, pictures = takes_volumes(modalities), takes_pictures(modalities)
-    known = VOLUMES + (PICTURES if pictures else ())
+    volumes, known = takes_volumes(modalities), VOLUMES + (PICTURES if takes_pictures(modalities) else ())
+    pictures = not volumes
+    unless = ", which --allow_any_image true takes" if pictures else ""
     seen: set[Path] = set()
     for file in _files(source, left_out):
         dicom = not file.name.lower().endswith(known) and is_dicom(file)
@@ -167,9 +171,9 @@ def _of_folder(source: Path, sequences: Sequence[str], modalities: Sequence[str]
         if not dicom and not name.lower().endswith(known):
             if name.lower().endswith(VOLUMES + PICTURES + OTHERS):
                 left_out["of a format that the model does not take"].append(name)
-        elif dicom and (modality := _other_modality(image, modalities)):
-            left_out[f"of modality {modality}"].append(name)
-        elif named := _other_sequence(str(image), sequences, pictures and not volumes):
+        elif dicom and not (pictures and allow_any_image) and (modality := _other_modality(image, modalities)):
+            left_out[f"of modality {modality}{unless}"].append(name)
+        elif named := _other_sequence(str(image), sequences, pictures):
             left_out[f"named as {named}"].append(name)
         else:
             items.append({"image": str(image), "name": (name if image.is_dir() else stem(name)).replace("/", "-")})
