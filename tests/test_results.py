@@ -19,6 +19,7 @@ import pytest
 from filelock import FileLock
 
 from scripts import files
+from scripts.digests import source_digest
 from scripts.errors import message_of
 from scripts.running.records import identify
 from scripts.running.results import MAX_NAME, Results
@@ -226,6 +227,22 @@ def test_an_image_is_run_once_by_whatever_name_it_is_given(
     assert run_on(out, {**item, "name": "new"}, overwrite=True) == ["new"]
     assert sorted(summary(out)) == sorted([first, "new", "p2-flair"])
     assert (out / first / "pred.nii.gz").stat().st_mtime_ns == written
+
+
+def test_images_are_read_beforehand_only_where_there_are_results_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand on a network's disk would else be read before anything is computed."""
+    read: list[str] = []
+    monkeypatch.setattr("scripts.running.results.source_digest", lambda path: read.append(path) or source_digest(path))
+    items = [an_item(tmp_path / name, name) for name in ("a", "b")]
+    for expected in (set(), {items[0]["image"]}):
+        read.clear()
+        results = Results(str(tmp_path / "out"), "recipe")
+        results.prepare([{**item, "name": f"sub-{item['name']}"} for item in items])
+        results.close()
+        assert {*read} == expected
+        run_on(tmp_path / "out", items[0])
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ class Results:
         kept: list[str] = []
         for item in items:
             item["name"] = wanted = _safe(item["name"])
-            before = known.get(_image_of(item), [])
+            # a digest is asked for only where there is one to compare: to read all images may take hours
+            records = known.get(_places(item), [])
+            before = [r["name"] for r in records if r.get("image_sha256") == _digests(item)]
             item["name"], problem = self._choose(item, taken, before)
             if item["name"] != wanted:
                 (kept if item["name"] in before else renamed).append(f"{wanted} to {item['name']}")
@@ -109,12 +111,12 @@ class Results:
             print(f"Named otherwise, as the image has results of that name already: {some(kept)}.")
         return [item["name"] for item in items]
 
-    def _known(self) -> dict[tuple[Any, ...], list[str]]:
-        """The names of the results of each image, see `_image_of`, whatever it was called when it was run."""
-        known: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
+    def _known(self) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+        """The records of what was run of each place of an image, whatever it was called and held then."""
+        known: defaultdict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
         for record in self.records() if self.output_dir.is_dir() else ():
             if paths := paths_in(record, "image"):
-                known[tuple(paths), tuple(record.get("image_sha256") or ())].append(record["name"])
+                known[tuple(paths)].append(record)
         return known
 
     def _summary_problems(self) -> list[str]:
@@ -250,15 +252,15 @@ class Results:
         Results of what a path held once are not replaced by those of what it holds now: scripts copy one patient's image
         after the other to one path.
         """
-        digests = [source_digest(p) for p in paths_in(item, "image")]
+        digests = _digests(item)
         if digests and None not in digests and digests == record.get("image_sha256"):
             return True
         return (self.overwrite or record["status"] == "failed") and self._is_at(record, item)
 
     @staticmethod
     def _is_at(record: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
-        places = [os.path.abspath(p) for p in paths_in(item, "image")]
-        return places == paths_in(record, "image") and (bool(places) or record["name"] == item["name"])
+        places = _places(item)
+        return places == tuple(paths_in(record, "image")) and (bool(places) or record["name"] == item["name"])
 
     def done(self, item: dict[str, Any]) -> bool:
         """Whether an item's results are there, whole, and of the same input and recipe. To be asked before it is computed."""
@@ -375,10 +377,14 @@ def _safe(name: str) -> str:
     return name
 
 
-def _image_of(item: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Where an item's image lies and what it holds, as a record has both."""
-    paths = paths_in(item, "image")
-    return tuple(os.path.abspath(path) for path in paths), tuple(source_digest(path) for path in paths)
+def _places(item: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where an item's image lies, as a record has it."""
+    return tuple(os.path.abspath(path) for path in paths_in(item, "image"))
+
+
+def _digests(item: Mapping[str, Any]) -> list[str | None]:
+    """What an item's image holds, as a record has it. Its files are read."""
+    return [source_digest(path) for path in paths_in(item, "image")]
 
 
 def _names(item: Mapping[str, Any]) -> Iterator[str]:
