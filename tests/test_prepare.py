@@ -1193,3 +1193,39 @@ def test_two_patients_of_one_name_are_not_merged_into_one(tmp_path: Path) -> Non
     alone = ["x", "y", "h1-no.png", "h2/h2-no.png", *["TCGA_CS_4942"] * 2]
     assert sorted(merged("true")) == sorted([*["001", "002"] * 2, *alone])
     assert sorted(merged("false")) == sorted(["h1/001", "h1/002", "h2/list/001", "h2/list/002", *alone])
+
+
+def write_lists(folder: Path, **lists: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Datalists of images and subjects, each for another split; the options of `merge`."""
+    for section, (name, items) in zip(("training", "test", "validation"), lists.items(), strict=False):
+        listed = [{"image": image, "label": 0, "subject": subject} for image, subject in items]
+        (folder / f"{name}.json").write_text(json.dumps({section: listed}))
+    names = [f"{name}.json" for name in lists]
+    return {"root": str(folder), "output": str(folder / "m.json"), "datalists": names, "overwrite": True}
+
+
+@pytest.mark.parametrize("other", ["TCGA_CS_4941", "tcga-cs-4941", "TCGA-CS-4941-01", "TCGA_CS_4941_19960909"])
+def test_a_patient_of_tcga_is_one_however_the_name_is_written(other: str, tmp_path: Path) -> None:
+    """Else one is trained on and tested on."""
+    options = write_lists(tmp_path, a=[("1.png", "TCGA-CS-4941"), ("2.png", "TCGA-CS-4942")], b=[("3.png", other)])
+    with pytest.raises(ValueError, match="TCGA-CS-4941 is published in 'training' and in 'test'"):
+        merge(**options)
+    (tmp_path / "b.json").write_text((tmp_path / "b.json").read_text().replace("test", "training"))
+    merge(**options, same_patients=False)
+    assert [i["subject"] for i in items_in(tmp_path / "m.json")] == ["TCGA-CS-4941", "TCGA-CS-4942", "TCGA-CS-4941"]
+
+
+def test_an_image_in_two_lists_is_one_patients(tmp_path: Path) -> None:
+    """Who isn't asked for; a third list may have another one of that name."""
+    a, b = [("x.png", "001"), ("y.png", "002")], [("x.png", "001"), ("./y.png", "two")]
+    merge(**write_lists(tmp_path, a=a, b=b))
+    assert [i["subject"] for i in items_in(tmp_path / "m.json")] == ["001", "002"]
+    with pytest.raises(ValueError, match="001 is published in 'training' and in 'test'"):
+        merge(**write_lists(tmp_path, a=a, b=[*b, ("z.png", "001")]))
+    with pytest.raises(ValueError, match="002 is published in 'training' and in 'test'"):
+        merge(**write_lists(tmp_path, a=a, b=[*b, ("z.png", "two")]))
+    lists = write_lists(tmp_path, a=a, b=b, c=[("z.png", "001")])
+    with pytest.raises(ValueError, match=r"1 names .*: 001 in a.json and c.json\."):
+        merge(**lists)
+    merge(**lists, same_patients=False)
+    assert [i["subject"] for i in items_in(tmp_path / "m.json")] == ["a/001", "002", "c/001"]
