@@ -298,7 +298,7 @@ def test_an_average_without_a_warm_up_keeps_its_momentum() -> None:
     [
         ({"train#trainer#prepare_batch#num_train_timesteps": 10}, "prepare_batch"),
         ({"train#trainer#prepare_batch#clean": 0.5}, "prepare_batch"),
-        ({"train#handlers#1#max_norm": 100.0}, "max_norm"),
+        ({"max_norm": 100.0}, "max_norm"),
         ({"learning_rate": 0.5}, "learning_rate"),
     ],
     ids=str,
