@@ -86,13 +86,13 @@ class Results:
         }
         known = self._known()
         taken: set[str] = set()
-        renamed: list[str] = []
-        kept: list[str] = []
+        renamed, kept = list[str](), list[str]()
         for item in items:
             item["name"] = wanted = _safe(item["name"])
             # a digest is asked for only where there is one to compare: to read all images may take hours
             records = known.get(_places(item), [])
-            before = [r["name"] for r in records if r.get("image_sha256") == _digests(item)]
+            held = _digests(item) if records else []
+            before = [r["name"] for r in records if r.get("image_sha256") == held]
             item["name"], problem = self._choose(item, taken, before)
             if item["name"] != wanted:
                 (kept if item["name"] in before else renamed).append(f"{wanted} to {item['name']}")
