@@ -80,10 +80,10 @@ def settings_of(thing: Any, _around: tuple[int, ...] = ()) -> Any:
 
 def _written_here(function: Any, around: tuple[int, ...]) -> Any:
     """What a function does that has no name of its own, such as a config's lambda, by which it could be told from others."""
-    return settings_of([function.__code__, function.__defaults__, function.__kwdefaults__, _around(function)], around)
+    return settings_of([function.__code__, function.__defaults__, function.__kwdefaults__, _enclosed(function)], around)
 
 
-def _around(function: Any) -> list[Any]:
+def _enclosed(function: Any) -> list[Any]:
     """The values that a function takes from what is around it; None for one that has no value yet."""
     found = []
     for cell in function.__closure__ or ():

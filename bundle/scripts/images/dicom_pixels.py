@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def read_dicom(path: str | Path) -> Dataset:
             f"{path}: its pixels are {shown}, such as numbers of colours in a table; allowed are MONOCHROME1 and MONOCHROME2."
         )
     return dataset
+
+
+def codes_in(value: str) -> set[str]:
+    """The codes in an attribute such as Modality, in capitals; some files write them small, or several."""
+    return set(re.split("[^A-Z0-9]+", value.upper()))
 
 
 def stored_values(dataset: Dataset) -> np.ndarray:

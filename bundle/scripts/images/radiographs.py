@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from pydicom.dataset import Dataset
 
 from ..errors import InvalidImageError
-from .dicom_pixels import display_values, modality_values, read_dicom, stored_values
+from .dicom_pixels import codes_in, display_values, modality_values, read_dicom, stored_values
 from .pictures import picture_affine
 from .volume_files import Loaded
 
@@ -63,13 +62,13 @@ def read_radiograph(
     checks = [("modality", str(dataset.get("Modality") or "").upper(), modalities)]
     checks += [("body part", part, body_parts), ("view", view, views)]
     for what, value, allowed in checks:
-        if not value or not allowed or set(re.split("[^A-Z0-9]+", value)) & set(allowed):
+        if not value or not allowed or codes_in(value) & set(allowed):
             continue
         if not allow_any_image:
             raise InvalidImageError(f"{path}: its {what} is {value}; the model takes {' or '.join(allowed)}.")
         warnings.append(f"The {what} is {value}, the model takes {' or '.join(allowed)}.")
     for word, why in (doubtful_views or {}).items():
-        if word in re.split("[^A-Z0-9]+", view):
+        if word in codes_in(view):
             warnings.append(f"The view is {word}: {why}.")
     for what, value, allowed in checks[1:]:
         if allowed and not value:

@@ -79,8 +79,13 @@ def sequence_of(name: str) -> str | None:
     name = _of_itself(name)
     if _without_ct1(name) is not None:
         return WITH_CONTRAST
-    sequence = next((sequence for sequence, rule in RULES.items() if re.search(rule, name, re.IGNORECASE)), None)
+    sequence = _ruled(name)
     return _by_contrast(name.lower()) if sequence == "T1" else sequence
+
+
+def _ruled(name: str) -> str | None:
+    """The first of `RULES` that a name, or a part of it, meets."""
+    return next((sequence for sequence, rule in RULES.items() if re.search(rule, name, re.IGNORECASE)), None)
 
 
 def _by_contrast(name: str) -> str:
@@ -102,14 +107,14 @@ def _by_contrast(name: str) -> str:
 def _of_itself(name: str) -> str:
     """A name without what it says of the image to which this one was registered, unless that is all it says."""
     own = re.sub(_TARGET, lambda found: found["of"] or "", name, flags=re.IGNORECASE)
-    return own if any(re.search(rule, own, re.IGNORECASE) for rule in RULES.values()) else name
+    return own if _ruled(own) else name
 
 
 def _without_ct1(name: str) -> str | None:
     """What is before `_CT1`; None where a name does not end so, or names another sequence too."""
     found = re.search(_CT1, name, re.IGNORECASE)
     before = name[: found.start()] if found else ""
-    return before if found and not any(re.search(rule, before, re.IGNORECASE) for rule in RULES.values()) else None
+    return before if found and not _ruled(before) else None
 
 
 @lru_cache(maxsize=1 << 16)

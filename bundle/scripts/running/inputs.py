@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..checks import is_true
 from ..files import each_folder
+from ..images.dicom_pixels import codes_in
 from ..images.dicom_series import describe
 from ..images.formats import (
     DICOM,
@@ -147,9 +147,9 @@ def _other_sequence(image: str | Sequence[str], sequences: Sequence[str], pictur
 
 
 def _other_modality(image: Path, modalities: Sequence[str]) -> str | None:
-    """The modality of a DICOM image or series, if the model takes another; some files write it small, or several."""
+    """The modality of a DICOM image or series, if the model takes another."""
     modality = describe(image)[0].upper()
-    return modality if modality and not set(re.split("[^A-Z0-9]+", modality)) & set(modalities) else None
+    return modality if modality and not codes_in(modality) & set(modalities) else None
 
 
 def _of_folder(
