@@ -1,7 +1,7 @@
 """Algorithms side by side: the same weights, patients, preprocessing and metrics; quality and cost in one table.
 
     python benchmarks/compare.py --name NAME --datalist FILE [--model brats] [--device cuda] [--images 240000] [--seed 0]
-        [--results DIR] [--beside NAME --beside_datalist FILE]
+        [--results DIR] [--beside NAME --beside_datalist FILE] [--settings_of FILE]
 
 Thresholds, and the knobs of every algorithm that has some, are chosen on the validation patients; every number is of the test
 patients. What takes a second a slice sees all their slices. The reference's algorithm and its kin take up to a minute a slice
@@ -14,6 +14,9 @@ that was stopped, or was made elsewhere, goes on; `only` makes what begins with 
 "family: reference", "costs". It is found again by weights, data and settings; a change of the code that makes it wants an empty
 folder. The costs are those of the machine that takes them, and want quiet cores: of the bundle's networks each in a process of
 its own, with the batch and layout of the algorithm itself, of rivals for sixteen slices at once.
+
+`settings_of` is the table of another data set, a JSON that this program wrote. Then noise levels, scales and knobs of training
+are those that were chosen there, as ours were, and nothing is tried here; readings and thresholds are still chosen here.
 
 `beside` names another data set whose maps are made: paired differences are told of the subsets of both, as of one.
 
@@ -243,6 +246,7 @@ def compare(
     only: str = "",
     beside: str | None = None,
     beside_datalist: str | None = None,
+    settings_of: str | None = None,
     output: str | None = None,
     cache_dir: str = str(ROOT / "bundle" / "cache"),
 ) -> None:
@@ -258,7 +262,8 @@ def compare(
         if datalist is None:
             raise ValueError(f"{packed}: there is no such pack; give the --datalist that it is made of.")
         splits = write_pack(datalist, packed, cache_dir, *overlays)
-    maps = Maps(packed, folder, on, images, seed, only)
+    other_table = {} if settings_of is None else json.loads(Path(settings_of).read_text())
+    maps = Maps(packed, folder, on, images, seed, only, other_table.get("tuned"))
     maps.make()
     if datalist is None or only:
         return
@@ -303,6 +308,7 @@ def compare(
             split: [n for n, one in zip(maps.splits[split].names, chosen.tolist(), strict=True) if one]
             for split, chosen in maps.subset.items()
         },
+        "settings_chosen_on": other_table.get("data", name),
         "tuned": maker.tuned,
         **record,
         "rows": rows,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -306,6 +306,7 @@ def best_reading(
 
 def tuned(
     name: str,
+    settings: Sequence[dict[str, Any]],
     splits: dict[str, Slices],
     probability: dict[str, torch.Tensor],
     classifier: torch.nn.Module,
@@ -318,7 +319,8 @@ def tuned(
 ) -> dict[str, Any]:
     """A rival's maps and scores of validation and test, and how it was tuned; see the module.
 
-    Every training, and what it gave, is kept in `folder`, found again by its settings and `state`.
+    Every training, and what it gave, is kept in `folder`, found again by its settings and `state`. With one of `settings`
+    nothing is tried.
     """
     rival = RIVALS[name]
     polarities: list[Any] = ["both"] if rival.gives_map or polarity == "both" else [polarity, "both"]
@@ -335,11 +337,11 @@ def tuned(
         return best_reading(change, slices, probability["validation"], tuple(polarities), rival.scores)
 
     tried: list[dict[str, Any]] = []
-    if len(rival.settings) > 1:
+    if len(settings) > 1:
         few = images // SHARE
-        for setting in rival.settings:
+        for setting in settings:
             tried.append({"setting": setting, **best(given(setting, few, ("validation",))["validation"])})
-    setting = max(tried, key=lambda one: one["pixel_ap"])["setting"] if tried else rival.settings[0]
+    setting = max(tried, key=lambda one: one["pixel_ap"])["setting"] if tried else settings[0]
     found = given(setting, images if rival.is_trained else 0, ("validation", "test"))
     reading = best(found["validation"])
     result: dict[str, Any] = {"tried": tried, "chosen": {"setting": setting, **reading}}

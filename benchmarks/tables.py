@@ -133,6 +133,8 @@ def of_tuning(record: dict[str, Any]) -> str:
             chosen = found["chosen"]
             if values:
                 values = f"{few:,} images: {values}; {images:,}: {chosen['pixel_ap']:.3f}"
+            elif chosen["setting"]:
+                values = f"{images:,} images: {chosen['pixel_ap']:.3f}"
             else:
                 values = f"{chosen['pixel_ap']:.3f}"
             reading = f"{chosen['polarity']}, median {chosen['median_size']}, score by {chosen['score']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,20 @@ class Maps:
         device: that makes what is not there.
         images: that a rival is trained on; by default as many as our networks together.
         only: the first letters of the names of what is made, to divide the work among calls; by default everything.
+        chosen: what another data set's table says was tuned, by algorithm: its settings are taken, and no other is tried.
     """
 
     def __init__(
-        self, pack: Path, folder: Path, device: torch.device, images: int | None = None, seed: int = 0, only: str = ""
+        self,
+        pack: Path,
+        folder: Path,
+        device: torch.device,
+        images: int | None = None,
+        seed: int = 0,
+        only: str = "",
+        chosen: Mapping[str, Any] | None = None,
     ) -> None:
+        self.chosen = chosen
         self.pack, self.folder, self.device, self.seed, self.only = pack, folder, device, seed, only
         self.splits, self.overlays, self.digest = read_pack(pack)
         self.algorithms = Algorithms(*self.overlays, device=device)
@@ -73,30 +83,40 @@ class Maps:
         return self.algorithms.run(name, slices.x[chosen], slices.foreground[chosen], self.seed, self.folder, *state)
 
     def tuned_settings(self, family: str) -> dict[str, Any]:
-        """What each setting of a family gives on the validation subset, read in both ways, and the best for each way."""
+        """What each setting of a family gives on the validation subset, read in both ways, and the best for each way.
+
+        Of settings that were `chosen` elsewhere, only those are there, and which is best is not asked again.
+        """
         chosen = self.subset["validation"]
         slices = self.splits["validation"].at(chosen)
         of_family = FAMILIES[family]
         quality: dict[str, dict[tuple[int, float], float]] = {COUNTERFACTUAL: {}, PAPER: {}}
+        elsewhere = None if self.chosen is None else self.chosen[family]
         for setting in of_family.settings:
+            if elsewhere is not None and of_family.name(family, setting) not in elsewhere["shown"]:
+                continue
             made = self.counterfactuals(of_family.name(family, setting), "validation")
             found = {"counterfactual": made["healthy"], "probability": self.probability["validation"][chosen]}
             maps, _ = readings(slices.x, found, slices.foreground, *self.reading)
             for way in quality:
                 quality[way][setting] = slices.pixel_ap(maps[way])
-        best = {way: best_setting(of_way) for way, of_way in quality.items()}
+        if elsewhere is not None:
+            best = elsewhere["best"]
+        else:
+            best = {way: of_family.name(family, best_setting(of_way)) for way, of_way in quality.items()}
         return {
             "pixel_ap": {way: {of_family.name(family, s): v for s, v in q.items()} for way, q in quality.items()},
-            "best": {way: of_family.name(family, setting) for way, setting in best.items()},
-            "shown": sorted({of_family.name(family, s) for s in (of_family.published, *best.values())}),
+            "best": best,
+            "shown": sorted({of_family.name(family, of_family.published), *best.values()}),
         }
 
     def of_rival(self, name: str) -> dict[str, Any]:
         """See `rivals.tuned`."""
         polarity = self.reading[0]
         state = (self.digest, self.weights[1])
+        settings = RIVALS[name].settings if self.chosen is None else (self.chosen[name]["chosen"]["setting"],)
         return tuned(
-            *(name, self.splits, self.probability, self.algorithms.classifier),
+            *(name, settings, self.splits, self.probability, self.algorithms.classifier),
             *(self.images, self.seed, self.folder, self.device, polarity),
             *state,
         )

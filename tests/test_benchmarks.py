@@ -216,7 +216,19 @@ def test_rivals_are_tuned_with_a_tenth_and_trained_with_all(tmp_path: Path, monk
     p = {name: torch.rand(4) for name in ("validation", "test")}
     for _ in range(2):
         found = rivals.tuned(
-            *("toy", splits, p, tiny_classifier(), 1000, 0, tmp_path, torch.device("cpu"), "hyperintense"), "state"
+            *(
+                "toy",
+                rivals.RIVALS["toy"].settings,
+                splits,
+                p,
+                tiny_classifier(),
+                1000,
+                0,
+                tmp_path,
+                torch.device("cpu"),
+                "hyperintense",
+            ),
+            "state",
         )
         assert trained == [(0.0, 100), (1.0, 100), (0.05, 100), (1.0, 1000)]
     assert found["chosen"]["setting"] == {"gain": 1.0} and len(found["tried"]) == 3

@@ -132,6 +132,19 @@ def test_the_comparison_from_a_datalist_to_its_tables(
     monkeypatch.setattr(algorithms.Algorithms, "timed", None)  # nothing may be sampled again
     compare.compare("toy", datalist, output=str(tmp_path / "compare" / "toy"), **given)
     assert (tmp_path / "compare" / "toy.json").read_text() == written
+    # with the settings that its own table chose, nothing is tried and every row is the same
+    compare.compare(
+        "toy", datalist, output=str(tmp_path / "told"), settings_of=str(tmp_path / "compare" / "toy.json"), **given
+    )
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert (told["settings_chosen_on"], told["rows"]) == ("toy", record["rows"])
+    for name, found in record["tuned"].items():
+        of_told = told["tuned"][name]
+        assert of_told.get("tried", []) == [] and of_told.get("chosen") == found.get("chosen")
+        assert of_told.get("best") == found.get("best") and of_told.get("shown") == found.get("shown")
+        for values in of_told.get("pixel_ap", {}).values():
+            assert set(values) == set(found["shown"])
+    assert "32 images: " in tables.rendered("<!-- table: told.json tuning -->\n<!-- end -->", tmp_path)
     compare.compare("toy", only="ours", pack=str(tmp_path / "r" / "toy.pt"), **given)
     with pytest.raises(ValueError, match="given together, or neither"):
         compare.compare("toy", datalist, beside="other", **given)
