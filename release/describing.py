@@ -19,9 +19,8 @@ NETWORK_DEF = {
     "with `diffusion_def` and `classifier_def`. These see noised images, which have no bounds.",
     False: "`network_def` is the method as one network: an image in, its healthy counterpart out. It is made of "
     "`diffusion_def`, whose weights are `models/model.pt`, and `classifier_def`. These see noised images, which have no "
-    "bounds. `ckpt_export` writes it whole, as TorchScript. `onnx_export` can't: ONNX takes no gradients, and those of the "
-    "guidance were not written out as its operators. `configs/export.json` writes its parts as both. It is code of this "
-    "bundle, so `monai.bundle.load` with "
+    "bounds. Exported, it holds the gradients of the guidance too; `onnx_export` takes some minutes and fixes the number of "
+    "slices, by default to one. It is code of this bundle, so `monai.bundle.load` with "
     '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
 }
 """What a card says of it, by whether the model has a student."""
@@ -258,7 +257,7 @@ def _commands(model: Model, sample: str) -> list[str]:
         parts["The student alone, in a fraction of the time:"] = [
             f"{run} {_listed(['inference', 'preview'])} --input {sample} --output_dir preview"
         ]
-    exports = {"TorchScript": ("ckpt_export", "ts")} | ({"ONNX": ("onnx_export", "onnx")} if model.has_student else {})
+    exports = {"TorchScript": ("ckpt_export", "ts"), "ONNX": ("onnx_export", "onnx")}
     parts[f"Export `network_def` to {' and '.join(exports)}, as of every bundle:"] = [
         f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} "
         f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}"

