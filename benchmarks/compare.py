@@ -16,7 +16,8 @@ folder. The costs are those of the machine that takes them, and want quiet cores
 its own, with the batch and layout of the algorithm itself, of rivals for sixteen slices at once.
 
 `settings_of` is the table of another data set, a JSON that this program wrote. Then noise levels, scales and knobs of training
-are those that were chosen there, as ours were, and nothing is tried here; readings and thresholds are still chosen here.
+are those that were chosen there, as ours were, and nothing is tried here; readings and thresholds are still chosen here. The
+costs are those of that table too, as the networks are the same.
 
 `beside` names another data set whose maps are made: paired differences are told of the subsets of both, as of one.
 
@@ -262,8 +263,8 @@ def compare(
         if datalist is None:
             raise ValueError(f"{packed}: there is no such pack; give the --datalist that it is made of.")
         splits = write_pack(datalist, packed, cache_dir, *overlays)
-    other_table = {} if settings_of is None else json.loads(Path(settings_of).read_text())
-    maps = Maps(packed, folder, on, images, seed, only, other_table.get("tuned"))
+    elsewhere = None if settings_of is None else json.loads(Path(settings_of).read_text())
+    maps = Maps(packed, folder, on, images, seed, only, elsewhere)
     maps.make()
     if datalist is None or only:
         return
@@ -308,7 +309,7 @@ def compare(
             split: [n for n, one in zip(maps.splits[split].names, chosen.tolist(), strict=True) if one]
             for split, chosen in maps.subset.items()
         },
-        "settings_chosen_on": other_table.get("data", name),
+        "settings_chosen_on": name if elsewhere is None else elsewhere["data"],
         "tuned": maker.tuned,
         **record,
         "rows": rows,

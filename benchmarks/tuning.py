@@ -45,7 +45,8 @@ class Maps:
         device: that makes what is not there.
         images: that a rival is trained on; by default as many as our networks together.
         only: the first letters of the names of what is made, to divide the work among calls; by default everything.
-        chosen: what another data set's table says was tuned, by algorithm: its settings are taken, and no other is tried.
+        elsewhere: the table of another data set, see `compare`: its settings are taken, no other is tried, and no cost is
+            taken anew.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class Maps:
         images: int | None = None,
         seed: int = 0,
         only: str = "",
-        chosen: Mapping[str, Any] | None = None,
+        elsewhere: Mapping[str, Any] | None = None,
     ) -> None:
-        self.chosen = chosen
+        self.elsewhere = elsewhere
         self.pack, self.folder, self.device, self.seed, self.only = pack, folder, device, seed, only
         self.splits, self.overlays, self.digest = read_pack(pack)
         self.algorithms = Algorithms(*self.overlays, device=device)
@@ -85,13 +86,13 @@ class Maps:
     def tuned_settings(self, family: str) -> dict[str, Any]:
         """What each setting of a family gives on the validation subset, read in both ways, and the best for each way.
 
-        Of settings that were `chosen` elsewhere, only those are there, and which is best is not asked again.
+        Of settings that were chosen elsewhere, only those are there, and which is best is not asked again.
         """
         chosen = self.subset["validation"]
         slices = self.splits["validation"].at(chosen)
         of_family = FAMILIES[family]
         quality: dict[str, dict[tuple[int, float], float]] = {COUNTERFACTUAL: {}, PAPER: {}}
-        elsewhere = None if self.chosen is None else self.chosen[family]
+        elsewhere = None if self.elsewhere is None else self.elsewhere["tuned"][family]
         for setting in of_family.settings:
             if elsewhere is not None and of_family.name(family, setting) not in elsewhere["shown"]:
                 continue
@@ -114,7 +115,9 @@ class Maps:
         """See `rivals.tuned`."""
         polarity = self.reading[0]
         state = (self.digest, self.weights[1])
-        settings = RIVALS[name].settings if self.chosen is None else (self.chosen[name]["chosen"]["setting"],)
+        settings = RIVALS[name].settings
+        if self.elsewhere is not None:
+            settings = (self.elsewhere["tuned"][name]["chosen"]["setting"],)
         return tuned(
             *(name, settings, self.splits, self.probability, self.algorithms.classifier),
             *(self.images, self.seed, self.folder, self.device, polarity),
@@ -123,6 +126,8 @@ class Maps:
 
     def cost_of_rival(self, name: str) -> dict[str, float]:
         """Seconds a slice of a rival on this machine."""
+        if self.elsewhere is not None:
+            return self._cost_elsewhere(name)
         setting = self.of_rival(name)["chosen"]["setting"]
         images = self.images if RIVALS[name].is_trained else 0
         where = (images, self.seed, self.folder, self.device)
@@ -151,12 +156,19 @@ class Maps:
 
     def cost(self, row: str, number: int = 0) -> dict[str, Any]:
         """Seconds and memory of a row on this machine."""
+        if self.elsewhere is not None:
+            return self.elsewhere["default_by_number_of_slices"][str(number)] if number else self._cost_elsewhere(row)
         sample = self.folder / f"sample-{self.digest}.pt"
         if not sample.is_file():
             x = self.splits["test"].x[self.subset["test"]]
             save(sample, x.repeat(-(-SIZE // len(x)), 1, 1, 1)[:SIZE].clone())
         path = place(self.folder, f"cost of {row}", number, self.digest, self.weights, machine(self.device))
         return kept(path, lambda: cost_of(row, sample, self.device, self.overlays, number))
+
+    def _cost_elsewhere(self, row: str) -> dict[str, float]:
+        assert self.elsewhere is not None
+        [found] = (r for r in self.elsewhere["rows"] if (r["where"], r["method"]) == ("subset", row))
+        return {name: found[name] for name in ("seconds", "memory") if name in found}
 
     def make(self) -> None:
         """Everything, one thing after another; what is there is not made again."""

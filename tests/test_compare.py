@@ -132,7 +132,9 @@ def test_the_comparison_from_a_datalist_to_its_tables(
     monkeypatch.setattr(algorithms.Algorithms, "timed", None)  # nothing may be sampled again
     compare.compare("toy", datalist, output=str(tmp_path / "compare" / "toy"), **given)
     assert (tmp_path / "compare" / "toy.json").read_text() == written
-    # with the settings that its own table chose, nothing is tried and every row is the same
+    # with the settings that its own table chose, nothing is tried or timed and every row is the same
+    monkeypatch.setattr(tuning, "cost_of", None)
+    monkeypatch.setattr(tuning, "seconds_of", None)
     compare.compare(
         "toy", datalist, output=str(tmp_path / "told"), settings_of=str(tmp_path / "compare" / "toy.json"), **given
     )
