@@ -190,6 +190,7 @@ class Algorithms:
             "displayable_configs#noise_level": 500,
             "displayable_configs#num_inference_steps": 500,
             "num_fixed_point_iterations": 0,
+            "guidance_exponent": 0,
             "student": None,
         }
         rows = {

@@ -15,9 +15,10 @@ that was stopped, or was made elsewhere, goes on; `only` makes what begins with 
 folder. The costs are those of the machine that takes them, and want quiet cores: of the bundle's networks each in a process of
 its own, with the batch and layout of the algorithm itself, of rivals for sixteen slices at once.
 
-`settings_of` is the table of another data set, a JSON that this program wrote. Then noise levels, scales and knobs of training
-are those that were chosen there, as ours were, and nothing is tried here; readings and thresholds are still chosen here. The
-costs are those of that table too, as the networks are the same.
+`settings_of` is the table of another data set, a JSON that this program wrote of the same weights. Then noise levels, scales
+and knobs of training are those that were chosen there, as our own settings were, and nothing is tried here. Readings and
+thresholds are still chosen here. Seconds and memory are those of that table too, on its machine. What is `beside` is tuned by
+itself.
 
 `beside` names another data set whose maps are made: paired differences are told of the subsets of both, as of one.
 
@@ -265,6 +266,11 @@ def compare(
         splits = write_pack(datalist, packed, cache_dir, *overlays)
     elsewhere = None if settings_of is None else json.loads(Path(settings_of).read_text())
     maps = Maps(packed, folder, on, images, seed, only, elsewhere)
+    weights = dict(zip(("network", "classifier", "student"), maps.weights, strict=True))
+    if elsewhere is not None and elsewhere.get("weights") != weights:
+        raise ValueError(
+            f"{settings_of}: must be a table of compare.py of the weights {weights}, got {elsewhere.get('weights')}."
+        )
     maps.make()
     if datalist is None or only:
         return
@@ -295,11 +301,11 @@ def compare(
         "data": name,
         "model": model or "brain_flair",
         "bundle": bundle_version(),
-        "weights": dict(zip(("network", "classifier", "student"), maps.weights, strict=True)),
+        "weights": weights,
         "seed": seed,
         "images_of_tuning_of_each_rival": maps.images // SHARE,
         "images_of_training_of_each_rival": maps.images,
-        "machine": machine(maps.device),
+        "machine": machine(maps.device) if elsewhere is None else elsewhere["machine"],
         "precision": fastest_precision(maps.device),
         "versions": versions(),
         "settings": maps.algorithms.default,
@@ -309,7 +315,7 @@ def compare(
             split: [n for n, one in zip(maps.splits[split].names, chosen.tolist(), strict=True) if one]
             for split, chosen in maps.subset.items()
         },
-        "settings_chosen_on": name if elsewhere is None else elsewhere["data"],
+        "settings_chosen_on": name if elsewhere is None else elsewhere.get("settings_chosen_on", elsewhere["data"]),
         "tuned": maker.tuned,
         **record,
         "rows": rows,
@@ -317,7 +323,7 @@ def compare(
     path = Path(output or ROOT / "benchmarks" / "compare" / name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path.with_suffix(".json"), (json.dumps(whole, indent=2, default=str) + "\n").encode())
-    draw(rows, path.with_suffix(".png"), machine(maps.device))
+    draw(rows, path.with_suffix(".png"), whole["machine"])
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

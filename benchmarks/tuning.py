@@ -125,7 +125,7 @@ class Maps:
         )
 
     def cost_of_rival(self, name: str) -> dict[str, float]:
-        """Seconds a slice of a rival on this machine."""
+        """Seconds a slice of a rival, on this machine or as they were `elsewhere`."""
         if self.elsewhere is not None:
             return self._cost_elsewhere(name)
         setting = self.of_rival(name)["chosen"]["setting"]
@@ -155,7 +155,7 @@ class Maps:
         return kept(run, make)
 
     def cost(self, row: str, number: int = 0) -> dict[str, Any]:
-        """Seconds and memory of a row on this machine."""
+        """Seconds and memory of a row, on this machine or as they were `elsewhere`."""
         if self.elsewhere is not None:
             return self.elsewhere["default_by_number_of_slices"][str(number)] if number else self._cost_elsewhere(row)
         sample = self.folder / f"sample-{self.digest}.pt"

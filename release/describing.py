@@ -20,7 +20,8 @@ NETWORK_DEF = {
     False: "`network_def` is the method as one network: an image in, its healthy counterpart out. It is made of "
     "`diffusion_def`, whose weights are `models/model.pt`, and `classifier_def`. These see noised images, which have no "
     "bounds. Exported, it holds the gradients of the guidance too; `onnx_export` takes some minutes and fixes the number of "
-    "slices, by default to one. It is code of this bundle, so `monai.bundle.load` with "
+    "slices, by default to one. `configs/export.json` writes its parts as both. It is code of this bundle, so "
+    "`monai.bundle.load` with "
     '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
 }
 """What a card says of it, by whether the model has a student."""

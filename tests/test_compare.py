@@ -140,6 +140,9 @@ def test_the_comparison_from_a_datalist_to_its_tables(
     )
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["settings_chosen_on"], told["rows"]) == ("toy", record["rows"])
+    (tmp_path / "others.json").write_text(json.dumps(record | {"weights": {}}))
+    with pytest.raises(ValueError, match=r"others.json: must be a table of compare.py of the weights .*, got \{\}"):
+        compare.compare("toy", datalist, settings_of=str(tmp_path / "others.json"), **given)
     for name, found in record["tuned"].items():
         of_told = told["tuned"][name]
         assert of_told.get("tried", []) == [] and of_told.get("chosen") == found.get("chosen")

@@ -103,6 +103,31 @@ def test_scale_zero_returns_the_volume() -> None:
     torch.testing.assert_close(result["counterfactual"], x, rtol=0, atol=1e-6)
 
 
+def test_each_slice_is_guided_by_its_probability() -> None:
+    """To the power that is asked for: as a scale of 0, of .36 and of all of it. Without, guidance is asked for no part."""
+    x, scale = volume([DISEASED, DISEASED, DISEASED]), 2.0
+    by_probability = inferer(guidance_scale=scale, guidance_exponent=2)
+    by_probability.temperature = 4.0  # which changes p(diseased) alone
+    p = torch.tensor([1e-9, 0.6, 1 - 1e-9], dtype=torch.float64)
+    by_probability.logits = lambda x: torch.stack([1 - p, p], 1).log().float()  # type: ignore[method-assign]
+    found = by_probability(x, noise_model(), inside(x))["counterfactual"]
+    for n, part in enumerate((0.0, 0.36, 1.0)):
+        expected = inferer(guidance_scale=part * scale)(x, noise_model(), inside(x))["counterfactual"]
+        torch.testing.assert_close(found[..., n], expected[..., n], rtol=0, atol=1e-6)
+        assert n == 0 or float((found[..., n] - found[..., 0]).abs().max()) > 0.05
+    alike = inferer(guidance_scale=scale)
+    expected, whole = alike(x, noise_model(), inside(x)), alike.guidance
+
+    class OfOneArgument:
+        target_class, settings = whole.target_class, whole.settings
+
+        def __call__(self, noise_model: Any) -> Any:
+            return whole(noise_model)
+
+    alike.guidance = OfOneArgument()
+    assert torch.equal(alike(x, noise_model(), inside(x))["counterfactual"], expected["counterfactual"])
+
+
 def test_outside_of_the_brain_stays() -> None:
     """Pixels at -1 in an assessed slice come back as -1 exactly; inside stays within [-1, 1] at any scale."""
     x = volume([DISEASED, HEALTHY])
@@ -183,6 +208,7 @@ BAD_NUMBERS: dict[str, tuple[list[Any], str]] = {
     "noise_level": ([500.5, "500", True, 1e30, None], "above 0 and below 1000"),
     "num_inference_steps": ([7.5, "7", True, None], "from 1 to the noise_level, 500"),
     "num_fixed_point_iterations": ([-1, 101, 1.5, "1", True], "from 0 to 100"),
+    "guidance_exponent": ([-1, 10.5, "1", True], "from 0 to 10"),
     "min_area": ([-1, 0, 1.5, "87", True, None], "1 or more"),
     "batch_size": ([0, -1, 2.0, "16", True], "from 1 to 65536"),
     "target_class": ([-1, 2, 0.0, "0", True], "from 0 to 1"),
@@ -448,3 +474,8 @@ def test_what_the_counterfactuals_depend_on_is_stated() -> None:
         and settings["guidance_scale"] == 3.0
         and settings["target_class"] == HEALTHY
     )
+    by_probability = [
+        inferer(**options).settings
+        for options in ({}, {"guidance_exponent": 2}, {"guidance_exponent": 2, "classified_at": [0, 250]})
+    ]
+    assert all(one not in by_probability[:n] for n, one in enumerate(by_probability))

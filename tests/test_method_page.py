@@ -12,7 +12,8 @@ import pytest
 from scripts.bundle import declared, parsed
 from test_house import is_there
 
-TEXT = (Path(__file__).resolve().parent.parent / "docs" / "method.md").read_text("utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "docs" / "method.md").read_text("utf-8")
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -42,6 +43,10 @@ def test_what_differs_is_what_the_configs_say() -> None:
     found = {row[0]: row[1:] for row in rows("What differs")}
     scales = [parsed(*overlay)["displayable_configs#guidance_scale"] for overlay in ((), ("brats",), ("chest",))]
     assert found["guidance scale"][1] == "{:g} (FLAIR), {:g} (four sequences), {:g} (chest)".format(*scales)
+    exponents = [parsed(*overlay)["guidance_exponent"] for overlay in ((), ("brats",), ("paper",), ("chest",))]
+    assert (exponents, found["scale of a slice"][1]) == ([0, 0, 0, 2], "chest: times $p^2$")
+    card = (ROOT / "bundle" / "docs" / "chest.md").read_text("utf-8")
+    assert f"at a guidance scale of {scales[2]:g} p², p being" in card
     assert found["guidance scale"][0] == f"{parsed('paper')['displayable_configs#guidance_scale']:g}"
     steps, iterations = parsed()["displayable_configs#num_inference_steps"], parsed()["num_fixed_point_iterations"]
     assert found["steps"][2].startswith(f"time: {iterations * steps + 1 + steps} calls and {steps} gradients a slice")

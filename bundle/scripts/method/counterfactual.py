@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .classifiers import CleanAndNoised
 from .guidance import ClassifierGuidance
 from .inferer import CounterfactualInferer
 from .sampler import ddim_step
@@ -27,7 +28,7 @@ class CounterfactualNetwork(torch.nn.Module):
     Args:
         network: the diffusion network, f(x, t) -> eps ``(N, C, H, W)``, or ``(N, 2C, H, W)`` if it learned the variance too.
         guidance: its classifier, which brings its own weights, and how strong it is.
-        inferer: whose timesteps and iterations are taken.
+        inferer: whose timesteps, iterations, exponent and levels of p(diseased) are taken.
         channels: C of all slices, for TorchScript.
         spatial_size: ``(H, W)`` likewise.
     """
@@ -42,24 +43,22 @@ class CounterfactualNetwork(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.shape = (channels, *spatial_size)
-        # no slice is guided at t = 0, which the other network of the two is for
-        classifier = guidance.classifier
-        self.network, self.classifier = network, getattr(classifier, "noised", classifier)
+        self.network, self.classifier = network, guidance.classifier
+        if isinstance(guidance.classifier, CleanAndNoised):
+            self.classifier = guidance.classifier.noised  # no slice is guided at t = 0
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", guidance.alphas_cumprod, persistent=False)
         self.guidance_scale, self.target_class = float(guidance.guidance_scale), guidance.target_class
+        self.guidance_exponent, self.decider = float(inferer.guidance_exponent), inferer.classifier
+        self.levels, self.signal, noise = (list(values) for values in zip(*inferer.levels(self.shape), strict=True))
+        self.noise_of_levels: torch.Tensor
+        self.register_buffer("noise_of_levels", torch.stack(noise), persistent=False)
         self.timesteps, self.num_fixed_point_iterations = inferer.timesteps, inferer.num_fixed_point_iterations
-        x, t = self._example()
-        self._written = written_gradient(self.classifier, self.target_class, x[:1], t[:1])
-
-    def _example(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices and timesteps to trace with; two, as `torch.jit.trace` may take the number of one for a constant."""
-        t = torch.tensor([1, 2], device=self.alphas_cumprod.device)
-        return torch.zeros(2, *self.shape, device=t.device), t
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` in [-1, 1] to the same; under `torch.no_grad` too."""
         last = len(self.timesteps) - 1
+        scale = self.guidance_scale * self.strength(x)
         eps = self.noise(x, self.timesteps[0])
         for k in range(last):
             t, t_next = self.timesteps[k], self.timesteps[k + 1]
@@ -73,9 +72,21 @@ class CounterfactualNetwork(torch.nn.Module):
         for k in range(last, 0, -1):
             t, t_next = self.timesteps[k], self.timesteps[k - 1]
             sigma = (1 - self.alphas_cumprod[t]).sqrt()
-            eps = self.noise(x, t) - self.guidance_scale * sigma * self.gradient(x, t)
+            eps = self.noise(x, t) - scale * sigma * self.gradient(x, t)
             x = ddim_step(x, eps, self.alphas_cumprod[t], self.alphas_cumprod[t_next])
         return x.clamp(-1, 1)
+
+    def strength(self, x: torch.Tensor) -> torch.Tensor:
+        """See `CounterfactualInferer`'s ``guidance_exponent``; ``(N, 1, 1, 1)``."""
+        if self.guidance_exponent == 0:
+            return torch.ones(x.shape[0], 1, 1, 1, device=x.device)
+        logits = torch.zeros(x.shape[0], 2, device=x.device)
+        for k in range(len(self.levels)):
+            t = torch.full([x.shape[0]], self.levels[k], dtype=torch.long, device=x.device)
+            of_level: torch.Tensor = self.decider(self.signal[k] * x + self.noise_of_levels[k].to(x.device), t)
+            logits = logits + of_level / len(self.levels)
+        p = 1 - logits.softmax(dim=1)[:, self.target_class]
+        return (p**self.guidance_exponent).view(-1, 1, 1, 1)
 
     def noise(self, x: torch.Tensor, t: int) -> torch.Tensor:
         """By the diffusion network, without the variance."""
@@ -86,7 +97,8 @@ class CounterfactualNetwork(torch.nn.Module):
         """See `ClassifierGuidance.gradient`."""
         if not torch.jit.is_scripting():  # of what TorchScript doesn't know
             if torch.compiler.is_exporting():
-                return self._written(x, torch.full([x.shape[0]], t, dtype=torch.long, device=x.device))
+                every = torch.full([x.shape[0]], t, dtype=torch.long, device=x.device)
+                return written_gradient(self.classifier, self.target_class, x, every)
         enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # TorchScript knows it as no context
         x = x.detach().clone().requires_grad_(True)
@@ -99,7 +111,9 @@ class CounterfactualNetwork(torch.nn.Module):
 
     def __prepare_scriptable__(self) -> CounterfactualNetwork:
         """What `torch.jit.script` compiles: MONAI's networks can't be, but traced."""
-        example = self._example()
+        # two slices, as of one the tracer may take the number for a constant
+        t = torch.tensor([1, 2], device=self.alphas_cumprod.device)
+        example = (torch.zeros(2, *self.shape, device=t.device), t)
         prepared = copy.copy(self)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that sizes become constants, as they are meant to

@@ -11,7 +11,7 @@ from ..checks import check_number
 from .sampler import NoiseModel
 
 MAX_SCALE = 1000
-"""Ten times the paper's scale; far below, every counterfactual is black and white already."""
+"""Ten times the paper's scale."""
 
 
 class Guidance(Protocol):
@@ -20,8 +20,8 @@ class Guidance(Protocol):
     target_class: int
     """The class to guide to, as in the labels: the healthy one."""
 
-    def __call__(self, noise_model: NoiseModel) -> NoiseModel:
-        """The same, guided."""
+    def __call__(self, noise_model: NoiseModel, strength: torch.Tensor | None = None) -> NoiseModel:
+        """The same, guided; each slice by its part of the scale, ``strength`` ``(N,)``, by default all of it."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -31,8 +31,8 @@ class Guidance(Protocol):
 class ClassifierGuidance:
     """eps(x, t) - s * sqrt(1 - alpha_t) * grad_x log p(target | x, t), Dhariwal and Nichol 2021, algorithm 2.
 
-    It is the paper's equation for the guided noise. The gradient works under a caller's `torch.no_grad` and
-    `torch.inference_mode`.
+    It is the paper's equation for the guided noise, with each slice's part of s where a ``strength`` is given. The gradient
+    works under a caller's `torch.no_grad` and `torch.inference_mode`.
 
     Args:
         classifier: f(x, t) -> logits ``(N, classes)`` of noised images.
@@ -70,9 +70,10 @@ class ClassifierGuidance:
             log_p = self.classifier(x, t.clone()).float().log_softmax(dim=1)[:, self.target_class]
             return torch.autograd.grad(log_p.sum(), x)[0]
 
-    def __call__(self, noise_model: NoiseModel) -> NoiseModel:
+    def __call__(self, noise_model: NoiseModel, strength: torch.Tensor | None = None) -> NoiseModel:
         def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            sigma = (1 - self.alphas_cumprod.to(x.device)[t]).sqrt().view(-1, *[1] * (x.ndim - 1))
-            return noise_model(x, t) - self.guidance_scale * sigma * self.gradient(x, t)
+            sigma = (1 - self.alphas_cumprod.to(x.device)[t]).sqrt()
+            scale = self.guidance_scale * (sigma if strength is None else sigma * strength)
+            return noise_model(x, t) - scale.view(-1, *[1] * (x.ndim - 1)) * self.gradient(x, t)
 
         return guided

@@ -54,6 +54,8 @@ class CounterfactualInferer(SliceInferer):
         noise_level: L, in timesteps; 0 < L < T.
         num_inference_steps: steps up, and as many down; up to L, which is every timestep.
         num_fixed_point_iterations: a step of the encoding, from 0 to 100; 0 is the paper's plain DDIM.
+        guidance_exponent: from 0 to 10. The guidance scale of a slice is multiplied by p(diseased), before any temperature, to
+            this power, so that what is healthy is left as it is; with 0, as in the paper, every slice has the same.
         student: see `learned`; what it says is given beside the counterfactual.
         network: the diffusion network, where the inferer is called with another one: MONAI Label calls it with what a bundle's
             ``network_def`` is, and that of a released bundle is the student.
@@ -74,15 +76,18 @@ class CounterfactualInferer(SliceInferer):
         noise_level: int,
         num_inference_steps: int,
         num_fixed_point_iterations: int,
+        guidance_exponent: float = 0,
         student: torch.nn.Module | None = None,
         network: torch.nn.Module | None = None,
         **options: Any,
     ) -> None:
         super().__init__(classifier, guidance.target_class, scheduler=scheduler, **options)
         check_number("num_fixed_point_iterations", num_fixed_point_iterations, 0, 100, whole=True)
+        check_number("guidance_exponent", guidance_exponent, 0, 10)
         self.guidance = guidance
         self.timesteps = timestep_grid(noise_level, num_inference_steps, scheduler.num_train_timesteps)
         self.num_fixed_point_iterations = num_fixed_point_iterations
+        self.guidance_exponent = guidance_exponent
         self.student, self.network = student, network
 
     @property
@@ -91,6 +96,8 @@ class CounterfactualInferer(SliceInferer):
         return {
             "timesteps": self.timesteps,
             "num_fixed_point_iterations": self.num_fixed_point_iterations,
+            "guidance_exponent": self.guidance_exponent,
+            "classified_at": self.classified_at,
             "precision": self.precision,
             **self.guidance.settings,
         }
@@ -114,9 +121,14 @@ class CounterfactualInferer(SliceInferer):
         # the option decides, also under a caller's autocast
         with torch.no_grad(), autocast(x.device, self.precision):
             # first, as it puts the classifier on the device and in eval mode for the guidance
-            found: Findings = {"probability": self.probability(x)}
+            logits = self.logits(x)
+            found: Findings = {"probability": self.diseased(logits / self.temperature)}
             noise = encode(noise_model, x, self.timesteps, alphas, self.num_fixed_point_iterations)
-            healthy = decode(self.guidance(noise_model), noise, self.timesteps, alphas)
+            if self.guidance_exponent:
+                guided = self.guidance(noise_model, self.diseased(logits) ** self.guidance_exponent)
+            else:
+                guided = self.guidance(noise_model)
+            healthy = decode(guided, noise, self.timesteps, alphas)
             if self.student is not None:
                 found |= learned(self.student, x, foreground)
         found["counterfactual"] = torch.where(foreground, healthy.clamp(-1, 1), x)

@@ -207,21 +207,24 @@ class SliceInferer(Inferer):
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The classifier's logits ``(N, 2)``: of slices without noise, or their mean over the levels of `classified_at`."""
         classifier = self.classifier.to(x.device).eval()
-        if self.alphas_cumprod is None or not self.classified_at:
-            return self._classified(classifier, x, 0)
-        draw = torch.Generator().manual_seed(0)
         logits = []
-        for level in self.classified_at:
-            noise = torch.randn((1, *x.shape[1:]), generator=draw).to(x.device)
-            a = float(self.alphas_cumprod[level])
-            logits.append(self._classified(classifier, a**0.5 * x + (1 - a) ** 0.5 * noise, level))
+        for level, signal, noise in self.levels(x.shape[1:]):
+            t = torch.full((len(x),), level, dtype=torch.long, device=x.device)
+            logits.append(classifier(signal * x + noise.to(x.device), t).float())
         return torch.stack(logits).mean(dim=0)
 
-    @staticmethod
-    def _classified(classifier: torch.nn.Module, x: torch.Tensor, level: int) -> torch.Tensor:
-        logits: torch.Tensor = classifier(x, torch.full((len(x),), level, dtype=torch.long, device=x.device))
-        return logits.float()
+    def levels(self, shape: Sequence[int]) -> list[tuple[int, float, torch.Tensor]]:
+        """The noise levels that p(diseased) is read at, how much is left of a slice there, and the noise ``(1, *shape)``."""
+        if self.alphas_cumprod is None or not self.classified_at:
+            return [(0, 1.0, torch.zeros(1, *shape))]
+        draw = torch.Generator().manual_seed(0)
+        alphas = [(level, float(self.alphas_cumprod[level])) for level in self.classified_at]
+        return [(t, a**0.5, (1 - a) ** 0.5 * torch.randn(1, *shape, generator=draw)) for t, a in alphas]
 
     def probability(self, x: torch.Tensor) -> torch.Tensor:
         """The classifier's p(diseased) ``(N,)``, by `logits`."""
-        return 1 - (self.logits(x) / self.temperature).softmax(dim=1)[:, self.target_class]
+        return self.diseased(self.logits(x) / self.temperature)
+
+    def diseased(self, logits: torch.Tensor) -> torch.Tensor:
+        """p(diseased) ``(N,)`` of logits ``(N, 2)``."""
+        return 1 - logits.softmax(dim=1)[:, self.target_class]

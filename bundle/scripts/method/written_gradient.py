@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
-
-Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""f(x, t) -> grad_x log p(target | x, t), of slices ``(N, C, H, W)`` and timesteps ``(N,)``."""
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 
-def written_gradient(classifier: torch.nn.Module, target_class: int, x: torch.Tensor, t: torch.Tensor) -> Gradient:
-    """`ClassifierGuidance.gradient`, forward and backward pass as one graph of operators that have no gradient in them.
+def written_gradient(classifier: torch.nn.Module, target_class: int, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """`ClassifierGuidance.gradient`, forward and backward pass as operators that have no gradient in them.
 
-    The classifier may not choose by the values that it is given.
+    It is meant for `torch.export`, which would lose what autograd computes. The classifier may not choose by the values
+    that it is given.
 
     Args:
-        classifier: f(x, t) -> logits ``(N, classes)``; its weights are not copied.
+        classifier: f(x, t) -> logits ``(N, classes)``.
         target_class: whose log p is taken.
-        x: ``(1, C, H, W)``. The graph is that of one slice, and runs once for each slice that it is given.
-        t: ``(1,)``.
+        x: ``(N, C, H, W)``.
+        t: ``(N,)``.
+
+    Returns:
+        grad_x log p(target | x, t), ``(N, C, H, W)``.
+
+    Raises:
+        NotImplementedError: the classifier has a layer whose gradient has no such form.
     """
 
     def gradient(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -30,14 +32,19 @@ def written_gradient(classifier: torch.nn.Module, target_class: int, x: torch.Te
 
     operators = dict(torch.export.default_decompositions().items())
     operators[torch.ops.aten.convolution_backward.default] = _convolution_backward
-    wanted = [weight.requires_grad for weight in classifier.parameters()]
-    classifier.requires_grad_(False)  # or their gradients are written too
-    graph = make_fx(gradient, decomposition_table=operators)(x, t)
-    for weight, was in zip(classifier.parameters(), wanted, strict=True):
-        weight.requires_grad_(was)
+    weights = list(classifier.parameters())
+    wanted = [weight.requires_grad for weight in weights]
+    try:
+        classifier.requires_grad_(False)  # or their gradients are written too
+        with disable_proxy_modes_tracing():  # the exporter's
+            graph = make_fx(gradient, decomposition_table=operators)(x, t)
+    finally:
+        for weight, was in zip(weights, wanted, strict=True):
+            weight.requires_grad_(was)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return lambda x, t: torch.cat([graph(x[n : n + 1], t[n : n + 1]) for n in range(x.shape[0])])
+    found: torch.Tensor = graph(x, t)
+    return found
 
 
 def _convolution_backward(
