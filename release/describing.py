@@ -19,12 +19,15 @@ NETWORK_DEF = {
     "with `diffusion_def` and `classifier_def`. These see noised images, which have no bounds.",
     False: "`network_def` is the method as one network: an image in, its healthy counterpart out. It is made of "
     "`diffusion_def`, whose weights are `models/model.pt`, and `classifier_def`. These see noised images, which have no "
-    "bounds. Exported, it holds the gradients of the guidance too; `onnx_export` takes some minutes and fixes the number of "
-    "slices, by default to one. `configs/export.json` writes its parts as both. It is code of this bundle, so "
+    "bounds. Exported, it holds the gradients of the guidance too. `onnx_export` takes a minute without the exporter's "
+    "optimizer, with it more than a quarter of an hour. It fixes the number of slices, by default to one. "
+    "`configs/export.json` writes the parts as both, for any number. It is code of this bundle, so "
     "`monai.bundle.load` with "
     '`workflow_type="inference"` needs the bundle\'s folder in `PYTHONPATH`; by default it loads the diffusion network.',
 }
 """What a card says of it, by whether the model has a student."""
+ONNX_OF_THE_METHOD = {"use_trace": True, "converter_kwargs": {"optimize": False}}
+"""Options of `onnx_export` for a network that is the whole method: MONAI passes the second on with the first alone."""
 BRAIN_DEF = (
     "`brain_def` finds the brain: its sigmoid is the probability that a voxel is brain. It takes one head in voxels of "
     "1.2 x 1.2 x 2.4 mm, the head's mean at 1; `n` is any whole number from 1 on."
@@ -258,11 +261,14 @@ def _commands(model: Model, sample: str) -> list[str]:
         parts["The student alone, in a fraction of the time:"] = [
             f"{run} {_listed(['inference', 'preview'])} --input {sample} --output_dir preview"
         ]
-    exports = {"TorchScript": ("ckpt_export", "ts"), "ONNX": ("onnx_export", "onnx")}
+    exports = {"TorchScript": ("ckpt_export", "ts", ""), "ONNX": ("onnx_export", "onnx", "")}
+    if not model.has_student:
+        options = " ".join(f'--{name} "{value}"' for name, value in ONNX_OF_THE_METHOD.items())
+        exports["ONNX"] = ("onnx_export", "onnx", f" {options}")
     parts[f"Export `network_def` to {' and '.join(exports)}, as of every bundle:"] = [
         f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} "
-        f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}"
-        for kind, ending in exports.values()
+        f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}{options}"
+        for kind, ending, options in exports.values()
     ]
     texts = [text for what, lines in parts.items() for text in (what, "\n".join(["```", *lines, "```"]))]
     return [*texts, _extra_packages(model)]
