@@ -93,20 +93,18 @@ class Maps:
         of_family = FAMILIES[family]
         quality: dict[str, dict[tuple[int, float], float]] = {COUNTERFACTUAL: {}, PAPER: {}}
         elsewhere = None if self.elsewhere is None else self.elsewhere["tuned"][family]
-        for setting in of_family.settings:
-            if elsewhere is not None and of_family.name(family, setting) not in elsewhere["shown"]:
-                continue
-            made = self.counterfactuals(of_family.name(family, setting), "validation")
+        names = {setting: of_family.name(family, setting) for setting in of_family.settings}
+        if elsewhere is not None:
+            names = {setting: name for setting, name in names.items() if name in elsewhere["shown"]}
+        for setting, name in names.items():
+            made = self.counterfactuals(name, "validation")
             found = {"counterfactual": made["healthy"], "probability": self.probability["validation"][chosen]}
             maps, _ = readings(slices.x, found, slices.foreground, *self.reading)
             for way in quality:
                 quality[way][setting] = slices.pixel_ap(maps[way])
-        if elsewhere is not None:
-            best = elsewhere["best"]
-        else:
-            best = {way: of_family.name(family, best_setting(of_way)) for way, of_way in quality.items()}
+        best = elsewhere["best"] if elsewhere else {way: names[best_setting(q)] for way, q in quality.items()}
         return {
-            "pixel_ap": {way: {of_family.name(family, s): v for s, v in q.items()} for way, q in quality.items()},
+            "pixel_ap": {way: {names[s]: v for s, v in q.items()} for way, q in quality.items()},
             "best": best,
             "shown": sorted({of_family.name(family, of_family.published), *best.values()}),
         }

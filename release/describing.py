@@ -261,10 +261,9 @@ def _commands(model: Model, sample: str) -> list[str]:
         parts["The student alone, in a fraction of the time:"] = [
             f"{run} {_listed(['inference', 'preview'])} --input {sample} --output_dir preview"
         ]
-    exports = {"TorchScript": ("ckpt_export", "ts", ""), "ONNX": ("onnx_export", "onnx", "")}
-    if not model.has_student:
-        options = " ".join(f'--{name} "{value}"' for name, value in ONNX_OF_THE_METHOD.items())
-        exports["ONNX"] = ("onnx_export", "onnx", f" {options}")
+    of_onnx = {} if model.has_student else ONNX_OF_THE_METHOD
+    options = "".join(f' --{name} "{value}"' for name, value in of_onnx.items())
+    exports = {"TorchScript": ("ckpt_export", "ts", ""), "ONNX": ("onnx_export", "onnx", options)}
     parts[f"Export `network_def` to {' and '.join(exports)}, as of every bundle:"] = [
         f"python -m monai.bundle {kind} --net_id network_def --filepath models/model.{ending} "
         f"--ckpt_file models/model.pt --meta_file configs/metadata.json --config_file {over}{options}"

@@ -41,7 +41,7 @@ def test_it_gives_the_inferers_counterparts(iterations: int, exponent: float, bu
     with torch.no_grad():
         found = network(x)
         assert not torch.is_grad_enabled() and not found.requires_grad
-    torch.testing.assert_close(found, expected["counterfactual"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected["counterfactual"], rtol=0, atol=1e-6)
     network.guidance_scale = 0.0
     assert float((network(x) - found).abs().max()) > 1e-3  # the guidance counts
 

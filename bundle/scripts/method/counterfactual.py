@@ -58,7 +58,7 @@ class CounterfactualNetwork(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` in [-1, 1] to the same; under `torch.no_grad` too."""
         last = len(self.timesteps) - 1
-        scale = self.guidance_scale * self.strength(x)
+        strength = self.strength(x)
         eps = self.noise(x, self.timesteps[0])
         for k in range(last):
             t, t_next = self.timesteps[k], self.timesteps[k + 1]
@@ -72,7 +72,7 @@ class CounterfactualNetwork(torch.nn.Module):
         for k in range(last, 0, -1):
             t, t_next = self.timesteps[k], self.timesteps[k - 1]
             sigma = (1 - self.alphas_cumprod[t]).sqrt()
-            eps = self.noise(x, t) - scale * sigma * self.gradient(x, t)
+            eps = self.noise(x, t) - self.guidance_scale * (sigma * strength) * self.gradient(x, t)
             x = ddim_step(x, eps, self.alphas_cumprod[t], self.alphas_cumprod[t_next])
         return x.clamp(-1, 1)
 
@@ -80,12 +80,11 @@ class CounterfactualNetwork(torch.nn.Module):
         """See `CounterfactualInferer`'s ``guidance_exponent``; ``(N, 1, 1, 1)``."""
         if self.guidance_exponent == 0:
             return torch.ones(x.shape[0], 1, 1, 1, device=x.device)
-        logits = torch.zeros(x.shape[0], 2, device=x.device)
+        logits: list[torch.Tensor] = []
         for k in range(len(self.levels)):
             t = torch.full([x.shape[0]], self.levels[k], dtype=torch.long, device=x.device)
-            of_level: torch.Tensor = self.decider(self.signal[k] * x + self.noise_of_levels[k].to(x.device), t)
-            logits = logits + of_level / len(self.levels)
-        p = 1 - logits.softmax(dim=1)[:, self.target_class]
+            logits.append(self.decider(self.signal[k] * x + self.noise_of_levels[k].to(x.device), t))
+        p = 1 - torch.stack(logits).mean(dim=0).softmax(dim=1)[:, self.target_class]
         return (p**self.guidance_exponent).view(-1, 1, 1, 1)
 
     def noise(self, x: torch.Tensor, t: int) -> torch.Tensor:
