@@ -17,10 +17,10 @@ its own, with the batch and layout of the algorithm itself, of rivals for sixtee
 
 `settings_of` is the table of another data set, a JSON that this program wrote of the same weights. Then noise levels, scales
 and knobs of training are those that were chosen there, as our own settings were, and nothing is tried here. Readings and
-thresholds are still chosen here. Seconds and memory are those of that table too, on its machine. What is `beside` is tuned by
-itself.
+thresholds are still chosen here. Seconds and memory are those of that table too, on its machine.
 
-`beside` names another data set whose maps are made: paired differences are told of the subsets of both, as of one.
+`beside` names another data set whose pack is in `results`: paired differences with the reference and with brightness are told of
+the subsets of both, as of one. Maps of it that are not there are made, in the settings of `settings_of` if given, but no rival's.
 
 Writes benchmarks/compare/NAME.json and .png; `python benchmarks/tables.py` makes the tables of it.
 """
@@ -89,11 +89,15 @@ def brightness(maps: Maps) -> tuple[str, str, str]:
 class Maker:
     """The maps and scores of every method, one split after another.
 
+    Args:
+        maps: what they are read from.
+        whole: make all rows; else ours and the reference's alone, which `together` reads.
+
     ``costs`` says what is known of each method's cost, ``on_all`` which methods saw all slices.
     """
 
-    def __init__(self, maps: Maps) -> None:
-        self.maps = maps
+    def __init__(self, maps: Maps, whole: bool = True) -> None:
+        self.maps, self.whole = maps, whole
         self.costs: dict[str, dict[str, Any]] = {}
         self.on_all: list[str] = []
         self.tuned: dict[str, Any] = {}
@@ -104,10 +108,10 @@ class Maker:
         p, subset = made.probability[split], made.subset[split]
         maps: dict[str, torch.Tensor] = {}
         scores: dict[str, torch.Tensor] = {"number": torch.arange(len(slices.x)), "p(diseased)": p}
-        families = {family: made.tuned_settings(family) for family in FAMILIES}
+        families = {family: made.tuned_settings(family) for family in (FAMILIES if self.whole else ("reference",))}
         self.tuned |= families
         shown = [name for found in families.values() for name in found["shown"]]
-        for name in (DEFAULT, PAPERS_SETTING, *shown):
+        for name in (DEFAULT, *([PAPERS_SETTING] if self.whole else []), *shown):
             which = torch.ones_like(subset) if name == DEFAULT else subset
             given = made.counterfactuals(name, split)
             x, inside = slices.x[which], slices.foreground[which]
@@ -126,14 +130,14 @@ class Maker:
                 self._note(
                     label, name == DEFAULT, network_calls=given["network"], gradients=given["gradient"], row=name
                 )
-        learned = {SUPERVISED: made.of_masks()[split]}
+        learned = {SUPERVISED: made.of_masks()[split]} if self.whole else {}
         if split in made.learned:
             learned[STUDENT] = made.learned[split]
         for name, of_network in learned.items():
             maps[name] = combined_map(slices.x, {**of_network, "probability": p}, slices.foreground, *made.reading)
             scores[name] = slice_score(maps[name], slices.foreground, p)
             self._note(name, True, network_calls=1, gradients=0, row=STUDENT)
-        for name in RIVALS:
+        for name in RIVALS if self.whole else ():
             of_rival = made.of_rival(name)
             maps[name], scores[name] = of_rival[split]
             self.tuned[name] = {"tried": of_rival["tried"], "chosen": of_rival["chosen"]}
@@ -190,11 +194,12 @@ class Found(NamedTuple):
         return [c for c in self.cases[split] if self.maps.subset[split][int(c.scores["number"])]]
 
 
-def found_in(maps: Maps, datalist: str, cache_dir: str, splits: Mapping[str, Split]) -> Found:
+def found_in(maps: Maps, datalist: str, cache_dir: str, splits: Mapping[str, Split], whole: bool = True) -> Found:
     """The cases of a data set, of maps that were made before or are made now.
 
     Args:
         splits: of validation and test, where they are at hand.
+        whole: see `Maker`.
 
     Raises:
         ValueError: the maps are of another datalist.
@@ -202,7 +207,7 @@ def found_in(maps: Maps, datalist: str, cache_dir: str, splits: Mapping[str, Spl
     if not splits:
         preprocessing = declared("preprocessing", *maps.overlays, brain_cache=cache_dir)
         splits = {n: Split(datalist, n, preprocessing, *maps.overlays) for n in ("validation", "test")}
-    maker = Maker(maps)
+    maker = Maker(maps, whole)
     cases: dict[str, list[SliceCase]] = {}
     _, baseline, gated = brightness(maps)
     for split, of_split in splits.items():
@@ -267,7 +272,7 @@ def compare(
     elsewhere = None if settings_of is None else json.loads(Path(settings_of).read_text())
     maps = Maps(packed, folder, on, images, seed, only, elsewhere)
     weights = dict(zip(("network", "classifier", "student"), maps.weights, strict=True))
-    if elsewhere is not None and elsewhere.get("weights") != weights:
+    if elsewhere is not None and (elsewhere.get("weights") != weights or "tuned" not in elsewhere):
         raise ValueError(
             f"{settings_of}: must be a table of compare.py of the weights {weights}, got {elsewhere.get('weights')}."
         )
@@ -294,8 +299,8 @@ def compare(
                 spent |= maps.cost(spent.pop("row"))
             rows.append({"where": where} | row | rounded(spent))
     if beside is not None:
-        of_other = Maps(folder / f"{beside}.pt", folder, on, images, seed)
-        other = found_in(of_other, str(beside_datalist), cache_dir, {})
+        of_other = Maps(folder / f"{beside}.pt", folder, on, images, seed, elsewhere=elsewhere)
+        other = found_in(of_other, str(beside_datalist), cache_dir, {}, whole=False)
         record["together"] = {"with": beside} | together([found, other], baseline)
     whole = {
         "data": name,

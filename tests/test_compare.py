@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from small_bundle import write_small_bundle
 from synthetic import write_head
@@ -140,9 +141,22 @@ def test_the_comparison_from_a_datalist_to_its_tables(
     )
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["settings_chosen_on"], told["rows"]) == ("toy", record["rows"])
+    # so it is with the settings of what is beside, of which no rival is made
+    monkeypatch.setattr(tuning.Maps, "cost_of_rival", None)
+    maps = tuning.Maps(tmp_path / "r" / "toy.pt", tmp_path / "r", torch.device("cpu"), 32, elsewhere=record)
+    maker = compare.Maker(maps, whole=False)
+    of_reference = [f"{name}{way}" for name in record["tuned"]["reference"]["shown"] for way in ("", ", the paper's map")]
+    ours = ["ours, default", "ours, default, the paper's map", "ours, counterfactual alone", "ours, student"]
+    assert set(maker.of("test")[0]) == {*ours, *of_reference}
+    assert {name: found["shown"] for name, found in maker.tuned.items()} == {
+        "reference": record["tuned"]["reference"]["shown"]
+    }
     (tmp_path / "others.json").write_text(json.dumps(record | {"weights": {}}))
     with pytest.raises(ValueError, match=r"others.json: must be a table of compare.py of the weights .*, got \{\}"):
         compare.compare("toy", datalist, settings_of=str(tmp_path / "others.json"), **given)
+    (tmp_path / "none.json").write_text(json.dumps({"weights": record["weights"]}))
+    with pytest.raises(ValueError, match=r"none.json: must be a table of compare.py"):
+        compare.compare("toy", datalist, settings_of=str(tmp_path / "none.json"), **given)
     for name, found in record["tuned"].items():
         of_told = told["tuned"][name]
         assert of_told.get("tried", []) == [] and of_told.get("chosen") == found.get("chosen")
