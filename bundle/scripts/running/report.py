@@ -47,11 +47,13 @@ class Report:
     Args:
         items: see `find_inputs`.
         output_dir: made if it is missing.
-        settings, networks: what the results depend on, for the record; a network that is None has no part in them.
+        settings: the options of a run, for the record.
+        networks: those that the results depend on, likewise; one that is None has no part in them.
         pipeline: all else that they depend on: transforms and inferer.
         overwrite: compute again what was computed before from the same input in the same way.
         manifest: says which weights belong together, see `weights.not_together`; where they don't, every volume has a warning.
         write_dicom: also write DICOM objects, see `write_dicom_objects`; an item that is no DICOM is a failed one.
+        other_settings: numbers that are no options, for the record beside `settings`.
     """
 
     def __init__(
@@ -64,13 +66,14 @@ class Report:
         manifest: str | None = None,
         overwrite: bool | str = False,
         write_dicom: bool | str = False,
+        other_settings: Mapping[str, float] | None = None,
     ) -> None:
         self.items = items
         self.write_dicom = is_true(write_dicom, "write_dicom")
         if self.write_dicom:
             check_dicom_inputs(items)
         self.about = {
-            "settings": dict(settings),
+            "settings": {**settings, **(other_settings or {})},
             "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
             "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
         }
