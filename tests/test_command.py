@@ -55,6 +55,7 @@ def check(*options: str, config: str = CONFIG, monkeypatch: pytest.MonkeyPatch) 
         (["--overwrite", "yes"], "--overwrite: must be true or false, got 'yes'."),
         (["--sequences", "FLAIR"], "--sequences: must be a list such as ['FLAIR'], got 'FLAIR'."),
         (["--spatial_size#2", "3"], "--spatial_size#2: there is no such option"),
+        (["--output_dir", ""], "--output_dir: must be the path of a folder, got an empty text; the current one is ./"),
     ],
 )
 def test_mistakes_are_named(options: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +103,15 @@ def test_options_of_all_config_files_and_of_an_arguments_file(tmp_path: Path, mo
     (tmp_path / "args.json").write_text('{"inputs": "x.nii"}')
     with pytest.raises(ValueError, match="--inputs: there is no such option; did you mean --input?"):
         check("--args_file", str(tmp_path / "args.json"), monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize(("configs", "name"), [(("train",), "run_dir"), (("evaluate",), "cache_dir")])
+def test_no_folder_is_an_empty_text(configs: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that is not set. Also where the default is a component."""
+    every = str([CONFIG, *(CONFIG.replace("inference", config) for config in configs)])
+    with pytest.raises(ValueError, match=f"--{name}: must be the path of a folder, got an empty text"):
+        check(f"--{name}=", config=every, monkeypatch=monkeypatch)
+    check(f"--{name}", "./", config=every, monkeypatch=monkeypatch)
 
 
 def test_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,8 @@ def check_option(
         text: the value as it was typed.
 
     Raises:
-        ValueError: there is no such id, with the nearest that is there; or the value is of another type than the config's.
+        ValueError: there is no such id, with the nearest that is there; the value is of another type than the config's; or the
+            path of a folder is empty.
     """
     text = str(value) if text is None else text
     node: Any = config
@@ -144,6 +145,8 @@ def check_option(
             raise ValueError(f"--{name}: there is no such option{_nearest(name, config, own)}")
     if value is None and node is not None:
         raise ValueError(f"--{name}: MONAI takes {text} as if it were not given; write '$None'.")
+    if value == "" and name.endswith("_dir"):  # as of a variable that is not set: it would be the current folder
+        raise ValueError(f"--{name}: must be the path of a folder, got an empty text; the current one is ./")
     # what takes the place of a component is checked by those that use it
     replaced = isinstance(node, dict) and "_target_" in node
     formula = any(isinstance(v, str) and v.startswith(FORMULAS) for v in (value, node))
