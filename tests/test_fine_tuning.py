@@ -25,11 +25,12 @@ from PIL import Image
 from lib.fine_tuning.fine_tune import FineTune
 from lib.fine_tuning.labelled_studies import labelled_studies
 from lib.fine_tuning.patients import split_patients
-from lib.fine_tuning.slice_classes import axial_volume, tag_labels
+from lib.fine_tuning.slice_classes import tag_labels
 from lib.fine_tuning.training_log import TrainingLog
 from lib.studies.folder_studies import FolderStudies
 from scripts.bundle import bundle_root, declared
 from scripts.images.brain import ExtractBraind
+from scripts.images.grids import image_grid
 from scripts.images.mask_labels import mask_labels
 from scripts.learning.datasets import SliceDataset
 from synthetic import GRIDS, head, write_head
@@ -77,7 +78,7 @@ def test_each_slice_has_the_label_of_its_marks(tmp_path: Path, grid: str, suffix
     labels = LABELS + [0] * (GRIDS[grid][0][SLICE_AXIS[grid]] - len(LABELS))
     image = write_head(tmp_path, grid)["image"]
     mask = write_mask(tmp_path / f"mask{suffix}", marks(grid, labels), GRIDS[grid][1])
-    assert mask_labels(str(mask), axial_volume(image)) == labels
+    assert mask_labels(str(mask), image_grid(image)) == labels
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
@@ -87,7 +88,7 @@ def test_masks_that_itk_writes(tmp_path: Path, grid: str, suffix: str) -> None:
     mask = SimpleITK.GetImageFromArray(marks(grid, LABELS).T)
     mask.CopyInformation(SimpleITK.ReadImage(image))
     SimpleITK.WriteImage(mask, str(tmp_path / f"mask{suffix}"))
-    assert mask_labels(str(tmp_path / f"mask{suffix}"), axial_volume(image)) == LABELS
+    assert mask_labels(str(tmp_path / f"mask{suffix}"), image_grid(image)) == LABELS
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
@@ -96,7 +97,7 @@ def test_an_image_of_itk_has_the_labels_of_its_mask(tmp_path: Path, grid: str, s
     image = tmp_path / f"image{suffix}"
     SimpleITK.WriteImage(SimpleITK.ReadImage(write_head(tmp_path, grid)["image"]), str(image))
     mask = write_mask(tmp_path / "mask.nii.gz", marks(grid, LABELS), GRIDS[grid][1])
-    assert mask_labels(str(mask), axial_volume(str(image))) == LABELS
+    assert mask_labels(str(mask), image_grid(str(image))) == LABELS
 
 
 def test_an_image_in_metres_has_the_labels_of_its_mask(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_an_image_in_metres_has_the_labels_of_its_mask(tmp_path: Path) -> None:
     in_metres.header.set_xyzt_units("meter")
     nib.save(in_metres, tmp_path / "metres.nii.gz")
     mask = write_mask(tmp_path / "mask.nii.gz", marks("flipped", LABELS), GRIDS["flipped"][1])
-    assert mask_labels(str(mask), axial_volume(str(tmp_path / "metres.nii.gz"))) == LABELS
+    assert mask_labels(str(mask), image_grid(str(tmp_path / "metres.nii.gz"))) == LABELS
 
 
 def test_a_mask_may_hold_the_same_voxels_in_another_order(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_mask_may_hold_the_same_voxels_in_another_order(tmp_path: Path) -> Non
     other = stored.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
     assert other.shape == (7, 84, 92)
     nib.save(other, tmp_path / "mask.nii.gz")
-    assert mask_labels(str(tmp_path / "mask.nii.gz"), axial_volume(image)) == labels
+    assert mask_labels(str(tmp_path / "mask.nii.gz"), image_grid(image)) == labels
 
 
 @pytest.mark.parametrize("grid", list(SLICE_AXIS))
@@ -129,7 +130,7 @@ def test_the_dataset_takes_the_labels_for_the_slices_that_hold_the_lesion(tmp_pa
     nib.save(nib.Nifti1Image(image, affine), tmp_path / "image.nii.gz")
     write_mask(tmp_path / "mask.nii.gz", (image == 170).astype(np.uint8), affine)
     path = str(tmp_path / "image.nii.gz")
-    labels = mask_labels(str(tmp_path / "mask.nii.gz"), axial_volume(path))
+    labels = mask_labels(str(tmp_path / "mask.nii.gz"), image_grid(path))
     assert labels == [int(n == 2) for n in range(len(slices))]
     preprocessing = declared("preprocessing")
     dataset = SliceDataset([{"image": path, "label": labels}], preprocessing, str(tmp_path / "cache"), 0.5)
@@ -149,11 +150,11 @@ def test_masks_that_can_not_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     for name in (moved.name, small.name):
         with pytest.raises(ValueError, match=f"{name}: lies on another grid than .*flair.nii.gz"):
-            mask_labels(str(tmp_path / name), axial_volume(image))
+            mask_labels(str(tmp_path / name), image_grid(image))
     with pytest.raises(ValueError, match=r"other.nii.gz: holds the value 100; allowed are 0, 1 \(anomaly\) and 2"):
-        mask_labels(str(other), axial_volume(image))
+        mask_labels(str(other), image_grid(image))
     with pytest.raises(ValueError, match="broken.nii.gz: can't be read as a mask"):
-        mask_labels(str(tmp_path / "broken.nii.gz"), axial_volume(image))
+        mask_labels(str(tmp_path / "broken.nii.gz"), image_grid(image))
 
 
 def test_labels_without_a_mask(tmp_path: Path) -> None:

@@ -8,19 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
-from ..errors import InvalidImageError
-from ..images.formats import NIFTI, VOLUMES, VOLUMETRIC, is_picture
-from ..images.geometry import check_affine, difference, load_nifti, millimetres, slice_axis
-from ..images.loading import LoadVolumed
+from ..images.geometry import difference, slice_axis
+from ..images.grids import image_grid
 from ..images.masks import load_values
-from ..images.pictures import read_picture
-from ..images.radiographs import read_radiograph
-from ..images.volume_files import read_volume
 
 NO_TUMOUR = "its mask marks nothing, and every patient of the set has a tumour."
 """Why a case is left out whose mask is empty: its slices would become healthy ones."""
@@ -42,7 +36,7 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
         UnusableMaskError: the mask is damaged, or lies on another grid.
         ValueError: so it is with an image.
     """
-    first, *others = [_grid(path) for path in images]
+    first, *others = [image_grid(path) for path in images]
     try:
         values = load_values(mask, first)
     except ValueError as error:
@@ -93,35 +87,3 @@ def checked_slices(slices: Any) -> tuple[int, int] | None:
     if slices[0] > slices[1]:
         raise ValueError(f"--slices must be the first and the last, such as 80,128, got {slices[0]},{slices[1]}.")
     return int(slices[0]), int(slices[1])
-
-
-def _grid(path: Path) -> MetaTensor:
-    """The grid of an image of any kind, as ``(C, X, Y, Z)``; of a NIfTI, whose voxels take time, only the header is read."""
-    meta = {"filename_or_obj": str(path)}
-    if path.is_dir():
-        load = LoadVolumed("image", min_size=1, allow_any_image=True, modalities=VOLUMETRIC)
-        series: MetaTensor = load({"image": str(path)})["image"]
-        return series
-    try:
-        if path.name.lower().endswith(NIFTI):
-            image = load_nifti(str(path))
-            voxels = torch.empty(1).expand(image.shape)
-            mm, has_size = millimetres(image.header), True
-            affine = torch.from_numpy(np.diag([mm, mm, mm, 1.0]) @ image.affine)
-        elif is_picture(str(path)):
-            voxels, affine, _, has_size = read_picture(str(path), 3)
-        elif path.name.lower().endswith(VOLUMES):
-            voxels, affine, _, has_size = read_volume(str(path))
-        else:
-            voxels, affine, _, has_size = read_radiograph(str(path), ())
-    except InvalidImageError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: can't be read ({error}).") from error
-    while voxels.ndim > 4 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if voxels.ndim not in (3, 4):
-        raise ValueError(f"{path}: has {voxels.ndim} dimensions, 3 or 4 are allowed.")
-    check_affine(str(path), affine)
-    meta["unit"] = "ml" if has_size else "pixels"
-    return MetaTensor(voxels.reshape(*voxels.shape[:3], -1).movedim(-1, 0), affine=affine, meta=meta)

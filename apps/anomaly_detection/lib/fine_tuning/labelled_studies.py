@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from lib.fine_tuning.slice_classes import UNKNOWN, axial_volume, tag_labels
+from lib.fine_tuning.slice_classes import UNKNOWN, tag_labels
 from lib.studies.base import Studies
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def labelled_studies(
         modalities: that the model takes, in DICOM's words.
         sequences: likewise; an image may also be named as none.
     """
+    from scripts.images.grids import image_grid
     from scripts.images.mask_labels import mask_labels
 
     studies, skipped, unlabelled = [], 0, 0
@@ -49,7 +50,7 @@ def labelled_studies(
             image = datastore.get_image_uri(image_id)
             if label_id:
                 mask = datastore.get_label_uri(label_id, DefaultLabelTag.FINAL)
-                labels = mask_labels(mask, axial_volume(image))
+                labels = mask_labels(mask, image_grid(image))
             else:
                 labels = tag_labels(image, tag)
             if set(labels) == {UNKNOWN}:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from monai.data import MetaTensor
-
 UNKNOWN = -1
 """A slice's label that `scripts.learning.datasets.SliceDataset` leaves out."""
 
@@ -15,36 +13,6 @@ def class_names() -> dict[int, str]:
     from scripts import DISEASED, HEALTHY
 
     return {HEALTHY: "healthy", DISEASED: "diseased"}
-
-
-def axial_volume(path: str) -> MetaTensor:
-    """A file of a volume as ``(C, X, Y, Z)`` in the order left, posterior, superior, with ``input_affine`` in its meta.
-
-    Args:
-        path: of a 3D file, or of a 4D file that holds its channels last.
-
-    Raises:
-        ValueError: the file can't be read as such.
-    """
-    from scripts.errors import InvalidImageError
-    from scripts.images.geometry import axial
-    from scripts.images.volume_files import read_volume
-
-    try:
-        volume = read_volume(path)
-    except InvalidImageError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"{path}: can't be read as an image ({reason[0] if reason else type(error).__name__})."
-        ) from error
-    shape = tuple(volume.voxels.shape)
-    if len(shape) not in (3, 4):
-        raise ValueError(f"{path}: has {len(shape)} dimensions {shape}; allowed are 3, or 4 with channels.")
-    voxels = volume.voxels.reshape(*shape[:3], -1).movedim(-1, 0)
-    meta = {"input_affine": volume.affine.clone(), "filename_or_obj": path}
-    return axial(MetaTensor(voxels, affine=volume.affine, meta=meta))
 
 
 def tag_labels(image: str, tag: Any) -> list[int]:
@@ -58,8 +26,10 @@ def tag_labels(image: str, tag: Any) -> list[int]:
         ValueError: the image can't be read, or the tag doesn't give a label for each slice.
     """
     from scripts import DISEASED, HEALTHY
+    from scripts.images.geometry import axial
+    from scripts.images.grids import image_grid
 
-    depth = axial_volume(image).shape[-1]
+    depth = axial(image_grid(image)).shape[-1]
     if tag == "healthy":
         return [HEALTHY] * depth
     if isinstance(tag, list) and len(tag) == depth and all(label in (HEALTHY, DISEASED, UNKNOWN) for label in tag):
