@@ -269,13 +269,7 @@ def compare(
         if datalist is None:
             raise ValueError(f"{packed}: there is no such pack; give the --datalist that it is made of.")
         splits = write_pack(datalist, packed, cache_dir, *overlays)
-    elsewhere = None if settings_of is None else json.loads(Path(settings_of).read_text())
-    maps = Maps(packed, folder, on, images, seed, only, elsewhere)
-    weights = dict(zip(("network", "classifier", "student"), maps.weights, strict=True))
-    if elsewhere is not None and (elsewhere.get("weights") != weights or "tuned" not in elsewhere):
-        raise ValueError(
-            f"{settings_of}: must be a table of compare.py of the weights {weights}, got {elsewhere.get('weights')}."
-        )
+    maps = Maps(packed, folder, on, images, seed, only, settings_of)
     maps.make()
     if datalist is None or only:
         return
@@ -299,14 +293,15 @@ def compare(
                 spent |= maps.cost(spent.pop("row"))
             rows.append({"where": where} | row | rounded(spent))
     if beside is not None:
-        of_other = Maps(folder / f"{beside}.pt", folder, on, images, seed, elsewhere=elsewhere)
+        of_other = Maps(folder / f"{beside}.pt", folder, on, images, seed, settings_of=settings_of)
         other = found_in(of_other, str(beside_datalist), cache_dir, {}, whole=False)
         record["together"] = {"with": beside} | together([found, other], baseline)
+    elsewhere = maps.elsewhere
     whole = {
         "data": name,
         "model": model or "brain_flair",
         "bundle": bundle_version(),
-        "weights": weights,
+        "weights": maps.weights_by_name,
         "seed": seed,
         "images_of_tuning_of_each_rival": maps.images // SHARE,
         "images_of_training_of_each_rival": maps.images,

@@ -1,12 +1,13 @@
 """What fewer steps, precision, memory layout, batches and compilation each give in speed, and what quality they leave.
 
-    python benchmarks/speed.py --pack FILE [--device cuda] [--turns 2] [--slices 16] [--results DIR]
+    python benchmarks/speed.py --pack FILE [--device cuda] [--turns 2] [--slices 16] [--results DIR] [--settings_of FILE]
 
 From the reference's algorithm in its tuned setting to the default, one change after another; and the other way round, the
 default without one of the changes. All take turns on one machine, so that a turn's ratios are of one state of it; a slow one is
 timed on one slice a turn. The quality is the pixel AP of the counterfactual alone on the validation subset of the pack; what
 `compare` made of it is taken. Apart from that, the default with other numbers of steps, and the fewest
-that leave as much quality as the reference has. A run that was stopped goes on. Writes benchmarks/speed.json.
+that leave as much quality as the reference has. `settings_of` is a table of `compare` that says the tuned setting, which is
+searched for otherwise. A run that was stopped goes on. Writes benchmarks/speed.json.
 """
 
 from __future__ import annotations
@@ -115,10 +116,12 @@ def speed(
     slices: int = 16,
     seed: int = 0,
     results: str = str(ROOT / "bundle" / "cache" / "compare"),
+    settings_of: str | None = None,
     output: str = str(ROOT / "benchmarks" / "speed.json"),
 ) -> None:
     """Write `output`; see the module."""
-    maps = Maps(Path(pack), Path(results), torch.device(device or default_device()), seed=seed)
+    on = torch.device(device or default_device())
+    maps = Maps(Path(pack), Path(results), on, seed=seed, settings_of=settings_of)
     reference = maps.tuned_settings("reference")["best"][COUNTERFACTUAL]
     fastest = fastest_precision(maps.device)
     batch = min(slices, CPU_BATCH if maps.device.type == "cpu" else GPU_BATCH)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,11 @@ class Maps:
         device: that makes what is not there.
         images: that a rival is trained on; by default as many as our networks together.
         only: the first letters of the names of what is made, to divide the work among calls; by default everything.
-        elsewhere: the table of another data set, see `compare`: its settings are taken, no other is tried, and no cost is
+        settings_of: the table of another data set, see `compare`: its settings are taken, no other is tried, and no cost is
             taken anew.
+
+    Raises:
+        ValueError: that is not a table of these weights.
     """
 
     def __init__(
@@ -57,15 +60,15 @@ class Maps:
         images: int | None = None,
         seed: int = 0,
         only: str = "",
-        elsewhere: Mapping[str, Any] | None = None,
+        settings_of: str | None = None,
     ) -> None:
-        self.elsewhere = elsewhere
         self.pack, self.folder, self.device, self.seed, self.only = pack, folder, device, seed, only
         self.splits, self.overlays, self.digest = read_pack(pack)
         self.algorithms = Algorithms(*self.overlays, device=device)
         self.images = our_images(*self.overlays) if images is None else images
         networks = (self.algorithms.network, self.algorithms.classifier, self.algorithms.student)
         self.weights = ["" if network is None else weights_digest(network) for network in networks]
+        self.elsewhere = None if settings_of is None else self._table(Path(settings_of))
         self.subset = {name: drawn(self.splits[name].depths, name, seed) for name in ("validation", "test")}
         self.reading = declared("polarity", *self.overlays), declared("median_size", *self.overlays)
         of_split = {name: self.splits[name] for name in ("validation", "test")}
@@ -75,6 +78,19 @@ class Maps:
             for name, s in of_split.items()
             if self.algorithms.student is not None
         }
+
+    @property
+    def weights_by_name(self) -> dict[str, str]:
+        """The digests of the networks, as tables have them."""
+        return dict(zip(("network", "classifier", "student"), self.weights, strict=True))
+
+    def _table(self, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if found.get("weights") != self.weights_by_name or "tuned" not in found:
+            raise ValueError(
+                f"{path}: must be a table of compare.py of the weights {self.weights_by_name}, got {found.get('weights')}."
+            )
+        return found
 
     def counterfactuals(self, name: str, split: str) -> dict[str, Any]:
         """Those of an algorithm; of the default on all slices, of others on the subset."""

@@ -141,11 +141,14 @@ def test_the_comparison_from_a_datalist_to_its_tables(
     )
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["settings_chosen_on"], told["rows"]) == ("toy", record["rows"])
+    table = str(tmp_path / "compare" / "toy.json")
     # so it is with the settings of what is beside, of which no rival is made
     monkeypatch.setattr(tuning.Maps, "cost_of_rival", None)
-    maps = tuning.Maps(tmp_path / "r" / "toy.pt", tmp_path / "r", torch.device("cpu"), 32, elsewhere=record)
+    maps = tuning.Maps(tmp_path / "r" / "toy.pt", tmp_path / "r", torch.device("cpu"), 32, settings_of=table)
     maker = compare.Maker(maps, whole=False)
-    of_reference = [f"{name}{way}" for name in record["tuned"]["reference"]["shown"] for way in ("", ", the paper's map")]
+    of_reference = [
+        f"{name}{way}" for name in record["tuned"]["reference"]["shown"] for way in ("", ", the paper's map")
+    ]
     ours = ["ours, default", "ours, default, the paper's map", "ours, counterfactual alone", "ours, student"]
     assert set(maker.of("test")[0]) == {*ours, *of_reference}
     assert {name: found["shown"] for name, found in maker.tuned.items()} == {
