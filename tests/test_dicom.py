@@ -479,6 +479,35 @@ def test_attributes_that_archives_drop_are_made_up_for(make: Callable[..., pydic
     assert float(measures.SliceThickness) == pytest.approx(thickness, abs=1e-6)
 
 
+@pytest.mark.parametrize("make", [make_seg, make_map])
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("PatientSex", "U", ""),
+        ("PatientSex", "Unknown", ""),
+        ("PatientSex", "O", "O"),
+        ("PatientBirthDate", "19500000", ""),
+        ("PatientBirthDate", "00000000", ""),
+        ("PatientBirthDate", "1950", ""),
+        ("PatientBirthDate", "19500102", "19500102"),
+        ("StudyDate", "20200000", ""),
+        ("StudyTime", "10:11:12", ""),
+        ("StudyTime", "101112.5", "101112.5"),
+    ],
+)
+def test_no_mask_is_lost_to_what_anonymisers_write(
+    make: Callable[..., pydicom.Dataset], keyword: str, value: str, kept: str, tmp_path: Path
+) -> None:
+    paths = write_series(tmp_path)
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        with pydicom.config.disable_value_validation():
+            setattr(dataset, keyword, value)
+            dataset.save_as(path)
+    read = reread(make(read_series(paths[0].parent)), tmp_path / "out")
+    assert read[keyword].value == kept and read.PatientID == "P1"
+
+
 @ON_EVERY_GRID
 def test_a_mask_without_a_marked_pixel_is_an_object_like_others(name: str, tmp_path: Path) -> None:
     shape, affine = GRIDS[name]

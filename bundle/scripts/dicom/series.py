@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.valuerep import DSfloat
+from pydicom.valuerep import DA, TM, DSfloat
 
 from ..errors import InvalidImageError
 from ..images.dicom_pixels import read_dicom
@@ -19,6 +20,14 @@ TYPE_2 = (
     "PatientID PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime "
     "ReferringPhysicianName"
 ).split()
+_SEXES = ("M", "F", "O")
+# what objects take over and must be able to read; archives hold a sex of "U" and birth dates such as 19500000
+_READ: dict[str, Callable[[str], Any]] = {
+    "PatientBirthDate": DA,
+    "PatientSex": _SEXES.index,
+    "StudyDate": DA,
+    "StudyTime": TM,
+}
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
@@ -26,7 +35,8 @@ def read_series(folder: str | Path) -> list[Dataset]:
     """The images of one series, in the order of their positions, see `read_slices`.
 
     Attributes that the standard requires at least empty and that a file lacks are added empty, and a missing Slice
-    Thickness as the distance of the slices, so that objects can be derived.
+    Thickness as the distance of the slices, so that objects can be derived. Sex, dates and times that are none of DICOM's are
+    emptied.
 
     Raises:
         InvalidImageError: they are no volume, or lack what an object refers to them by; it names the file.
@@ -63,6 +73,13 @@ def _complete(dataset: Dataset, needed: Sequence[str]) -> None:
         raise InvalidImageError(f"{dataset.filename}: has no {', '.join(missing)}, by which objects refer to it.")
     for keyword in TYPE_2:
         if keyword not in dataset:
+            setattr(dataset, keyword, None)
+    for keyword, read in _READ.items():
+        value = str(dataset.get(keyword) or "")
+        try:
+            if value:
+                read(value)
+        except ValueError:
             setattr(dataset, keyword, None)
     if not re.fullmatch("[0-9]{3}[DWMY]", str(dataset.get("PatientAge", ""))):
         dataset.pop("PatientAge", None)  # objects take it over, and some files say "77"
