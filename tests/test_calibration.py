@@ -89,20 +89,45 @@ def test_numbers_of_the_same_weights_stay_and_others_go(tmp_path: Path) -> None:
     values = {"threshold": 0.2, "preview_threshold": 0.3, "temperature": 2.0}
     assert read_manifest(manifest) == {"student": weights, "calibration": {"values": values, **weights}}
     assert read_manifest(tmp_path / str(kept))["calibration"]["values"]["preview_threshold"] == 0.4
-    assert not_together(manifest, weights, 0.2) == not_together(manifest, weights, 0.3) == []
+    assert (
+        not_together(manifest, weights, {"threshold": 0.2}) == not_together(manifest, weights, {"threshold": 0.3}) == []
+    )
     other = {"network": "n", "classifier": "d"}
     chosen = "The threshold was chosen for other networks than those in use."
     warm = "The temperature was chosen for another classifier than the one in use."
-    assert not_together(manifest, other, 0.2) == [chosen, warm]
-    assert not_together(manifest, other, 2.0) == [warm]  # of a temperature's value, but a threshold
+    assert not_together(manifest, other, {"threshold": 0.2}) == [chosen, warm]
+    assert not_together(manifest, other, {"threshold": 2.0}) == [warm]  # of a temperature's value, but a threshold
     # of the map without the student; its threshold is another's
     without = {k: v for k, v in weights.items() if k != "student"}
-    assert not_together(manifest, without, 0.2) == [chosen]
+    assert not_together(manifest, without, {"threshold": 0.2}) == [chosen]
     calibrate(manifest, {"threshold": 0.15}, without)
     assert read_manifest(manifest)["calibration"] == {"values": {"threshold": 0.15}, **without}
-    assert not_together(manifest, without, 0.15) == [] and not_together(manifest, weights, 0.15) == [chosen]
+    assert not_together(manifest, without, {"threshold": 0.15}) == [] and not_together(
+        manifest, weights, {"threshold": 0.15}
+    ) == [chosen]
     calibrate(manifest, {"threshold": 0.1}, other)
     assert read_manifest(manifest)["calibration"] == {"values": {"threshold": 0.1}, **other}
+
+
+def test_a_threshold_of_other_settings_is_said(tmp_path: Path) -> None:
+    """Those that it was chosen with stay beside it, as long as it does."""
+    manifest = tmp_path / "weights.json"
+    weights = {"network": "n", "classifier": "c", "student": "s"}
+    settings = {"noise_level": 250, "guidance_scale": 6.0, "target_class": 0}
+    calibrate(manifest, {"threshold": 0.2, "preview_threshold": 0.4}, weights, settings)
+    calibrate(
+        manifest, {"preview_threshold": 0.3}, {"network": "s", "classifier": "c", "student": "s"}, {"precision": 0}
+    )
+    assert read_manifest(manifest)["calibration"]["settings"] == settings
+    assert not_together(manifest, weights, {"threshold": 0.2, "noise_level": 250, "guidance_scale": 6}) == []
+    other = {"threshold": 0.2, "noise_level": 500, "guidance_scale": 2.5, "guidance_exponent": 0}
+    said = ["The threshold was chosen with noise_level 250, not 500, guidance_scale 6, not 2.5."]
+    assert not_together(manifest, weights, other) == said
+    # whoever gives a threshold, or runs the preview, isn't told
+    assert not_together(manifest, weights, other | {"threshold": 0.25}) == []
+    assert not_together(manifest, weights, {"threshold": 0.3, "temperature": 1.0}) == []
+    calibrate(manifest, {"threshold": 0.1}, weights | {"network": "m"})
+    assert "settings" not in read_manifest(manifest)["calibration"]
 
 
 def test_of_two_calibrations_at_once_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

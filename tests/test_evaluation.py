@@ -469,7 +469,8 @@ def test_calibration_by_its_config(patients: Path, masks: bool, read: bool, caps
     assert (
         set(content["values"]) == {"threshold", "preview_threshold", "temperature"} and "temperature: 1 stays" in said
     )
-    assert set(content) == {"values", "network", "classifier", "student"}
+    assert set(content) == {"values", "settings", "network", "classifier", "student"}
+    assert content["settings"].items() >= {"noise_level": 100, "num_fixed_point_iterations": 1}.items()
     assert str(manifest) in said
     assert said.count("best pooled Dice" if masks and read else "Otsu's, without masks") == 2
     # evaluated with these numbers, the bundle's threshold is the one that validation chooses
@@ -483,9 +484,63 @@ def test_calibration_by_its_config(patients: Path, masks: bool, read: bool, caps
     assert len(list((patients / "cache").glob("evaluated-*"))) == kept == 2
     shipped = record["test"]["foreground"][SHIPPED]
     values = read_manifest(manifest)["calibration"]["values"]
-    assert (shipped["threshold"], record["temperature"]) == (values["threshold"], 1.0)
+    assert (shipped["threshold"], record["settings"]["temperature"]) == (values["threshold"], 1.0)
     if masks and read:
         assert shipped["dice_threshold"] == pytest.approx(shipped["dice_oracle"], abs=2e-3)
+
+
+def test_another_classifiers_temperature_does_not_become_ones_own(
+    patients: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too few patients to choose one: that of one's own classifier stays, another's goes."""
+    manifest = patients / "weights.json"
+    options = {"manifest": str(manifest), "displayable_configs#noise_level": 100}
+    parser = parsed(patients, "evaluate", "calibrate", **options)
+    parser.get_parsed_content("run")
+    own = read_manifest(manifest)["calibration"]["classifier"]
+    capsys.readouterr()
+    for classifier, expected in ((own, 1.9), ("another", 1.0)):
+        manifest.write_text(json.dumps({"calibration": {"values": {"temperature": 1.9}, "classifier": classifier}}))
+        parser = parsed(patients, "evaluate", "calibrate", **options)
+        parser.get_parsed_content("run")
+        assert f"temperature: {expected:g} stays" in capsys.readouterr().out
+        assert read_manifest(manifest)["calibration"]["values"]["temperature"] == expected
+
+
+def test_the_preview_takes_the_temperature_that_the_whole_models_threshold_was_chosen_with(
+    patients: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.judging.calibration.fitted_temperature", lambda *cases: 2.5)
+    manifest = patients / "weights.json"
+    parser = parsed(patients, "preview", "evaluate", "calibrate", manifest=str(manifest))
+    parser.get_parsed_content("run")
+    assert read_manifest(manifest)["calibration"]["values"]["temperature"] == 2.5
+    weights = read_manifest(manifest)["calibration"]
+    weights["values"] = {"temperature": 1.2, "threshold": 0.2, "preview_threshold": 0.3}
+    manifest.write_text(json.dumps({"calibration": weights}))
+    parser = parsed(patients, "preview", "evaluate", "calibrate", manifest=str(manifest))
+    parser.get_parsed_content("run")
+    assert "temperature: 1.2 stays, as the threshold of the whole model" in capsys.readouterr().out
+    values = read_manifest(manifest)["calibration"]["values"]
+    assert (values["temperature"], values["threshold"]) == (1.2, 0.2) and values["preview_threshold"] != 0.3
+
+
+def test_an_evaluation_names_the_weights_and_says_what_does_not_belong_to_them(
+    patients: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = patients / "weights.json"
+    given = {"network": "n", "classifier": "c", "student": "s"}
+    values = {"threshold": 0.2, "preview_threshold": 0.3, "temperature": 1.5}
+    manifest.write_text(json.dumps({"calibration": {"values": values, **given}}))
+    record = evaluate(patients, patients / "out", manifest=str(manifest), **{"displayable_configs#threshold": 0.2})
+    assert record["warnings"] == [
+        "The threshold was chosen for other networks than those in use.",
+        "The temperature was chosen for another classifier than the one in use.",
+    ]
+    said = capsys.readouterr().out
+    assert [f"WARNING: {warning}" in said for warning in record["warnings"]] == [True, True]
+    assert set(record["weights"]) == {"network", "classifier", "student"} and "bundle" in record["versions"]
+    assert record["settings"].items() >= {"guidance_exponent": 0, "threshold": 0.2, "temperature": 1.5}.items()
 
 
 def test_calibration_leaves_out_a_volume_without_a_labelled_slice(patients: Path) -> None:

@@ -50,7 +50,7 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     manifest = models / "weights.json"
     manifest.write_text(json.dumps({"student": digests, "calibration": {"values": {"threshold": 0.3}, **digests}}))
     report = Report([], str(tmp_path / "out"), {"threshold": 0.3}, {}, {}, manifest=str(manifest))
-    assert not_together(manifest, digests, 0.3) == report.warnings == []
+    assert not_together(manifest, digests, {"threshold": 0.3}) == report.warnings == []
     write_manifest(bundle)
     with pytest.raises(SystemExit, match="model.pt: no weights there"):
         publishing(bundle, "train", tmp_path / "nowhere")
@@ -63,14 +63,17 @@ def test_publishing_keeps_the_old_weights_and_says_what_belongs_together(
     chosen = "The threshold was chosen for other networks than those in use."
     learned = "The student learned from other networks than those in use."
     mixed = digests | {"network": new["network"]}
-    assert not_together(manifest, mixed, 0.3) == [learned, chosen]
-    assert not_together(manifest, mixed, 0.31) == [learned]
-    assert not_together(manifest, {k: v for k, v in mixed.items() if k != "student"}, 0.31) == []
+    assert not_together(manifest, mixed, {"threshold": 0.3}) == [learned, chosen]
+    assert not_together(manifest, mixed, {"threshold": 0.31}) == [learned]
+    assert not_together(manifest, {k: v for k, v in mixed.items() if k != "student"}, {"threshold": 0.31}) == []
     publishing(bundle, "train_classifier", tmp_path / "train_classifier")
     assert "run with --student '$None' until there is a student" in capsys.readouterr().out
     publishing(bundle, "train_student", tmp_path / "train_student")
     assert "choose one anew" in capsys.readouterr().out
-    assert not_together(manifest, new, 0.3) == [chosen] and not_together(manifest, new, 0.31) == []
+    assert (
+        not_together(manifest, new, {"threshold": 0.3}) == [chosen]
+        and not_together(manifest, new, {"threshold": 0.31}) == []
+    )
     assert {p.stem for p in models.glob("*.pt") if "-2" not in p.stem} == set(old) and not list(models.glob("*.part"))
     assert check_manifest(bundle)  # the hashes are those of what was published
 
@@ -86,7 +89,7 @@ def test_a_student_is_one_whatever_its_file_is_called(tmp_path: Path) -> None:
     publish(str(tmp_path / "run"), str(target), network)
     student = {**teacher, "student": weights_digest(network)}
     assert read_manifest(target.with_name(MANIFEST)) == {"student": student}
-    assert not_together(target.with_name(MANIFEST), student | {"network": "3"}, 0.3) == [
+    assert not_together(target.with_name(MANIFEST), student | {"network": "3"}, {"threshold": 0.3}) == [
         "The student learned from other networks than those in use."
     ]
 
@@ -156,5 +159,5 @@ def test_the_weights_of_the_bundle_belong_together() -> None:
     values = {"temperature": 1.05559, "threshold": 0.20058, "preview_threshold": 0.192968}
     assert content == {"student": weights, "calibration": {"values": values, **weights}}
     assert thresholds == [0.20058, 0.192968]
-    assert [not_together(manifest, weights, t) for t in thresholds] == [[], []]
-    assert len(not_together(manifest, weights | {"network": "0"}, thresholds[0])) == 2
+    assert [not_together(manifest, weights, {"threshold": t}) for t in thresholds] == [[], []]
+    assert len(not_together(manifest, weights | {"network": "0"}, {"threshold": thresholds[0]})) == 2

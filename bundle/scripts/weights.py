@@ -90,6 +90,11 @@ def weights_digest(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def digests_of(networks: Mapping[str, torch.nn.Module | None]) -> dict[str, str]:
+    """The `weights_digest` of each network by its name in the config; one that is None isn't there."""
+    return {name: weights_digest(network) for name, network in networks.items() if network is not None}
+
+
 def replace_weights(source: Path, target: Path) -> str | None:
     """Move a file of weights to where the bundle reads them, and keep those that were there.
 
@@ -125,7 +130,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """What ``models/weights.json`` says about which weights belong together; empty where there is none.
 
     ``student``: the digests (see `weights_digest`) of a student, and of the network and classifier that it learned from.
-    ``calibration``: the numbers in ``values``, see `calibrated`, and the digests of the networks that they were chosen for.
+    ``calibration``: the numbers in ``values``, see `calibrated`, the digests of the networks that they were chosen for, and
+    the ``settings`` that the threshold was chosen with.
 
     Raises:
         ValueError: it isn't JSON.
@@ -138,17 +144,18 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: can't be read as JSON ({error}).") from error
 
 
-def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: float) -> list[str]:
-    """Warnings, where student, threshold or temperature was made for other networks than those in use.
+def not_together(manifest: str | Path, weights: Mapping[str, str], settings: Mapping[str, float]) -> list[str]:
+    """Warnings, where student, threshold or temperature was made for other networks or settings than those in use.
 
     Args:
         manifest: see `read_manifest`. Without it nothing is known, and nothing said.
         weights: the digests of the networks in use, by the names of the config: "network", "classifier", "student".
-        threshold: in use. One that isn't the manifest's was chosen by someone, who is not warned.
+        settings: in use, the ``threshold`` among them. One that isn't the manifest's was chosen by someone, who is not warned.
     """
     content = read_manifest(manifest)
     student, chosen = (dict(content.get(name, {})) for name in ("student", "calibration"))
-    values = chosen.pop("values", {})
+    values, chosen_with = chosen.pop("values", {}), chosen.pop("settings", {})
+    threshold = settings["threshold"]
     warnings = []
     if (
         "student" in weights
@@ -161,6 +168,9 @@ def not_together(manifest: str | Path, weights: Mapping[str, str], threshold: fl
     fewer = bool(weights) and threshold == values.get("threshold") and not chosen.keys() <= weights.keys()
     if threshold in thresholds and (fewer or not set(weights.values()) <= set(chosen.values())):
         warnings.append("The threshold was chosen for other networks than those in use.")
+    others = [f"{k} {v:g}, not {settings[k]:g}" for k, v in chosen_with.items() if settings.get(k, v) != v]
+    if threshold == values.get("threshold") and others:
+        warnings.append(f"The threshold was chosen with {', '.join(others)}.")
     if values.get("temperature", 1) != 1 and weights.get("classifier") != chosen.get("classifier"):
         warnings.append("The temperature was chosen for another classifier than the one in use.")
     return warnings
@@ -189,13 +199,19 @@ def calibrated(manifest: str | Path, name: str, default: float | None = None) ->
     return float(value)
 
 
-def calibrate(manifest: str | Path, values: Mapping[str, float], weights: Mapping[str, str]) -> str | None:
+def calibrate(
+    manifest: str | Path,
+    values: Mapping[str, float],
+    weights: Mapping[str, str],
+    settings: Mapping[str, float] | None = None,
+) -> str | None:
     """Write numbers for `calibrated` into a manifest. Others in it stay if they belong to the same weights.
 
     Args:
         manifest: see `read_manifest`; what it was is kept beside it, see `replace_weights`.
         values: numbers by their names.
         weights: the digests of the networks that they were chosen for, as in `not_together`.
+        settings: that ``threshold`` was chosen with, likewise.
 
     Returns:
         The name of what the manifest was; None where there was none.
@@ -209,9 +225,11 @@ def calibrate(manifest: str | Path, values: Mapping[str, float], weights: Mappin
         with alone(path):
             content = read_manifest(path)
             before = dict(content.get("calibration", {}))
-            others = before.pop("values", {})
+            others, chosen_with = before.pop("values", {}), before.pop("settings", {})
             same = before == dict(weights) if "threshold" in values else set(weights.values()) <= set(before.values())
             kept = {"values": {**others, **values}, **before} if same else {"values": dict(values), **weights}
+            if chosen_with := dict(settings or {}) if "threshold" in values else chosen_with if same else {}:
+                kept["settings"] = chosen_with
             write(part, (json.dumps({**content, "calibration": kept}, indent=4) + "\n").encode())
             return replace_weights(part, path)
     except OSError as error:

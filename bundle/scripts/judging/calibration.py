@@ -11,7 +11,7 @@ import ignite.distributed as idist
 import torch
 
 from ..checks import is_true
-from ..weights import calibrate, weights_digest
+from ..weights import calibrate, digests_of, read_manifest
 from .cases import Domain
 from .probabilities import calibration_error, fitted_temperature, of_cases
 from .readings import COUNTERFACTUAL, OURS, STUDENT
@@ -51,7 +51,7 @@ class Calibration:
             for item in validation
         ]
         self.volumes = volumes
-        self.networks = networks
+        self.weights = digests_of(networks)
         self.manifest = Path(manifest)
 
     def run(self) -> None:
@@ -67,34 +67,43 @@ class Calibration:
         first = next(iter(cases), None)
         if first is None:
             raise ValueError(f"no slice of the validation volumes could be evaluated; failed: {failed or 'none'}.")
-        values = self._temperature(cases)
         full = OURS if OURS in first.maps else COUNTERFACTUAL
+        values = {"temperature": self._temperature(cases, full in first.maps)}
         for name, method in (("threshold", full), ("preview_threshold", STUDENT)):
             if method in first.maps:
                 values[name] = self._threshold(cases, name, method)
-        digests = {name: weights_digest(net) for name, net in self.networks.items() if net is not None}
-        kept = calibrate(self.manifest, values, digests)
+        settings = {k: v for k, v in self.volumes.inferer.settings.items() if isinstance(v, (int, float))}
+        kept = calibrate(self.manifest, values, self.weights, settings)
         print(f"{self.manifest}: written." + (f" What it was is kept as {kept}." if kept else ""))
         if failed:
             print(f"{len(failed)} volumes failed and are left out: {', '.join(failed)}")
             raise SystemExit(1)
 
-    def _temperature(self, cases: KeptCases) -> dict[str, float]:
-        """Chosen, and from here on that of the cases."""
+    def _temperature(self, cases: KeptCases, full: bool) -> float:
+        """Chosen, and from here on that of the cases, whose thresholds are chosen with it."""
+        chosen = read_manifest(self.manifest).get("calibration", {})
+        there = chosen.get("values", {})
+        is_own = chosen.get("classifier") == self.weights.get("classifier")
+        if not is_own and cases.temperature == there.get("temperature"):
+            cases.temperature = 1.0  # that was another classifier's
+        if is_own and not full and {"temperature", "threshold"} <= there.keys():
+            cases.temperature = there["temperature"]
+            print(f"temperature: {cases.temperature:g} stays, as the threshold of the whole model was chosen with it.")
+            return cases.temperature
         before = calibration_error(*of_cases(cases))
         temperature = fitted_temperature(cases, cases.logits)
         if temperature is None:
             print(
                 f"temperature: {cases.temperature:g} stays, as it takes more validation patients of both classes to choose one."
             )
-            return {"temperature": cases.temperature}  # which the thresholds are chosen with
+            return cases.temperature
         cases.temperature = rounded(temperature)
         probability, diseased = of_cases(cases)
         print(
             f"temperature: {cases.temperature:.3g}; expected calibration error {before:.3f} before, "
             f"{calibration_error(probability, diseased):.3f} now, on {len(diseased)} slices, {sum(diseased)} of them diseased."
         )
-        return {"temperature": cases.temperature}
+        return cases.temperature
 
     def _threshold(self, cases: KeptCases, name: str, method: str) -> float:
         chosen = chosen_threshold(cases, method, DOMAIN, self.use_masks)

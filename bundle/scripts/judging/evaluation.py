@@ -12,7 +12,9 @@ import ignite.distributed as idist
 import monai
 import torch
 
+from ..bundle import bundle_version
 from ..files import write
+from ..weights import digests_of, not_together
 from .cases import Domain
 from .figure import figure, reliability_figure
 from .groups import by_group, write_groups
@@ -40,7 +42,10 @@ class Evaluation:
         validation, test: of a datalist; without validation, only the threshold that the bundle ships is reported.
         volumes: see `LabelledVolumes`.
         threshold: the one that the bundle ships.
-        settings: for the record.
+        settings: the options, for the record.
+        networks: that are judged, by the names of the config; None for one that isn't there.
+        other_settings: numbers that are no options, for the record beside `settings`.
+        manifest: says which weights belong together, see `weights.not_together`; where they don't, a warning is printed.
         output_dir: made if it is missing.
     """
 
@@ -51,12 +56,17 @@ class Evaluation:
         volumes: LabelledVolumes,
         threshold: float,
         settings: Mapping[str, Any],
+        networks: Mapping[str, torch.nn.Module | None],
+        other_settings: Mapping[str, float],
+        manifest: str,
         output_dir: str,
     ) -> None:
         self.datalists = {"validation": validation, "test": test}
         self.volumes = volumes
         self.threshold = threshold
-        self.settings = dict(settings)
+        self.settings = {**settings, **other_settings}
+        self.weights = digests_of(networks)
+        self.warnings = not_together(manifest, self.weights, self.settings)
         self.output_dir = Path(output_dir)
         self._best: str | None = None
 
@@ -71,9 +81,15 @@ class Evaluation:
         cases: dict[str, KeptCases] = {}
         record: dict[str, Any] = {
             "settings": self.settings,
-            "temperature": self.volumes.inferer.temperature,
+            "weights": self.weights,
+            "warnings": self.warnings,
             "machine": {"processor": platform.processor() or platform.machine(), "device": str(self.volumes.device)},
-            "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {
+                "bundle": bundle_version(),
+                "monai": monai.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             "failed": {},
         }
         for split, items in self.datalists.items():
@@ -106,6 +122,8 @@ class Evaluation:
         for name in ("test_scores", "test_foreground"):
             print((self.output_dir / f"{name}.md").read_text("utf-8"))
         print(f"Tables, figure and record: {self.output_dir}")
+        for warning in self.warnings:
+            print(f"WARNING: {warning}")
         if record["failed"]:
             print(f"{len(record['failed'])} volumes failed and are left out: {', '.join(record['failed'])}")
             raise SystemExit(1)

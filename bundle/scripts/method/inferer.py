@@ -92,13 +92,12 @@ class CounterfactualInferer(SliceInferer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the counterfactuals depend on beside the weights and the schedule."""
         return {
-            "timesteps": self.timesteps,
+            **super().settings,
+            "noise_level": self.timesteps[-1],
+            "num_inference_steps": len(self.timesteps) - 1,
             "num_fixed_point_iterations": self.num_fixed_point_iterations,
             "guidance_exponent": self.guidance_exponent,
-            "classified_at": self.classified_at,
-            "precision": self.precision,
             **self.guidance.settings,
         }
 

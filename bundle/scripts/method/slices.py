@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from monai.inferers import Inferer
@@ -132,6 +132,11 @@ class SliceInferer(Inferer):
         self.batch_size = batch_size
         self.precision = precision
         self.progress = progress
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the findings depend on beside the weights, the schedule and the temperature."""
+        return {"classified_at": self.classified_at, "precision": self.precision}
 
     def __call__(
         self,

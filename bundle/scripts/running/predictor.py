@@ -15,7 +15,7 @@ from ..bundle import parsed
 from ..command import check_option
 from ..errors import InvalidImageError, cause_of
 from ..method.slices import each
-from ..weights import not_together, weights_digest
+from ..weights import digests_of, not_together
 from .array_input import save_array
 from .records import measured
 
@@ -69,11 +69,12 @@ class Predictor:
                 config.get_parsed_content(name) for name in names
             )
             networks = {name: config.get_parsed_content(name) for name in ("network", "classifier", "student")}
-            manifest, options = (config.get_parsed_content(name) for name in ("manifest", "displayable_configs"))
+            manifest = config.get_parsed_content("manifest")
+            parts = ("displayable_configs", "report#other_settings")
+            settings = {k: v for name in parts for k, v in config.get_parsed_content(name).items()}
         except RuntimeError as error:  # MONAI's, around what a component raises
             raise cause_of(error) from error
-        digests = {name: weights_digest(network) for name, network in networks.items() if network is not None}
-        self._warnings = not_together(manifest, digests, options["threshold"]) if manifest else []
+        self._warnings = not_together(manifest, digests_of(networks), settings) if manifest else []
 
     def __call__(
         self, image: str | Path | Sequence[str | Path] | NDArray[Any], affine: NDArray[Any] | None = None

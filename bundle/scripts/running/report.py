@@ -25,7 +25,7 @@ from ..digests import json_digest
 from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
 from ..ranks import join
-from ..weights import not_together, weights_digest
+from ..weights import digests_of, not_together
 from .dicom_objects import check_dicom_inputs, write_dicom_objects
 from .inputs import INPUTS
 from .overview import draw_overview
@@ -74,10 +74,10 @@ class Report:
             check_dicom_inputs(items)
         self.about = {
             "settings": {**settings, **(other_settings or {})},
-            "weights": {name: weights_digest(network) for name, network in networks.items() if network is not None},
+            "weights": digests_of(networks),
             "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
         }
-        self.warnings = not_together(manifest, self.about["weights"], settings["threshold"]) if manifest else []
+        self.warnings = not_together(manifest, self.about["weights"], self.about["settings"]) if manifest else []
         recipe = json_digest([self.about, self.warnings, code_digest(), settings_of(pipeline), self.write_dicom])
         self.results = Results(output_dir, recipe, is_true(overwrite, "overwrite"))
         self.volumes: list[dict[str, Any]] = []

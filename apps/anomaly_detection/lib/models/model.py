@@ -118,7 +118,7 @@ class Model:
                 raise self._refusal(error, paths, InvalidImageError) from error
             seconds["postprocessing"] = perf_counter() - start
             result["seconds"], result["transforms"] = seconds, transforms
-            result["warnings"] = [*self.networks.not_together(mode, options["threshold"]), *result.get("warnings", [])]
+            result["warnings"] = [*self.networks.not_together(mode, options), *result.get("warnings", [])]
             return result
 
     def _preprocessed(

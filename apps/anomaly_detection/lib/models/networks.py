@@ -36,7 +36,7 @@ class Networks:
 
     def load(self) -> bool:
         """Load the networks, unless they are loaded and their files have not changed; whether that was done."""
-        from scripts.weights import weights_digest
+        from scripts.weights import digests_of
 
         declared = self._declared
         # and the manifest, which holds the temperature
@@ -55,8 +55,8 @@ class Networks:
         for mode, parts in loaded.items():
             parts["network"] = declared.parsed("network", mode=mode, loaded=parts)
             networks = {name: parts.get(name) for name in ("network", "classifier", "student")}
-            self._digests[mode] = {name: weights_digest(net) for name, net in networks.items() if net is not None}
-            for warning in self.not_together(mode, declared.options(mode)["threshold"]):
+            self._digests[mode] = digests_of(networks)
+            for warning in self.not_together(mode, declared.options(mode)):
                 logger.warning("%s: %s", declared.models_dir, warning)
             # a batch of slices is what can't be interrupted
             parts["network"].register_forward_pre_hook(lambda *_: proceed())
@@ -67,8 +67,8 @@ class Networks:
         """What the config declares under `name`, with these options and the networks that are loaded."""
         return self._declared.parsed(name, options, mode, self._loaded[mode])
 
-    def not_together(self, mode: str, threshold: float) -> list[str]:
-        """Warnings where weights, threshold or temperature don't belong together; see the bundle's `not_together`."""
+    def not_together(self, mode: str, options: Mapping[str, float]) -> list[str]:
+        """Warnings where weights, options or temperature don't belong together; see the bundle's `not_together`."""
         from scripts.weights import MANIFEST, not_together
 
-        return not_together(self._declared.models_dir / MANIFEST, self._digests[mode], threshold)
+        return not_together(self._declared.models_dir / MANIFEST, self._digests[mode], options)
