@@ -250,6 +250,12 @@ def test_a_case_runs_from_file_to_mask(case: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(mask.affine, nib.load(paths[0]).affine)
 
 
+def test_it_is_judged_beside_the_brightness_that_shows_a_tumour() -> None:
+    """Of its four channels the first is T1, in which a glioma is dark."""
+    names = [baseline.name for baseline in declared("baselines", "paper")]
+    assert names == ["FLAIR intensity", "T2 intensity", "FLAIR minus slice median, 3x3 median"]
+
+
 def test_without_a_threshold_of_its_own_it_says_so() -> None:
     """Its weights are to be trained, and the threshold is theirs."""
     with pytest.raises(RuntimeError) as error:

@@ -245,3 +245,18 @@ def test_the_overlay_puts_registration_where_it_belongs() -> None:
     assert names[:3] == ["LoadVolumed", "RegisterChannelsd", "CopyItemsd"]
     assert names[names.index("ExtractBraind") + 1 :][1:3] == ["CopyItemsd", "LimitToCoveredd"]
     assert [name for name in names if name not in ("RegisterChannelsd", "LimitToCoveredd")] == base
+
+
+def test_one_spacing_is_not_that_of_several_grids(tmp_path: Path) -> None:
+    """Of sequences on one grid it is that of all; on grids of their own, another's would be stretched without a word."""
+    draw = np.random.default_rng(0)
+    for name, shape, size in (("flair", (40, 48, 32), 5.0), ("t2", (40, 48, 32), 5.0), ("t1", (80, 96, 64), 2.5)):
+        affine = np.diag([1.0, 1.0, size, 1.0])
+        nib.save(nib.Nifti1Image(draw.random(shape, np.float32), affine), tmp_path / f"{name}.nii.gz")
+    load = LoadVolumed("image", channels=2, own_grids=True)
+    paths = {name: str(tmp_path / f"{name}.nii.gz") for name in ("flair", "t2", "t1")}
+    found = load({"image": [paths["flair"], paths["t2"]], "spacing": [0.9, 0.9, 6.0]})["image"]
+    assert [image.pixdim.tolist() for image in found] == [pytest.approx([0.9, 0.9, 6.0])] * 2
+    with pytest.raises(InvalidImageError, match=r"t1.nii.gz: lies on another grid than .*flair.nii.gz, so one spacing"):
+        load({"image": [paths["flair"], paths["t1"]], "spacing": [0.9, 0.9, 6.0]})
+    assert len(load({"image": [paths["flair"], paths["t1"]]})["image"]) == 2

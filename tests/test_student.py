@@ -18,6 +18,7 @@ from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.judging.cases import SliceCase
 from scripts.learning.augmenting import RandSharedBiasFieldd, RandSharedGammad, RandSyntheticLesionsd
+from scripts.learning.datasets import check_moved_together
 from scripts.learning.pseudo_labels import Teacher
 from scripts.learning.seeding import augmented
 from scripts.learning.student_loss import StudentLoss
@@ -180,3 +181,13 @@ def test_the_benchmark_of_untrained_networks(tmp_path: Path, monkeypatch: pytest
     assert record["median_difference"]["healthy"].keys() == {"x1_to_x_many", "x_to_x_many"}
     assert 0 < record["time_of_the_default"]["preview"]["median"] < 1
     assert record["seed"] == 0 and "torch" in record["versions"] and record["machine"]
+
+
+@pytest.mark.parametrize("model", [(), ("brats",), ("chest",)])
+def test_a_slice_and_its_target_are_moved_together(model: tuple[str, ...]) -> None:
+    """The chest's augmentation moves images alone, and takes the place of the student's where it goes last."""
+    check_moved_together(declared("train#augmentation", *model, "train", "train_student"))
+    with pytest.raises(
+        ValueError, match='RandAffined moves image alone; a student.s needs the keys "image" and "label"'
+    ):
+        check_moved_together(declared("train#augmentation", *model, "train", "train_student", "train_chest"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
@@ -224,3 +225,40 @@ def test_a_student_learns_from_the_diffusion_model(tmp_path: Path) -> None:
         "network",
         "classifier",
     }
+
+
+def test_a_gradient_scaler_goes_on_as_if_the_training_had_not_been_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI's, of float16, which it makes when a training starts."""
+
+    class Scaler(torch.amp.GradScaler):  # a GPU's, on the CPU
+        def __init__(self) -> None:
+            super().__init__("cpu", init_scale=4.0, growth_interval=2)
+
+    monkeypatch.setattr("torch.cuda.amp.GradScaler", Scaler)
+    write_datalist(tmp_path)
+    budget = {"max_images": 48, "epoch_images": 12, "batch_size": 4, "val_interval": 5, "compile": False}
+    scales: dict[str, list[float]] = {"whole": [], "stopped": []}
+    for run, stops in (("whole", [0]), ("stopped", [6, 0])):
+        for stop in stops:
+            given = {**budget, "run_dir": str(tmp_path / run), "train#trainer#amp": True}
+            parser = parsed("train", tmp_path, precision="bfloat16", num_workers=0, **given)
+            trainer, checkpoint = (parser.get_parsed_content(name) for name in ("train#trainer", "checkpoint"))
+            checkpoint.every_seconds = float("inf")
+            checkpoint.open()
+
+            def look(engine: Engine, run: str = run, stop: int = stop, checkpoint: Any = checkpoint) -> None:
+                scales[run].append(engine.scaler.get_scale())
+                if engine.state.iteration == stop:
+                    checkpoint._save(engine)
+                    engine.terminate()
+
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, look)
+            try:
+                trainer.run()
+            finally:
+                set_determinism(None)
+    assert scales["whole"] == scales["stopped"] and scales["whole"][-1] > scales["whole"][5] > 4
+    state = torch.load(tmp_path / "stopped" / "last.pt", weights_only=True)
+    assert state["scaler"]["scale"] == scales["whole"][-1]

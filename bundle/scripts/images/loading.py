@@ -42,7 +42,7 @@ class LoadVolumed(MapTransform):
             `radiographs.read_radiograph`.
 
     An item may carry ``spacing``, three voxel sizes in mm along the file's axes (of a picture, two), for files whose header is
-    known to be wrong; it replaces the header's and keeps its directions.
+    known to be wrong; it replaces the header's and keeps its directions. Several files must lie on one grid then.
 
     Raises:
         InvalidImageError: missing or unreadable file, no orientation, colours or complex numbers, wrong number of dimensions
@@ -92,6 +92,15 @@ class LoadVolumed(MapTransform):
         self, images: Sequence[Loaded], paths: Sequence[str], unit: str, spacing: Sequence[float] | None
     ) -> MetaTensor | list[MetaTensor]:
         if self.own_grids and len(paths) == self.channels:
+            first = images[0]
+            for image, path in zip(images, paths, strict=True):
+                if spacing is not None and (
+                    image.voxels.shape != first.voxels.shape or not image.affine.allclose(first.affine, atol=1e-3)
+                ):
+                    raise InvalidImageError(
+                        f"{path}: lies on another grid than {paths[0]}, so one spacing can't be that of both; correct the "
+                        "header that is wrong, or resample the sequences to one grid first."
+                    )
             found = [assemble([i], [p], 1, self.min_size, spacing) for i, p in zip(images, paths, strict=True)]
         else:
             found = [assemble(images, paths, self.channels, self.min_size, spacing)]

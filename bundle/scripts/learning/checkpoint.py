@@ -130,12 +130,12 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_on_time)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
-        if getattr(engine, "scaler", None) is not None:
-            self.objects["scaler"] = engine.scaler  # MONAI's, of float16
 
     def _start(self, engine: Engine) -> None:
         if not self._is_open:
             return
+        if getattr(engine, "scaler", None) is not None:  # of float16; MONAI makes it when a training starts
+            self.objects["scaler"] = engine.scaler
         state = of_first(self._take_folder)
         self._signals.catch(engine)
         if state is not None:
@@ -163,7 +163,8 @@ class ResumableCheckpoint:
 
     def _resume(self, engine: Engine, state: dict[str, Any]) -> None:
         for name, thing in self.objects.items():
-            thing.load_state_dict(state[name])
+            if name != "scaler" or name in state:  # which no checkpoint before 0.4.1 has
+                thing.load_state_dict(state[name])
         engine.state.iteration = state["iteration"]
         engine.state.epoch = engine.state.iteration // (engine.state.epoch_length or 1)
         logger.info("resumed from %s at step %d", self.path, engine.state.iteration)

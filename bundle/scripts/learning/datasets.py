@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, LazyTransform, MapTransform
 from torch.utils.data import Dataset
 
 from ..digests import json_digest
@@ -44,6 +44,24 @@ def _input_image(item: dict[str, Any], preprocessing: Compose) -> MetaTensor:
         volume = next(steps)(volume)
     image: MetaTensor = volume["input_image"]
     return image
+
+
+def check_moved_together(augmentation: Any) -> None:
+    """See to it that an augmentation moves a slice and its target alike.
+
+    Raises:
+        ValueError: a transform in it moves the slice alone.
+    """
+    for transform in getattr(augmentation, "transforms", ()):
+        check_moved_together(transform)
+    # what MONAI calls lazy are the transforms that move pixels
+    moves = isinstance(augmentation, LazyTransform) and isinstance(augmentation, MapTransform)
+    if moves and "label" not in augmentation.keys:
+        keys = ", ".join(map(str, augmentation.keys))
+        raise ValueError(
+            f"train#augmentation: {type(augmentation).__name__} moves {keys} alone; a student's needs the keys "
+            '"image" and "label", as those of train_student.json, which then goes last.'
+        )
 
 
 class SliceDataset(Dataset):
@@ -124,6 +142,7 @@ class SliceDataset(Dataset):
         """A hash of the slices and what they teach, wherever their files lie, 16 hexadecimal digits."""
         self._targets: Targets | None = None
         if targets is not None:
+            check_moved_together(augmentation)
             self._targets = targets(self)
             self.digest = self._targets.digest
 
