@@ -151,10 +151,16 @@ class Maker:
 
 
 def told(found: Measured, by_labels: Measured) -> dict[str, str]:
-    """Values with their intervals, as tables have them."""
-    values = found.values | {"dice_labels": by_labels.values.get("dice_threshold", np.nan)}
-    intervals = found.intervals | {"dice_labels": by_labels.intervals.get("dice_threshold", (np.nan, np.nan))}
-    return {m: f"{v:.3f} ({intervals[m][0]:.2f}-{intervals[m][1]:.2f})" for m, v in values.items() if m in intervals}
+    """Values, with their intervals where they have one, as tables have them."""
+
+    def cell(reached: Measured, metric: str) -> str:
+        value, ends = f"{reached.values[metric]:.3f}", reached.intervals.get(metric)
+        return value if ends is None else f"{value} ({ends[0]:.2f}-{ends[1]:.2f})"
+
+    cells = {metric: cell(found, metric) for metric in found.values}
+    if "dice_threshold" in by_labels.values:
+        cells["dice_labels"] = cell(by_labels, "dice_threshold")
+    return cells
 
 
 def judged(

@@ -19,6 +19,7 @@ from gaussians import NoisedClassifier, alphas_cumprod, distance, images, noise_
 from scripts import DISEASED, HEALTHY
 from scripts.bundle import declared
 from scripts.images.brain import ExtractBraind
+from scripts.judging import bootstrap
 from scripts.judging.cases import SliceCase
 from scripts.method.guidance import ClassifierGuidance
 from synthetic import head, write_head
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import algorithms
 import brain_coverage
+import compare
 import evaluated
 import failures
 import keeping
@@ -562,6 +564,18 @@ def test_tables_of_a_record_by_hand(tmp_path: Path) -> None:
     assert subset[2] == f"| *{tables.BOUND}* | 0.800 | 1.2 | 0.25 |"
     missing = "<!-- table: none.json all -->\n<!-- end -->"
     assert "`none.json` was not measured yet." in tables.rendered(missing, tmp_path)
+
+
+def test_a_value_that_few_patients_give_is_told_without_an_interval() -> None:
+    """And a table holds it; what is not measured is not told."""
+    five = bootstrap.Resampled(np.linspace(0, 1, 201), 5)
+    found = bootstrap.Measured({"pixel_ap": 0.5, "dice_threshold": 0.25, "false_lesions": 2.0}, {"pixel_ap": five})
+    told = compare.told(found, bootstrap.Measured({"dice_threshold": 0.125, "image_auroc": 1.0}, {}))
+    expected = {"dice_threshold": "0.250", "false_lesions": "2.000", "dice_labels": "0.125"}
+    assert told == expected | {"pixel_ap": "0.500 (0.00-1.00)"}
+    row = tables.of_rows({"rows": [{"slices": 1, "method": "m", **told}]}, True).splitlines()[-1]
+    assert row == "| m | 0.500 (0.00-1.00) | 0.250 | 0.125 | 2.0 |"
+    assert "dice_labels" not in compare.told(found, bootstrap.Measured({}, {}))
 
 
 def test_tables_of_other_records_by_hand(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from skimage.filters import threshold_multiotsu, threshold_otsu
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from scripts.judging.baselines import Baseline, BrighterThanMedian, Brightness
-from scripts.judging.bootstrap import interval, measured, measured_decisions, measured_scores
+from scripts.judging.bootstrap import LEAST_PATIENTS, interval, measured, measured_decisions, measured_scores
 from scripts.judging.cases import Domain, SliceCase
 from scripts.judging.figure import figure
 from scripts.judging.metrics import METRICS, metrics
@@ -162,7 +162,11 @@ def test_what_a_score_decides_by_hand() -> None:
     found = measured_decisions(scored, 0.5)
     low, high = found.intervals["sensitivity"]
     assert found.values["sensitivity"] == pytest.approx(6 / 7) and low < 6 / 7 < high == 1
-    assert np.nanmax(found.resampled["specificity"]) == 1 and np.isnan(found.resampled["specificity"]).any()
+    assert "specificity" not in found.intervals  # two patients have a healthy slice
+    for n in range(3):
+        scored.slices.add(f"d{n}", 0, 0.1)
+    specificity = measured_decisions(scored, 0.5).resampled["specificity"]
+    assert specificity.patients == 5 and np.nanmax(specificity.values) == 1
     healthy = Scored("p")
     healthy.slices.add("a", 0, 0.1)
     assert measured_decisions(healthy, 0.5).values == {"specificity": 1.0}
@@ -294,7 +298,8 @@ def test_ranking_from_histograms_agrees_with_sklearn(share: float, gain: float) 
         assert intervals[name][0] == pytest.approx(exact[name], abs=1e-3)
 
 
-def test_a_resample_is_what_metrics_gives_for_the_drawn_subjects() -> None:
+def test_a_resample_is_what_metrics_gives_for_the_drawn_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.judging.bootstrap.LEAST_PATIENTS", 1)  # boxes have two patients
     # the lesions are of 0.36 to 48 ml
     cases = [
         replace(c, volume=f"{c.subject}-{c.slice // 2}", voxel_ml=10.0 ** (int(c.subject[1]) % 3 - 2))
@@ -310,7 +315,7 @@ def test_a_resample_is_what_metrics_gives_for_the_drawn_subjects() -> None:
         exact = metrics(drawn, "good", 0.9, "foreground")
         for name in exact:
             close = 1e-3 if name in ("pixel_auroc", "pixel_ap", "dice_oracle", "aupro", "aupimo") else 1e-9
-            assert resampled[name][i] == pytest.approx(exact[name], abs=close), name
+            assert resampled[name].values[i] == pytest.approx(exact[name], abs=close), name
 
 
 def test_identical_subjects_leave_no_uncertainty() -> None:
@@ -350,6 +355,55 @@ def test_the_bootstrap_is_repeatable_and_undefined_for_few_subjects() -> None:
     assert len({c.subject for c in cases}) == 6
     few = [c for c in cases if c.subject in ("p0", "p1", "p2", "p3")]
     assert measured(few, "good", 0.9, "image", num_resamples=50).intervals == {}
+
+
+def patients_with_lesions(lesions: int, healthy: int) -> list[SliceCase]:
+    """Patients with a diseased slice that has a mask and a box, others with healthy slices alone; a volume a patient."""
+    diseased, other = by_hand()
+    diseased.boxes = np.array([[0, 0, 5, 5]])
+    cases = []
+    for name in (*(f"l{n}" for n in range(lesions)), *(f"h{n}" for n in range(healthy))):
+        of_patient = (diseased, other) if name[0] == "l" else (other, other)
+        cases += [replace(c, subject=name, volume=name, slice=z, voxel_ml=0.001) for z, c in enumerate(of_patient)]
+    return cases
+
+
+@pytest.mark.parametrize(("lesions", "healthy"), [(1, 5), (4, 4), (5, 3), (6, 5)])
+def test_an_interval_is_of_the_patients_that_a_metric_rests_on(lesions: int, healthy: int) -> None:
+    """All have a healthy slice, some a lesion; of volumes, the rarer class counts."""
+    found = measured(patients_with_lesions(lesions, healthy), "m", 0.4, "image", num_resamples=50)
+    expected = dict.fromkeys(METRICS, lesions)
+    expected |= dict.fromkeys(("healthy_area", "false_lesions"), lesions + healthy)
+    expected |= dict.fromkeys(("volume_auroc", "volume_ap"), min(lesions, healthy))
+    there = {name: number for name, number in expected.items() if name in found.values}
+    assert set(METRICS) - set(there) == {"lesions_found_medium", "lesions_found_large"}
+    enough = {name: number for name, number in there.items() if number >= LEAST_PATIENTS}
+    assert {name: resampled.patients for name, resampled in found.resampled.items()} == enough
+    assert set(found.intervals) == set(enough)
+    assert (found.minus(found, "pixel_ap") is None) == (lesions < LEAST_PATIENTS)
+
+
+@pytest.mark.parametrize(("diseased", "healthy"), [(1, 5), (5, 4), (5, 5)])
+def test_what_scores_decide_and_rank_rests_on_the_patients_of_a_class(diseased: int, healthy: int) -> None:
+    scored = Scored("p")
+    for n in range(diseased + healthy):
+        scored.slices.add(f"{n}", int(n < diseased), 0.1 * n)
+    enough = {m for m, n in (("sensitivity", diseased), ("specificity", healthy)) if n >= LEAST_PATIENTS}
+    found = measured_decisions(scored, 0.5)
+    assert set(found.intervals) == enough and set(found.values) == {"sensitivity", "specificity"}
+    of_ranks = {"image_auroc", "image_ap"}
+    assert set(measured_scores(scored).intervals) == (of_ranks if len(enough) == 2 else set())
+
+
+def test_an_interval_is_as_wide_as_its_patients_ask_for() -> None:
+    """Of five with a lesion among fifty it is Student's t of five."""
+    cases = patients_with_lesions(5, 45)
+    for n, case in enumerate(c for c in cases if c.diseased):
+        case.maps = {"m": case.maps["m"] * (n < 3)}
+    found = measured(cases, "m", 0.4, "image")
+    resampled = found.resampled["dice_threshold"]
+    assert resampled.patients == 5
+    assert found.intervals["dice_threshold"] == interval(resampled.values, 5) != interval(resampled.values, 50)
 
 
 def test_the_paired_bootstrap_knows_which_method_is_better() -> None:

@@ -3,24 +3,26 @@
 The percentile interval of a bootstrap (Efron and Tibshirani 1993) is too narrow where patients are few. For the mean of a
 normal distribution it holds the truth in 84 of 100 cases with five patients, in 87 with seven. Expanded by Student's t and the
 bias of the resamples' variance it does so in 91 and 95 (Hesterberg 2015, "What teachers should know about the bootstrap"). With
-fewer patients there is none.
+fewer patients there is none. Those that a metric rests on are counted, not all: one lesion in six patients says nothing of how
+much lesions differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from .. import DISEASED, HEALTHY
 from .cases import Array, Domain, SliceCase
-from .limited import limited, shares_of
+from .limited import HEALTHY_SLICE, limited, shares_of
 from .metrics import METRICS, of_sums
 from .ranking import quotient, ranks
 from .scored import Scored, Scores
-from .sums import Sums, sums
+from .sums import Part, Sums, sums
 
 NUM_BINS = 1024
 """Quantile bins for each of lesion and other pixels."""
@@ -28,8 +30,17 @@ AT_ONCE = 100
 """Resamples that are ranked together, as that takes memory for each bin and image."""
 NUM_RESAMPLES = 1000
 LEAST_PATIENTS = 5
-"""That have an interval."""
-INTERVALS = f"In brackets: 95 % patient bootstrap interval, of {LEAST_PATIENTS} patients or more."
+"""A metric that rests on fewer has no interval."""
+INTERVALS = f"In brackets: 95 % patient bootstrap interval, where a value rests on {LEAST_PATIENTS} patients or more."
+
+
+class Resampled(NamedTuple):
+    """A metric in each resample of the patients."""
+
+    values: Array
+    """``(R,)``, NaN in resamples where it is undefined."""
+    patients: int
+    """That it rests on: those with a lesion, a healthy slice, a box or what else it asks for; of ranks, of the rarer class."""
 
 
 @dataclass
@@ -38,23 +49,22 @@ class Measured:
 
     values: dict[str, float]
     """See `metrics.metrics`."""
-    resampled: dict[str, Array]
-    """Each metric, ``(R,)``, NaN in resamples where it is undefined; empty under `LEAST_PATIENTS`."""
-    patients: int
+    resampled: dict[str, Resampled]
+    """The metrics that rest on `LEAST_PATIENTS` or more."""
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals, see the module."""
         return {
-            name: interval(values, self.patients)
-            for name, values in self.resampled.items()
-            if np.isfinite(values).any()
+            name: interval(*resampled)
+            for name, resampled in self.resampled.items()
+            if np.isfinite(resampled.values).any()
         }
 
     def minus(self, other: Measured, metric: str) -> tuple[float, float, float] | None:
         """The difference to another method in a metric, and its 95 % interval (low, high), on the same resampled patients.
 
-        None where one of them has no such metric, or there are under `LEAST_PATIENTS`.
+        None where one of them has no such metric, or it rests on fewer than `LEAST_PATIENTS`.
 
         Raises:
             ValueError: unknown metric.
@@ -63,8 +73,9 @@ class Measured:
             raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}.")
         if not (metric in self.resampled and metric in other.resampled):
             return None
-        difference = self.resampled[metric] - other.resampled[metric]
-        return (self.values[metric] - other.values[metric], *interval(difference, self.patients))
+        ours, others = self.resampled[metric], other.resampled[metric]
+        difference = interval(ours.values - others.values, min(ours.patients, others.patients))
+        return (self.values[metric] - other.values[metric], *difference)
 
 
 def measured(
@@ -93,27 +104,23 @@ def measured(
         ValueError: as for `metrics`.
     """
     found = sums(cases, method, threshold, domain)
+    values = of_sums(found)
     index, weights = _resamples(found.scored, num_resamples, seed)
     if len(index) < LEAST_PATIENTS:
-        return Measured(of_sums(found), {}, len(index))
-    result = {}
-    for name, parts in found.parts.items():
-        of_subject = np.zeros((len(index), 2))
-        for subject, *part in parts:
-            of_subject[index[subject]] += part
-        result[name] = quotient(*(weights @ of_subject).T)
+        return Measured(values, {})
+    result = {name: _of_parts(parts, index, weights) for name, parts in found.parts.items()}
     if found.pixels.lesion:
-        histograms = _histograms(cases, method, domain, found, index)
-        result |= _of_pixels(histograms, weights)
+        result |= _of_pixels(_histograms(cases, method, domain, found, index), weights)
+        if "dice_threshold" in result:
+            # what is marked in patients without a lesion counts too, but they have no Dice of their own
+            result["dice_threshold"] = result["dice_threshold"]._replace(patients=result["dice_oracle"].patients)
     result |= _of_scores(found.scored, index, weights)
-    return Measured(of_sums(found), {name: result[name] for name in METRICS if name in result}, len(index))
+    return Measured(values, _enough({name: result[name] for name in values if name in result}))
 
 
 def measured_scores(scored: Scored, num_resamples: int | None = None) -> Measured:
     """How well scores tell diseased slices and volumes, see `metrics`, resampled as `measured` does."""
-    index, weights = _resamples(scored, num_resamples, seed=0)
-    several = len(index) >= LEAST_PATIENTS
-    return Measured(scored.ranks(), _of_scores(scored, index, weights) if several else {}, len(index))
+    return Measured(scored.ranks(), _enough(_of_scores(scored, *_resamples(scored, num_resamples, seed=0))))
 
 
 def measured_decisions(scored: Scored, threshold: float) -> Measured:
@@ -122,17 +129,18 @@ def measured_decisions(scored: Scored, threshold: float) -> Measured:
     ``sensitivity``: the share of diseased slices that are called so; ``specificity``: the share of healthy ones that are not.
     """
     index, weights = _resamples(scored, None, 0)
+    slices = scored.slices
     values, resampled = {}, {}
     for name, label in (("sensitivity", DISEASED), ("specificity", HEALTHY)):
-        of_subject = np.zeros((len(index), 2))
-        of_slices = scored.slices
-        for subject, diseased, score in zip(of_slices.subject, of_slices.diseased, of_slices.score, strict=True):
-            if diseased == label:
-                of_subject[index[subject]] += ((score > threshold) == (label == DISEASED), 1)
-        if of_subject[:, 1].any():
-            values[name] = float(quotient(*of_subject.sum(axis=0)))
-            resampled[name] = quotient(*(weights @ of_subject).T)
-    return Measured(values, resampled if len(index) >= LEAST_PATIENTS else {}, len(index))
+        parts: list[Part] = [
+            (subject, int((score > threshold) == (label == DISEASED)), 1)
+            for subject, diseased, score in zip(slices.subject, slices.diseased, slices.score, strict=True)
+            if diseased == label
+        ]
+        if parts:
+            values[name] = sum(right for _, right, _ in parts) / len(parts)
+            resampled[name] = _of_parts(parts, index, weights)
+    return Measured(values, _enough(resampled))
 
 
 def _resamples(scored: Scored, num_resamples: int | None, seed: int) -> tuple[dict[str, int], Array]:
@@ -144,11 +152,26 @@ def _resamples(scored: Scored, num_resamples: int | None, seed: int) -> tuple[di
     return {name: n for n, name in enumerate(names)}, drawn
 
 
-def _of_scores(scored: Scored, index: dict[str, int], weights: Array) -> dict[str, Array]:
-    result: dict[str, Array] = {}
+def _enough(resampled: dict[str, Resampled]) -> dict[str, Resampled]:
+    return {name: metric for name, metric in resampled.items() if metric.patients >= LEAST_PATIENTS}
+
+
+def _of_parts(parts: Iterable[Part], index: dict[str, int], weights: Array) -> Resampled:
+    """A quotient of sums; it rests on the patients with a denominator."""
+    of_subject = np.zeros((len(index), 2))
+    for subject, *part in parts:
+        of_subject[index[subject]] += part
+    return Resampled(quotient(*(weights @ of_subject).T), np.count_nonzero(of_subject[:, 1]))
+
+
+def _of_scores(scored: Scored, index: dict[str, int], weights: Array) -> dict[str, Resampled]:
+    result: dict[str, Resampled] = {}
     for what, scores in (("image", scored.slices), ("volume", scored.volumes)):
         if len(set(scores.diseased)) > 1:
-            result |= {f"{what}_{name}": values for name, values in _of_images(scores, index, weights).items()}
+            of_class = set(zip(scores.diseased, scores.subject, strict=True))
+            patients = min(sum(label == one for label, _ in of_class) for one in (HEALTHY, DISEASED))
+            found = _of_images(scores, index, weights).items()
+            result |= {f"{what}_{name}": Resampled(values, patients) for name, values in found}
     return result
 
 
@@ -166,8 +189,10 @@ def _histograms(cases: Iterable[SliceCase], method: str, domain: Domain, found: 
     return histograms
 
 
-def _of_pixels(histograms: Array, weights: Array) -> dict[str, Array]:
-    """What map values are ranked for, in each resample."""
+def _of_pixels(histograms: Array, weights: Array) -> dict[str, Resampled]:
+    """What map values are ranked for, in each resample; it rests on the patients with a lesion."""
+    with_lesion, with_healthy = (int(histograms[..., n].any(axis=1).sum()) for n in (1, 2 + HEALTHY_SLICE))
+    rests_on = {"aupimo": min(with_lesion, with_healthy)}
     parts = []
     for some in np.split(weights, range(AT_ONCE, len(weights), AT_ONCE)):
         resampled = np.tensordot(some.astype(float), histograms, 1)
@@ -175,7 +200,10 @@ def _of_pixels(histograms: Array, weights: Array) -> dict[str, Array]:
         ranked = ranks(negative, positive)
         found = {"dice_oracle": ranked["dice"], "pixel_auroc": ranked["auroc"], "pixel_ap": ranked["ap"]}
         parts.append(found | limited(negative, resampled[..., 2:]))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: Resampled(np.concatenate([part[name] for part in parts]), rests_on.get(name, with_lesion))
+        for name in parts[0]
+    }
 
 
 def _of_images(scores: Scores, index: dict[str, int], weights: Array) -> dict[str, Array]:

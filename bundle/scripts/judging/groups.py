@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 def by_group(cases: KeptCases, method: str, threshold: float, domain: Domain) -> dict[str, Measured]:
-    """What a method reaches in each group: `COLUMNS`, with intervals where a group has at least `bootstrap.LEAST_PATIENTS`.
+    """What a method reaches in each group: `COLUMNS`, with intervals where they rest on `bootstrap.LEAST_PATIENTS` or more.
 
     Args:
         cases: with the ``groups`` of their volumes; those without have no part in it.
@@ -69,11 +69,11 @@ def _reached(maps: Measured, scored: Scored) -> Measured:
         if (diseased == label).any():
             values[name] = float(p[diseased == label].mean())
     numbers = {
-        "patients": maps.patients,
+        "patients": len(set(scored.slices.subject)),
         "slices": len(p),
         "diseased_slices": int((diseased == DISEASED).sum()),
     }
-    return Measured(numbers | values, resampled, maps.patients)
+    return Measured(numbers | values, resampled)
 
 
 def write_groups(found: Mapping[str, Measured], method: str, threshold: float, domain: str, path: Path) -> None:

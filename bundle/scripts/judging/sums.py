@@ -27,8 +27,10 @@ MIN_BOX_SHARE = 0.1
 LESION_ML = {"lesions_found_small": 1, "lesions_found_medium": 10, "lesions_found_large": np.inf}
 """Lesions of so many ml, each from the limit before it to under its own."""
 
-Parts = dict[str, list[tuple[str, float, float]]]
-"""Of metrics that are quotients of sums: subject, numerator and denominator of every slice, volume or box."""
+Part = tuple[str, float, float]
+"""Subject, numerator and denominator of a slice, volume or box."""
+Parts = dict[str, list[Part]]
+"""Of metrics that are quotients of sums, those of everything that is counted."""
 
 
 @dataclass
