@@ -312,6 +312,24 @@ def test_without_subjects_each_file_is_a_patient(patients: Path) -> None:
     assert (test["patients"], test["volumes"]) == (2, 2)
 
 
+@pytest.mark.parametrize("name", ["network", "classifier", "student"])
+def test_networks_that_give_no_numbers_fail_a_volume_as_in_inference(patients: Path, name: str) -> None:
+    """Nothing of it is kept, and no map of it is judged: without a counterpart, every bright lesion would be found."""
+    parser = parsed(patients, "evaluate", **{"displayable_configs#noise_level": 100})
+    parser.get_parsed_content(name).register_forward_hook(lambda module, given, found: found * torch.nan)
+    volumes = parser.get_parsed_content("volumes")
+    [item, _] = items_of(str(patients / "datalist.json"), "test")
+    kept, failed = volumes.cases([item], "test")
+    assert list(failed) == [item["image"]] and not list(kept)
+    volume = parser.get_parsed_content("preprocessing")({"image": item["image"]})
+    inside = volume["foreground"].as_tensor()[None]
+    pred = volumes.inferer(volume["image"].as_tensor()[None], volumes.network, inside)
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("postprocessing")({**volume, "pred": {k: v[0] for k, v in pred.items()}})
+    assert failed[item["image"]] == str(cause_of(caught.value))
+    assert "flair.nii.gz: the networks gave NaN or infinity in 4 of 4 assessed slices" in failed[item["image"]]
+
+
 @contextmanager
 def full_disk(path: Path) -> Iterator[Path]:
     yield Path("/dev/full")

@@ -101,19 +101,18 @@ def test_refuses_polarity_and_median_size_before_the_networks_run() -> None:
             AnomalyMapd("image", "both", median_size=size)  # type: ignore[arg-type]
 
 
-def test_a_map_of_nan_is_an_error_and_no_empty_result() -> None:
-    """One of three assessed slices came back as NaN: no score of null beside "assessed"."""
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["counterfactual", "counterpart", "student", "probability"])
+@pytest.mark.parametrize("polarity", ["both", "hyperintense"])
+def test_findings_that_are_no_numbers_are_an_error_and_no_empty_result(name: str, polarity: str, value: float) -> None:
+    """One of three assessed slices came back so: no score of null beside "assessed". Another is not looked at."""
     x = torch.zeros(1, 4, 4, 4)
-    healthy = x.clone()
-    healthy[..., 1] = healthy[..., 3] = torch.nan
-    pred = {
-        "counterfactual": healthy,
-        "probability": torch.full((4,), 0.5),
-        "assessed": torch.tensor([True] * 3 + [False]),
-    }
+    pred = {found: x.clone() for found in ("counterfactual", "counterpart", "student")}
+    pred |= {"probability": torch.full((4,), 0.5), "assessed": torch.tensor([True] * 3 + [False])}
+    pred[name][..., [1, 3]] = value
     image = MetaTensor(x, affine=torch.eye(4), meta={"filename_or_obj": "a.nii", "input_affine": torch.eye(4).double()})
     with pytest.raises(ValueError, match="a.nii: the networks gave NaN or infinity in 1 of 3 assessed slices"):
-        AnomalyMapd("image", "both", 3)({"image": image, "foreground": torch.ones(1, 4, 4, 4), "pred": pred})
+        AnomalyMapd("image", polarity, 3)({"image": image, "foreground": torch.ones(1, 4, 4, 4), "pred": pred})
 
 
 def test_the_gate_dims_slices_that_are_likely_healthy() -> None:

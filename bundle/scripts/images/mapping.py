@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.config import KeysCollection
@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 
 from ..checks import check_number
 from ..method.maps import checked_polarity, combined_map, slice_score
-from ..method.slices import each
+from ..method.slices import Findings, each
 from .geometry import slice_numbers
 
 
@@ -30,8 +30,7 @@ class AnomalyMapd(MapTransform):
     ``assessed``, ``score`` and ``p_diseased`` (both None where not assessed).
 
     Raises:
-        ValueError: another polarity, a median size that is not odd or above 99; or, of a volume, the map or p(diseased) of
-            an assessed slice is NaN or infinite.
+        ValueError: another polarity, a median size that is not odd or above 99; or, of a volume, see `check_finite`.
     """
 
     def __init__(
@@ -56,17 +55,11 @@ class AnomalyMapd(MapTransform):
         x = image.as_tensor().movedim(-1, 0)
         inside = torch.as_tensor(d[self.mask_key]).movedim(-1, 0).to(x.device) >= 0.5
         found = each(pred, lambda values: torch.as_tensor(values).movedim(-1, 0))
+        check_finite(found, image)
         probability, assessed = found["probability"], found["assessed"]
         a = combined_map(x, found, inside, self.polarity, self.median_size)
         a = torch.where(assessed.view(-1, 1, 1, 1), a, 0)
         score = slice_score(a, inside, probability)
-        broken = assessed & ~(a.isfinite().all(dim=(1, 2, 3)) & score.isfinite())
-        if bool(broken.any()):
-            name = image.meta.get("filename_or_obj", "the image")
-            raise ValueError(
-                f"{name}: the networks gave NaN or infinity in {int(broken.sum())} of {int(assessed.sum())} assessed slices; "
-                "try a smaller guidance_scale or noise_level, or precision float32."
-            )
         d["anomaly_map"] = MetaTensor(a.movedim(0, -1), affine=image.affine)
         d["slices"] = [
             {
@@ -78,3 +71,24 @@ class AnomalyMapd(MapTransform):
             for z, number in enumerate(slice_numbers(image))
         ]
         return d
+
+
+def check_finite(found: Findings, image: MetaTensor) -> None:
+    """Refuse a volume for which the networks gave NaN or infinity: of them there is no map, and 0 in their place is a good one.
+
+    Args:
+        found: of its slices ``(D, ...)``, with ``assessed``.
+        image: that it is of, for the error.
+
+    Raises:
+        ValueError: NaN or infinity in an assessed slice.
+    """
+    assessed = found["assessed"]
+    broken = torch.zeros_like(assessed)
+    for values in cast(dict[str, torch.Tensor], found).values():
+        broken |= assessed & ~values.isfinite().reshape(len(values), -1).all(dim=1)
+    if bool(broken.any()):
+        raise ValueError(
+            f"{image.meta.get('filename_or_obj', 'the image')}: the networks gave NaN or infinity in {int(broken.sum())} of "
+            f"{int(assessed.sum())} assessed slices; try a smaller guidance_scale or noise_level, or precision float32."
+        )

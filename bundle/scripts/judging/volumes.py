@@ -20,6 +20,7 @@ from ..digests import code_digest
 from ..errors import ExhaustedError, cause_of, out_of_resources
 from ..fingerprints import fingerprint, settings_of
 from ..images.geometry import axial, slice_numbers
+from ..images.mapping import check_finite
 from ..method.slices import CPU_BATCH, SliceInferer, assessed_slices, each
 from ..ranks import each_once, join
 from ..weights import weights_digest
@@ -131,6 +132,9 @@ class LabelledVolumes:
 
         Of its labelled slices, that is what inference gives; labels of 0 and 1 in slices with less foreground than it asks for
         are judged too.
+
+        Raises:
+            ValueError: see `images.mapping.check_finite`, `truth.truth_of` and `truth.slice_labels`.
         """
         volume = self.preprocessing({k: v for k, v in item.items() if k in ("image", "spacing", "foreground")})
         image: MetaTensor = volume["image"]
@@ -154,7 +158,9 @@ class LabelledVolumes:
         counted[numbers] = enough[0].cpu()
         if bool(assessed.any()):
             logits[torch.tensor(numbers)[assessed]] = self._logits(inputs[0].movedim(-1, 0)[assessed.to(self.device)])
-        slices = each(found, lambda values: values.movedim(-1, 0).nan_to_num())
+        slices = each(found, lambda values: values.movedim(-1, 0))
+        check_finite(slices, image)
+        slices = each(slices, torch.nan_to_num)  # those of slices that are not assessed
         slices["probability"] = torch.ones(len(numbers))
         read_in = volume[self.mask_key].as_tensor().movedim(-1, 0) >= 0.5
         x = image.as_tensor().movedim(-1, 0)
