@@ -22,6 +22,7 @@ from scripts.images.normalization import BACKGROUND
 from scripts.judging.baselines import Brightness
 from scripts.judging.on_input import cases_of
 from scripts.judging.readings import COUNTERFACTUAL, OURS, P_DISEASED, PAPER, STUDENT
+from scripts.judging.scored import Scored
 from scripts.judging.splits import items_of
 from scripts.judging.truth import Truth, slice_labels, truth_of
 from scripts.method.inferer import CounterfactualInferer
@@ -178,6 +179,27 @@ def test_a_baseline_sees_the_intensities_that_the_networks_see() -> None:
     for z, case in enumerate(cases):
         for channel, baseline in enumerate(both):
             np.testing.assert_allclose(case.maps[baseline.name], seen[channel, ..., z], atol=1e-4)
+
+
+def test_volumes_that_share_a_file_are_told_apart(patients: Path) -> None:
+    """Of two time points beside one T1, each is a volume of its own, and each is named if it fails."""
+    lps = torch.diag(torch.tensor([-1.0, -1, 1, 1]).double())
+    seen = torch.zeros(2, 8, 8, 2)
+    volume = {
+        "image": MetaTensor(seen, affine=lps, meta={"intensity_scale": torch.ones(2), "input_affine": lps}),
+        "input_image": MetaTensor(seen, affine=lps),
+        "foreground": MetaTensor(torch.ones(1, 8, 8, 2), affine=lps),
+    }
+    items = [{"image": ["A/t1.nii", f"A/flair{n}.nii"], "label": [0, n], "subject": "A"} for n in (0, 1)]
+    cases = [case for item in items for case in cases_of(item, volume, {}, {}, [Brightness(("T1", "FLAIR"), 1)])]
+    assert [c.volume for c in cases] == ["A/t1.nii, A/flair0.nii"] * 2 + ["A/t1.nii, A/flair1.nii"] * 2
+    scored = Scored("FLAIR intensity")
+    for case in cases:
+        scored.add(case)
+    assert scored.volumes.diseased == [0, 1] and {c.subject for c in cases} == {"A"}
+    # of a bundle of one channel, both fail
+    _, failed = parsed(patients, "preview", "evaluate").get_parsed_content("volumes").cases(items, "test")
+    assert list(failed) == ["A/t1.nii, A/flair0.nii", "A/t1.nii, A/flair1.nii"]
 
 
 def baselines() -> list[str]:

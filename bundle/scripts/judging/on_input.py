@@ -14,6 +14,7 @@ from .. import HEALTHY
 from ..images.geometry import axial, axial_index, slice_numbers, to_grid
 from ..images.normalization import BACKGROUND
 from ..images.registering import shown_channel
+from ..learning.datalists import paths_of
 from ..method.slices import assessed_slices
 from .baselines import Baseline
 from .cases import Array, SliceCase
@@ -39,7 +40,7 @@ def cases_of(
     Maps are compared on the input's own grid, in the order left, posterior, superior.
 
     Args:
-        item: of a datalist; without a subject, its file is one, as in training.
+        item: of a datalist; without a subject, its first file is one.
         volume: what the preprocessing gave for it.
         maps: for each method ``(D, 1, H, W)`` on the grid of the preprocessed image.
         scores: for each method or classifier ``(D,)``.
@@ -69,8 +70,7 @@ def cases_of(
     above: dict[str, Array] = {baseline.name: baseline(x, inside) for baseline in baselines}
     area = inside.sum(axis=(0, 1))
     means = {name: quotient((a * inside).sum(axis=(0, 1), dtype=float), area) for name, a in above.items()}
-    name = str(item["image"] if isinstance(item["image"], str) else item["image"][0])
-    subject = str(item.get("subject", name))
+    subject = str(item.get("subject", paths_of(item)[0]))
     voxel_ml = float(affine[:3, :3].double().det().abs()) / 1000
     cases = []
     for n, label in enumerate(labels):
@@ -82,7 +82,7 @@ def cases_of(
         lesion = np.zeros_like(inside[..., z]) if label == HEALTHY else None
         if truth.lesion is not None:
             lesion = truth.lesion[..., z]
-        case = SliceCase(subject, n, x[shown][..., z], inside[..., z], lesion, label, volume=name)
+        case = SliceCase(subject, n, x[shown][..., z], inside[..., z], lesion, label, volume=volume_name(item))
         case.maps = {name: m[..., z].astype(np.float32) for name, m in (on_grid | above).items()}
         case.scores = {name: float(s[row[n]]) for name, s in scores.items()}
         case.scores |= {name: float(s[z]) for name, s in means.items()}
@@ -93,6 +93,11 @@ def cases_of(
         case.voxel_ml = voxel_ml if len(labels) > 1 else None
         cases.append(case)
     return cases
+
+
+def volume_name(item: Mapping[str, Any]) -> str:
+    """The paths of all channels of an item: several volumes of a patient may share some."""
+    return ", ".join(paths_of(item))
 
 
 def _normalised(image: MetaTensor, original: MetaTensor, inside: Array, field: MetaTensor | None) -> Array:

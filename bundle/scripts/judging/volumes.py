@@ -27,7 +27,7 @@ from ..weights import weights_digest
 from .baselines import Baseline
 from .cases import SliceCase
 from .kept import KeptCases, keep
-from .on_input import cases_of
+from .on_input import cases_of, volume_name
 from .readings import baseline_readings, readings
 from .truth import Truth, slice_labels
 
@@ -91,7 +91,7 @@ class LabelledVolumes:
         return self.cache_dir / f"evaluated-{fingerprint([asked, self._made_with], self.preprocessing)}.pt"
 
     def cases(self, items: Sequence[Mapping[str, Any]], name: str) -> tuple[KeptCases, dict[str, str]]:
-        """The cases of a datalist's volumes, and what went wrong with those that failed, by their image; of all ranks.
+        """The cases of a datalist's volumes, and what went wrong with those that failed, by their paths; of all ranks.
 
         Raises:
             ExhaustedError: memory, disk or files ran out; what was found before is kept.
@@ -101,7 +101,7 @@ class LabelledVolumes:
         failed: dict[int, tuple[str, str]] = {}
         wanted = [item for item in items if item.get("label") != -1]
         for n, item in tqdm(each_once(list(enumerate(wanted))), desc=name, unit="volume", total=len(wanted)):
-            image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+            image = volume_name(item)
             path = self.path(item)
             try:
                 if not path.is_file():
@@ -115,7 +115,7 @@ class LabelledVolumes:
                         "are kept; free some and start again."
                     ) from error
                 cause = cause_of(error)
-                failed[n] = str(image), str(cause) or type(cause).__name__
+                failed[n] = image, str(cause) or type(cause).__name__
                 logger.error("FAILED %s: %s", *failed[n])
         for of_rank in idist.all_gather((paths, failed)):
             paths |= of_rank[0]
@@ -124,7 +124,7 @@ class LabelledVolumes:
         kept = KeptCases([paths[n] for n in sorted(paths)], self.inferer.temperature, groups=groups)
         for n, warnings in zip(sorted(paths), kept.warnings, strict=True):
             for warning in warnings:
-                logger.warning("%s: %s", wanted[n]["image"], warning)
+                logger.warning("%s: %s", volume_name(wanted[n]), warning)
         return kept, dict(failed[n] for n in sorted(failed))
 
     def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, torch.Tensor, float, list[str]]:
