@@ -1,4 +1,4 @@
-"""How much of each part of a lesion is found: known counts, and nothing for masks of one value."""
+"""How much of each part of a lesion is found: known counts, and nothing where all masks have one value."""
 
 from __future__ import annotations
 
@@ -48,13 +48,30 @@ def test_each_value_has_its_share_that_is_marked() -> None:
     assert recalls(cases[1:], "m", 0.5, "foreground") == {}
 
 
-@pytest.mark.parametrize("values", [[0, 1], [0, 255], [0, 0.2, 0.9], list(range(40)), [0, 1, 1000], [-1, 0, 3]])
+def test_a_patient_with_one_of_several_parts_counts() -> None:
+    """Six have 2, which is found in one of them; another has 1 too. Of masks that have the same one value there is nothing."""
+    both, alone = np.zeros((4, 4)), np.zeros((4, 4))
+    both[0], both[1], alone[0] = 2, 1, 2
+    cases = [case("a", parts_of(both), both > 0)]
+    cases += [case(name, parts_of(alone), np.zeros((4, 4))) for name in "bcdef"]
+    found = recalls(cases, "m", 0.5, "foreground")
+    assert {value: (f["recall"], f["patients"]) for value, f in found.items()} == {"1": (1, 1), "2": (1 / 6, 6)}
+    assert "interval" in found["2"] and "interval" not in found["1"]
+    assert recalls(cases[1:], "m", 0.5, "foreground") == {}
+    # each patient has one, but not the same
+    one_each = [case("a", parts_of(both * (both == 1)), both > 0), *cases[1:]]
+    found = recalls(one_each, "m", 0.5, "foreground")
+    assert {value: (f["recall"], f["patients"]) for value, f in found.items()} == {"1": (1, 1), "2": (0, 5)}
+
+
+@pytest.mark.parametrize("values", [[0, 0], [0, 0.5], [0, 0.2, 0.9], list(range(40)), [0, 1, 1000], [-1, 0, 300]])
 def test_other_masks_have_no_parts(values: list[float]) -> None:
     assert parts_of(np.array(values)) is None
 
 
 def test_parts_are_the_values_of_a_mask() -> None:
     np.testing.assert_array_equal(parts_of(np.array([0, 1.0, 2, 4, -1])), [0, 1, 2, 4, 0])
+    np.testing.assert_array_equal(parts_of(np.array([0, 255, 0.0])), [0, 255, 0])
 
 
 def test_an_evaluation_says_them_of_masks_with_several_values(tmp_path: Path) -> None:

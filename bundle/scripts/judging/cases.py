@@ -31,7 +31,7 @@ class SliceCase:
         scores: an image-level score for each method, higher is more anomalous.
         counterfactual: on the image's intensity scale, for display.
         volume: that it is a slice of; by default the subject's only one.
-        parts: uint8, the values of a mask that has several, see `parts.parts_of`; None of others.
+        parts: uint8, the values of a mask, see `parts.parts_of`; None where they are no parts, or there is no mask.
         voxel_ml: of a pixel, as deep as the volume's slices are apart; None of a picture.
         boxes: around the lesions, int ``(N, 4)``: first row and column, and those behind the last; None where not known.
 
