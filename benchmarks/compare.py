@@ -30,6 +30,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,8 +197,9 @@ class Found(NamedTuple):
     """Of validation and test, with the map and score of every method."""
 
     def of_subset(self, split: str) -> list[SliceCase]:
-        """The cases of the slices that every algorithm saw."""
-        return [c for c in self.cases[split] if self.maps.subset[split][int(c.scores["number"])]]
+        """The cases of the slices that every algorithm saw; a few of a volume don't show how large its lesions are."""
+        seen = (c for c in self.cases[split] if self.maps.subset[split][int(c.scores["number"])])
+        return [replace(c, voxel_ml=None) for c in seen]
 
 
 def found_in(maps: Maps, datalist: str, cache_dir: str, splits: Mapping[str, Split], whole: bool = True) -> Found:

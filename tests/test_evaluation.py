@@ -110,8 +110,8 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
     assert set(test["scores"]) == {P_DISEASED, OURS, COUNTERFACTUAL, STUDENT, PAPER, *map(str, baselines())}
     assert test["left_out"] == {
         "boxes found": "there are no boxes",
-        "lesions found, 10 ml and more": "no lesion of 10 ml or more is known in a volume without gaps",
-        "lesions found, under 1 ml": "no lesion under 1 ml is known in a volume without gaps",
+        "lesions found, 10 ml and more": "no lesion of 10 ml or more is known in a volume whose lesions are judged whole",
+        "lesions found, under 1 ml": "no lesion under 1 ml is known in a volume whose lesions are judged whole",
         "pointing game": "there are no boxes",
         "volume AP": "all are of one class, or have one slice",
         "volume AUROC": "all are of one class, or have one slice",
@@ -350,6 +350,27 @@ def test_networks_that_give_no_numbers_fail_a_volume_as_in_inference(patients: P
         parser.get_parsed_content("postprocessing")({**volume, "pred": {k: v[0] for k, v in pred.items()}})
     assert failed[item["image"]] == str(cause_of(caught.value))
     assert "flair.nii.gz: the networks gave NaN or infinity in 4 of 4 assessed slices" in failed[item["image"]]
+
+
+@pytest.mark.parametrize("labels", [[-1, -1, 1, 1, 0, -1], [-1, 0, 1, -1, -1, -1], [-1, -1, -1, 1, 0, -1]])
+@pytest.mark.parametrize("upwards", [True, False])
+def test_a_lesion_whose_outer_slices_are_not_judged_is_of_no_size(
+    patients: Path, upwards: bool, labels: list[int]
+) -> None:
+    """It lies in slices 2 and 3, of which the first or the last may be left out, in files of either order."""
+    whole = labels[2] == labels[3] == 1
+    for path in patients.glob("*/flair.nii.gz"):
+        image = nib.load(path).as_reoriented(np.array([[0, 1], [1, 1], [2, 1 if upwards else -1]]))
+        lesion = np.asarray(image.dataobj) == 170
+        assert lesion.any(axis=(0, 1)).tolist() == [False, False, True, True, False, False]
+        assert 1 <= lesion.sum() * abs(np.linalg.det(image.affine)) / 1000 < 10
+        nib.save(image, path)
+        nib.save(nib.Nifti1Image(lesion.astype(np.uint8), image.affine), path.with_name("seg.nii.gz"))
+    changed(patients, lambda split, item: item | {"label": labels if upwards else labels[::-1]})
+    found = evaluate(patients, patients / "out", "preview")["test"]["foreground"][MEDIAN]
+    assert found["lesions_found"] == 1
+    sizes = {name for name in found if name.startswith("lesions_found_")}
+    assert sizes == ({"lesions_found_medium"} if whole else set())
 
 
 @contextmanager

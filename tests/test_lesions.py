@@ -10,6 +10,7 @@ from scipy.ndimage import label
 
 from scripts.judging.bootstrap import measured
 from scripts.judging.cases import Domain, SliceCase
+from scripts.judging.lesions import cut
 from scripts.judging.limited import FPR_RANGE, _area, shares_of
 from scripts.judging.metrics import metrics
 
@@ -141,6 +142,26 @@ def test_lesions_are_counted_in_three_dimensions() -> None:
     # a slice between that isn't evaluated parts what touches
     apart = [replace(c, slice=2 * c.slice) for c in cases]
     assert metrics(apart, "m", 0.5, "image")["false_lesions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("judged", "expected"),
+    [
+        ([0, 1, 2, 3, 4, 5], False),
+        ([1, 2], False),
+        ([3, 4, 5], False),
+        ([2, 3], True),
+        ([4], True),
+        ([1], True),
+        ([], False),
+    ],
+)
+def test_a_lesion_that_goes_on_in_slices_that_are_not_judged_is_cut(judged: list[int], expected: bool) -> None:
+    """One in slices 1 and 2, another in 3 to 5, which don't touch."""
+    truth = np.zeros((8, 8, 6), bool)
+    truth[0, 0, 1], truth[1, 1, 2] = True, True  # touch at a corner
+    truth[5:7, 5:7, 3:6] = True
+    assert cut(truth, judged) == expected
 
 
 def test_false_lesions_are_a_mean_over_volumes() -> None:

@@ -32,7 +32,8 @@ class SliceCase:
         counterfactual: on the image's intensity scale, for display.
         volume: that it is a slice of; by default the subject's only one.
         parts: uint8, the values of a mask, see `parts.parts_of`; None where they are no parts, or there is no mask.
-        voxel_ml: of a pixel, as deep as the volume's slices are apart; None of a picture.
+        voxel_ml: of a pixel, as deep as the volume's slices are apart; None of a picture, and where the judged slices don't
+            show how large a lesion is, see `lesions.cut`.
         boxes: around the lesions, int ``(N, 4)``: first row and column, and those behind the last; None where not known.
 
     Raises:

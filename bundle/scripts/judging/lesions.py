@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.ndimage import label
 
@@ -22,6 +24,18 @@ def components(mask: Array) -> tuple[Array, Array]:
     """Components of a mask, as numbers from 1 on of its shape, and the voxels of each, of the smallest too; 0 is the rest."""
     numbers, _ = label(mask, TOUCHING)
     return numbers, np.bincount(numbers.ravel())
+
+
+def cut(truth: Array, judged: Sequence[int]) -> bool:
+    """Whether a lesion goes on from a volume's judged slices into others, so that they don't show how large it is.
+
+    Args:
+        truth: of the whole volume, bool ``(H, W, D)``.
+        judged: slices.
+    """
+    lesions, sizes = components(truth)
+    seen = np.bincount(lesions[..., judged].ravel(), minlength=len(sizes))
+    return bool(((seen > 0) & (seen < sizes))[1:].any())
 
 
 def counted(slices: Slices) -> tuple[list[tuple[int, int]], int]:

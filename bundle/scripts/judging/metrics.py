@@ -31,11 +31,17 @@ METRICS = {
     "aupimo": ("AUPIMO, FPR {:g} to {:g}".format(*FPR_RANGE), "no lesion is known, or no slice is healthy"),
     "healthy_area": ("false pixels per healthy slice", "no slice is healthy"),
     "lesions_found": ("lesions found", f"no lesion of {MIN_VOXELS} voxels is known"),
-    "lesions_found_small": ("lesions found, under 1 ml", "no lesion under 1 ml is known in a volume without gaps"),
-    "lesions_found_medium": ("lesions found, 1 to 10 ml", "no lesion of 1 to 10 ml is known in a volume without gaps"),
+    "lesions_found_small": (
+        "lesions found, under 1 ml",
+        "no lesion under 1 ml is known in a volume whose lesions are judged whole",
+    ),
+    "lesions_found_medium": (
+        "lesions found, 1 to 10 ml",
+        "no lesion of 1 to 10 ml is known in a volume whose lesions are judged whole",
+    ),
     "lesions_found_large": (
         "lesions found, 10 ml and more",
-        "no lesion of 10 ml or more is known in a volume without gaps",
+        "no lesion of 10 ml or more is known in a volume whose lesions are judged whole",
     ),
     "false_lesions": ("false lesions per volume", "no slice is known to be healthy or has a known lesion"),
     "pointing": ("pointing game", "there are no boxes"),
@@ -64,7 +70,7 @@ def metrics(cases: Iterable[SliceCase], method: str, threshold: float | None, do
         ``aupro``, ``aupimo``: see `limited.limited`; lesions are those of a slice.
         ``lesions_found``: the share of lesions, in three dimensions, of which a tenth is marked at `threshold`;
         ``lesions_found_small``, ``_medium``, ``_large``: the same of those under 1 ml, under 10 ml, and larger,
-        of volumes between whose judged slices none is left out;
+        of volumes between whose judged slices none is left out, and whose lesions go on into no other;
         ``false_lesions``: how many marks touch no lesion, a volume; see `lesions.counted`.
         ``healthy_area``: mean number of false pixels in a healthy slice at `threshold`.
         ``pointing``: the share of images with boxes whose map is highest in a box (a map with several highest pixels counts by

@@ -18,6 +18,7 @@ from ..learning.datalists import paths_of
 from ..method.slices import assessed_slices
 from .baselines import Baseline
 from .cases import Array, SliceCase
+from .lesions import cut
 from .ranking import quotient
 from .readings import Maps
 from .truth import slice_labels, truth_of
@@ -90,8 +91,11 @@ def cases_of(
             case.counterfactual = case.image - on_input[-1][..., z]
         case.boxes = truth.boxes
         case.parts = None if truth.parts is None else truth.parts[..., z]
-        case.voxel_ml = voxel_ml if len(labels) > 1 else None
         cases.append(case)
+    judged = [axial_index(case.slice, affine, len(labels)) for case in cases]
+    if len(labels) > 1 and not (truth.lesion is not None and cut(truth.lesion, judged)):
+        for case in cases:
+            case.voxel_ml = voxel_ml
     return cases
 
 
