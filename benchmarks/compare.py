@@ -19,8 +19,9 @@ its own, with the batch and layout of the algorithm itself, of rivals for sixtee
 and knobs of training are those that were chosen there, as our own settings were, and nothing is tried here. Readings and
 thresholds are still chosen here. Seconds and memory are those of that table too, on its machine.
 
-`beside` names another data set whose pack is in `results`: paired differences with the reference and with brightness are told of
-the subsets of both, as of one. Maps of it that are not there are made, in the settings of `settings_of` if given, but no rival's.
+`beside` names another data set whose pack is in `results`: paired differences with the reference and with brightness are told
+of the subsets of both, as of one. Maps of it that are not there are made, in the settings of `settings_of` if given, but no
+rival's.
 
 Writes benchmarks/compare/NAME.json and .png; `python benchmarks/tables.py` makes the tables of it.
 """
