@@ -59,19 +59,21 @@ def test_a_patient_with_one_of_several_parts_counts() -> None:
     assert "interval" in found["2"] and "interval" not in found["1"]
     assert recalls(cases[1:], "m", 0.5, "foreground") == {}
     # each patient has one, but not the same
-    one_each = [case("a", parts_of(both * (both == 1)), both > 0), *cases[1:]]
+    one_each = [case("a", parts_of((both == 1) * 4), both > 0), *cases[1:]]
     found = recalls(one_each, "m", 0.5, "foreground")
-    assert {value: (f["recall"], f["patients"]) for value, f in found.items()} == {"1": (1, 1), "2": (0, 5)}
+    assert {value: (f["recall"], f["patients"]) for value, f in found.items()} == {"2": (0, 5), "4": (1, 1)}
 
 
-@pytest.mark.parametrize("values", [[0, 0], [0, 0.5], [0, 0.2, 0.9], list(range(40)), [0, 1, 1000], [-1, 0, 300]])
+@pytest.mark.parametrize(
+    "values", [[0, 0], [0, 0.5], [0, 0.2, 0.9], list(range(40)), [0, 1, 1000], [-1, 0, 300], [0, 1], [0, 255]]
+)
 def test_other_masks_have_no_parts(values: list[float]) -> None:
     assert parts_of(np.array(values)) is None
 
 
 def test_parts_are_the_values_of_a_mask() -> None:
     np.testing.assert_array_equal(parts_of(np.array([0, 1.0, 2, 4, -1])), [0, 1, 2, 4, 0])
-    np.testing.assert_array_equal(parts_of(np.array([0, 255, 0.0])), [0, 255, 0])
+    np.testing.assert_array_equal(parts_of(np.array([0, 4, 0.0])), [0, 4, 0])
 
 
 def test_an_evaluation_says_them_of_masks_with_several_values(tmp_path: Path) -> None:

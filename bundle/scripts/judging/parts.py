@@ -22,13 +22,16 @@ COLUMNS = {"recall": "recall", "pixels": "pixels", "patients": "patients"}
 def parts_of(values: Array) -> Array | None:
     """The parts of a lesion, uint8, 0 outside of it; None where a mask is empty, or its values are no parts.
 
-    One value may be the part that a patient has of several; `recalls` decides that, as it sees all masks.
+    One value may be the part that a patient has of several; `recalls` decides that, as it sees all masks. One of 1 or 255 is
+    that of masks that only say where a lesion is, and none.
 
     Args:
         values: of a mask, of any shape.
     """
     above = np.unique(values[values > 0])
     if not 1 <= len(above) <= MOST_VALUES or (above % 1 != 0).any() or above[-1] > 255:
+        return None
+    if len(above) == 1 and above[0] in (1, 255):
         return None
     parts: Array = np.where(values > 0, values, 0).astype(np.uint8)
     return parts
