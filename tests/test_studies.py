@@ -697,6 +697,65 @@ def test_labels_that_can_not_be_listed_are_not_forgotten(
         assert kept(studies) == before
 
 
+def fails_for_labels(case: str, studies: FolderStudies, patch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Take the reader's label of "a" away as a share that is not mounted does; return what brings it back."""
+    labels = Path(studies._datastore_path) / "labels"
+    file, kept_at = labels / "final" / "a.nii.gz", labels.parent.parent / "annexed"
+    if case != "link":
+        call, below, number = {
+            "file": ("stat", file, errno.ESTALE),
+            "folder": ("listdir", labels / "final", errno.EACCES),
+            "folder of labels": ("listdir", labels, errno.EIO),
+        }[case]
+        patch.setattr(os, call, failing(getattr(os, call), below, number, 1000))
+        return patch.undo
+    file.rename(kept_at)
+    file.symlink_to(labels / "nowhere")
+
+    def back() -> None:
+        file.unlink()
+        kept_at.rename(file)
+
+    return back
+
+
+@pytest.mark.parametrize("case", ["link", "file", "folder", "folder of labels"])
+@pytest.mark.parametrize("image", ["there", "gone"])
+def test_what_is_known_of_labels_that_can_not_be_read_stays(
+    studies: FolderStudies, case: str, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(studies._datastore_path)
+    studies.list_images()
+    before = studies.json()["objects"]
+    if image == "gone":
+        content = folder.joinpath("a.nii.gz").read_bytes(), folder.joinpath("a.nii.gz").stat().st_mtime_ns
+        folder.joinpath("a.nii.gz").unlink()
+    back = fails_for_labels(case, studies, monkeypatch)
+    for server in (studies, FolderStudies(str(folder), [["FLAIR"]])):
+        assert server.list_images() == (["a", "b"] if image == "there" else ["b"])
+        assert server.get_unlabeled_images() == ["b"] and server.json()["objects"] == before
+        reasons = server.status()["left_out"]
+        assert len(reasons) == 1 and set(reasons.values()) == {1}
+        assert image == "gone" or next(iter(reasons)).startswith("in labels that can't be read (")
+    back()
+    if image == "gone":
+        folder.joinpath("a.nii.gz").write_bytes(content[0])
+        os.utime(folder / "a.nii.gz", ns=(content[1], content[1]))
+    assert studies.get_labeled_images() == ["a"] and studies.json()["objects"] == before
+
+
+def test_a_label_that_was_never_read_and_leads_nowhere_is_named(
+    studies: FolderStudies, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(studies._datastore_path)
+    (folder / "labels" / "final" / "b.nii.gz").symlink_to(folder / "nowhere")
+    with caplog.at_level(logging.INFO):
+        for server in (studies, FolderStudies(str(folder), [["FLAIR"]])):
+            assert server.get_unlabeled_images() == ["b"] and server.get_labeled_images() == ["a"]
+    why = f"in labels that can't be read ({os.strerror(errno.ENOENT)})"
+    assert studies.status()["left_out"] == {why: 1} and f"1 {why} (final/b.nii.gz)" in caplog.text
+
+
 def test_ten_times_the_studies_take_about_ten_times_as_long(tmp_path: Path) -> None:
     seconds = {}
     for n in (100, 1000):

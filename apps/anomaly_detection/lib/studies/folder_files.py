@@ -1,13 +1,19 @@
-"""The image files in a folder, and what else lies there."""
+"""The image files in a folder, the labels beside them, and what else lies there."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from lib.studies.names import OTHER_FORMATS
+from monailabel.interfaces.exception import MONAILabelException
+
+from lib.studies.names import OTHER_FORMATS, plain
+
+ALL_TAGS = ""
+"""Stands for every tag, among those whose labels can't be read."""
 
 
 def image_files(
@@ -77,6 +83,50 @@ def image_files(
                     yield name, [status.st_size, status.st_mtime_ns]
                 else:
                     left_out["links that lead nowhere"].append(name)
+
+
+def labels_unread(error: OSError) -> str:
+    """Why labels that can't be read now are left out."""
+    return f"in labels that can't be read ({error.strerror or type(error).__name__})"
+
+
+def label_files(labels: Path, left_out: Mapping[str, list[str]], unread: set[str]) -> Iterator[tuple[str, Path]]:
+    """The files in a folder of labels, each with its tag, in order; what a process that was killed left is removed.
+
+    Args:
+        labels: the folder.
+        left_out: what else there is, by the reason; it is added to.
+        unread: the tags whose folders can't be read now, or `ALL_TAGS`; it is added to.
+    """
+    try:
+        # no glob: it takes a folder that can't be read for an empty one
+        folders = sorted(labels.iterdir()) if os.path.lexists(labels) else []
+    except OSError as error:
+        left_out[labels_unread(error)].append(f"{labels.name}/")
+        unread.add(ALL_TAGS)
+        return
+    for folder in folders:
+        tag = folder.name
+        if tag.startswith("."):
+            continue
+        try:
+            files = sorted(folder.iterdir())
+            plain(tag, "")
+        except NotADirectoryError:
+            continue
+        except OSError as error:
+            left_out[labels_unread(error)].append(f"{tag}/")
+            unread.add(tag)
+            continue
+        except MONAILabelException:
+            left_out["in labels under a tag with signs that a name can't have"].append(f"{tag}/")
+            continue
+        for file in files:
+            if file.name.startswith(".part."):
+                with suppress(OSError):
+                    file.unlink()
+            else:
+                yield tag, file
 
 
 def may_come_back(root: Path, name: str, unread: set[str]) -> bool:

@@ -19,7 +19,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.studies.base import Studies
-from lib.studies.folder_files import image_files, may_come_back
+from lib.studies.folder_files import ALL_TAGS, image_files, label_files, labels_unread, may_come_back
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import exclusively, stamp_of
@@ -121,34 +121,32 @@ class FolderStudies(Studies):
         # what is known of an image that is gone stays beside its labels: they are not those of the next one of that name
         gone = {i for i in missing.keys() - self._away if any(self._label_files(i, missing[i]))}
         objects |= {i: missing[i] for i in self._away | gone}
-        # no glob: it takes a folder that can't be read for an empty one
-        there = labels.iterdir() if labels.is_dir() else ()
-        for tag in sorted(p.name for p in there if p.is_dir() and not p.name.startswith(".")):
-            try:
-                plain(tag, "")
-            except MONAILabelException:
-                left_out["in labels under a tag with signs that a name can't have"].append(f"{tag}/")
+        unread_tags: set[str] = set()
+        for tag, file in label_files(labels, left_out, unread_tags):
+            image_id, ext = self._to_id(file.name)
+            if image_id in self._away:
                 continue
-            for file in sorted(labels.joinpath(tag).iterdir()):
-                if file.name.startswith(".part."):  # of a process that was killed
-                    file.unlink(missing_ok=True)
+            if not ext or file.name.startswith(".") or image_id not in objects.keys() - gone:
+                left_out["in labels that belong to no image"].append(f"{tag}/{file.name}")
+                continue
+            before = known[image_id].labels.get(tag) if image_id in known else None
+            if before is None or before.info.get("name") != file.name:
+                if tag in objects[image_id].labels:
                     continue
-                image_id, ext = self._to_id(file.name)
-                if image_id in self._away:
-                    continue
-                if not ext or file.name.startswith(".") or image_id not in objects.keys() - gone:
-                    left_out["in labels that belong to no image"].append(f"{tag}/{file.name}")
-                    continue
-                label = known[image_id].labels.get(tag) if image_id in known else None
-                if label is None or label.info.get("name") != file.name:
-                    if tag in objects[image_id].labels:
-                        continue
-                    label = DataModel(ext=ext, info={"ts": int(time.time()), "name": file.name})
+                before = None
+            label = before or DataModel(ext=ext, info={"ts": int(time.time()), "name": file.name})
+            try:
                 label = self._whole(self._root / objects[image_id].image.info["name"], tag, file, label)
                 if label is None:
                     left_out["labels that are broken, empty or of another image"].append(f"{tag}/{file.name}")
-                else:
-                    objects[image_id].labels[tag] = label
+            except OSError as error:  # what is known of it stays
+                left_out[labels_unread(error)].append(f"{tag}/{file.name}")
+                label = before
+            if label is not None:
+                objects[image_id].labels[tag] = label
+        for image_id in objects.keys() & known.keys() if unread_tags else ():
+            stay = {t: label for t, label in known[image_id].labels.items() if unread_tags & {t, ALL_TAGS}}
+            objects[image_id].labels.update(stay)
         for image_id in objects.keys() - self._away - gone:
             if FINAL in objects[image_id].labels or "image_label" in objects[image_id].image.info:
                 self._identify(objects[image_id])
@@ -175,11 +173,12 @@ class FolderStudies(Studies):
         super()._keep(image_id, labels, image_info)
 
     def _label_files(self, image_id: str, known: ImageLabelModel) -> Iterator[Path]:
-        """The files of an image's labels that are there."""
+        """The files of an image's labels that are there, or may be there again."""
+        labels = Path(self._datastore.label_path(None))
         for tag, label in known.labels.items():
-            file = Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}"
-            if file.is_file():
-                yield file
+            name = f"{tag}/{image_id}{label.ext}"
+            if may_come_back(labels, name, set()) or (labels / name).is_file():
+                yield labels / name
 
     def _identify(self, known: ImageLabelModel) -> None:
         """Enter by what an image's file is known again wherever it was copied to, as a reader says something about it."""
@@ -189,7 +188,11 @@ class FolderStudies(Studies):
                 info[DIGEST] = digest_at(self._root / info["name"], info[STAMP])
 
     def _whole(self, image: Path, tag: str, file: Path, label: DataModel) -> DataModel | None:
-        """What is known of a label if its file is fit to be one; a reader's is read, once for every change."""
+        """What is known of a label if its file is fit to be one; a reader's is read, once for every change.
+
+        Raises:
+            OSError: the file can't be read now.
+        """
         stamp = stamp_of(file)
         if not stamp[0] or self._unfit.get(file) == stamp:
             return None
