@@ -1102,6 +1102,19 @@ def test_scores_of_one_name_in_two_folders_are_both_in_the_archive(tmp_path: Pat
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("case", ["a full disk", "a label that is gone"])
+def test_an_archive_that_fails_leaves_nothing(
+    studies: FolderStudies, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    if case == "a label that is gone":
+        monkeypatch.setattr(studies, "get_label_uri", lambda *_: str(tmp_path / "gone.nii.gz"))
+    with files_up_to(1000 if case == "a full disk" else 1 << 20), pytest.raises(OSError):
+        studies.get_dataset_archive(None)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_a_result_that_another_replaced_is_not_marked_done(studies: FolderStudies, tmp_path: Path) -> None:
     mask, first, second = write_mask(tmp_path / "p.nii.gz"), {"score": 0.1}, {"score": 0.2}
     for params in (first, second):

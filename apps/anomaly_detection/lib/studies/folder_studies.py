@@ -311,18 +311,22 @@ class FolderStudies(Studies):
         if not labeled:
             raise MONAILabelException(MONAILabelError.INVALID_INPUT, "No study has a label of a reader.")
         handle, path = tempfile.mkstemp(suffix=".zip")
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            for image_id in labeled:
-                # by their ids: files in different folders may have one name
-                for what, source in (
-                    ("image", self.get_image_uri(image_id)),
-                    ("label", self.get_label_uri(image_id, FINAL)),
-                ):
-                    archive.write(source, f"{what}/{image_id}{self._to_id(source)[1]}")
-            # not pydantic's JSON, see `Register`
-            archive.writestr(
-                "metadata.json", json.dumps(self._datastore.model_dump(exclude={"base_path"}), default=str)
-            )
+        try:
+            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+                for image_id in labeled:
+                    # by their ids: files in different folders may have one name
+                    for what, source in (
+                        ("image", self.get_image_uri(image_id)),
+                        ("label", self.get_label_uri(image_id, FINAL)),
+                    ):
+                        archive.write(source, f"{what}/{image_id}{self._to_id(source)[1]}")
+                # not pydantic's JSON, see `Register`
+                archive.writestr(
+                    "metadata.json", json.dumps(self._datastore.model_dump(exclude={"base_path"}), default=str)
+                )
+        except BaseException:
+            os.unlink(path)
+            raise
         return path
 
     @exclusively
