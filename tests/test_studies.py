@@ -23,7 +23,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from filelock import FileLock
+from monai.data import MetaTensor
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.grids import read_volume, reordered
@@ -36,6 +38,7 @@ from lib.studies.unchanged import check_unchanged, stamps_of
 from lib.studies.uploads import small_enough
 from lib.tasks import triage
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
+from lib.tasks.writing import write
 from main import AnomalyDetection
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, header_alone, write_head
@@ -1112,6 +1115,18 @@ def test_an_archive_that_fails_leaves_nothing(
         monkeypatch.setattr(studies, "get_label_uri", lambda *_: str(tmp_path / "gone.nii.gz"))
     with files_up_to(1000 if case == "a full disk" else 1 << 20), pytest.raises(OSError):
         studies.get_dataset_archive(None)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii"])
+def test_a_result_that_can_not_be_written_leaves_nothing(
+    extension: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_head(tmp_path, "oblique")["image"]
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    with files_up_to(100), pytest.raises(OSError):
+        write(MetaTensor(torch.rand(1, *SHAPE), affine=torch.tensor(AFFINE)), source, extension, "float32")
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

@@ -21,11 +21,15 @@ def write(image: MetaTensor, source: str, extension: str, dtype: str) -> str:
 
     handle, path = tempfile.mkstemp(suffix=extension)
     os.close(handle)
-    image = image.to(getattr(torch, dtype))
-    if extension in (".nii", ".nii.gz"):
-        save_nifti(image, source, Path(path))
-    else:
-        write_itk(image[0].as_tensor().numpy(), path, image.affine.numpy(), None, compress=False)
+    try:
+        image = image.to(getattr(torch, dtype))
+        if extension in (".nii", ".nii.gz"):
+            save_nifti(image, source, Path(path))
+        else:
+            write_itk(image[0].as_tensor().numpy(), path, image.affine.numpy(), None, compress=False)
+    except BaseException:
+        os.unlink(path)
+        raise
     return path
 
 
