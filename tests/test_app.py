@@ -326,6 +326,19 @@ def test_an_image_may_have_the_name_of_the_register(server: Server) -> None:
     assert json.loads((server.studies / name).read_bytes())["objects"].keys() == json.loads(before)["objects"].keys()
 
 
+def test_a_header_is_not_sent_without_its_voxels(server: Server) -> None:
+    header = server.studies / "detached.mhd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((4, 5, 6), np.uint8)), str(header))
+    try:
+        answer = server.get("/datastore/image", params={"image": "detached"})
+        assert (
+            answer.status_code == 400 and "detached.mhd is a header, and its voxels lie in other files" in answer.text
+        )
+    finally:
+        header.unlink()
+        header.with_suffix(".raw").unlink()
+
+
 def test_an_added_image_keeps_the_name_of_its_sequence(server: Server) -> None:
     image = (server.studies / "plain.nii.gz").read_bytes()
     # MONAI Label's client sends the whole path

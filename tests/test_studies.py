@@ -40,6 +40,7 @@ from lib.tasks import triage
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write
 from main import AnomalyDetection
+from scripts.digests import digest_of, source_digest
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, header_alone, write_head
 
@@ -575,6 +576,83 @@ def test_what_is_known_of_an_image_is_not_said_of_another_in_its_place(
     assert studies.get_image_info("a")["before"] == {"PatientID": "OLD", "image_label": [0, 1]}
 
 
+def detached(tmp_path: Path, ending: str) -> tuple[FolderStudies, Path]:
+    """A study whose voxels lie in a file beside its header, read by a reader; and that file."""
+    header, voxels = tmp_path / "studies" / "p" / f"x{ending}", tmp_path / "studies" / "p" / "x.raw"
+    header.parent.mkdir(parents=True)
+    image = SimpleITK.GetImageFromArray(np.arange(48, dtype=np.uint16).reshape(3, 4, 4))
+    SimpleITK.WriteImage(image, str(header.with_suffix(".mhd")))
+    if ending == ".nrrd":
+        header.with_suffix(".mhd").unlink()
+        header.write_text(
+            "NRRD0004\ntype: ushort\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 4 3\n"
+            "space directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\nencoding: raw\ndata file: x.raw\n\n"
+        )
+    studies = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
+    affine = read_volume(header)[1]
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 3), np.uint8), affine), tmp_path / "m.nii.gz")
+    studies.save_label("p-x", str(tmp_path / "m.nii.gz"), FINAL, {"reader": "R"})
+    studies.update_image_info("p-x", {"PatientID": "P"})
+    params = {"score": 0.9, "p_diseased": 0.8}
+    studies.save_results("p-x", "original", str(tmp_path / "m.nii.gz"), {}, params)
+    assert studies.get_labeled_images() == ["p-x"]
+    return studies, voxels
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nrrd"])
+def test_what_is_known_of_an_image_is_not_said_of_other_voxels_behind_its_header(ending: str, tmp_path: Path) -> None:
+    """Images of one grid have the same header."""
+    studies, voxels = detached(tmp_path, ending)
+    digest = studies.get_image_info("p-x")["sha256"]
+    voxels.write_bytes((np.arange(48, dtype=np.uint16) + 1).tobytes())
+    for server in (studies, FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])):
+        assert server.get_unlabeled_images() == ["p-x"]
+        info = server.get_image_info("p-x")
+        assert set(info) == {"ts", "name", "path", "stamp", "before"} and info["before"] == {"PatientID": "P"}
+        assert set(server.get_labels_by_image_id("p-x")) == {f"final-of-{digest[:12]}"}
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nrrd"])
+@pytest.mark.parametrize("case", ["copied", "gone for a while", "of a version before"])
+def test_what_is_known_of_an_image_stays_with_its_voxels(case: str, ending: str, tmp_path: Path) -> None:
+    studies, voxels = detached(tmp_path, ending)
+    before = studies.json()["objects"]
+    header = voxels.with_suffix(ending)
+    if case == "copied":
+        later(voxels)
+    elif case == "gone for a while":
+        voxels.rename(tmp_path / "away")
+        for server in (studies, FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])):
+            assert server.list_images() == [] and server.json()["objects"] == before
+            assert server.status()["left_out"] == {"that can't be read, or whose file of voxels can't": 1}
+        (tmp_path / "away").rename(voxels)
+    else:  # it looked at the header alone
+        path = Path(studies._datastore_config_path)
+        known = json.loads(path.read_text())
+        info = known["objects"]["p-x"]["image"]["info"]
+        info |= {"stamp": info["stamp"][:2], "sha256": digest_of(header)}
+        path.write_text(json.dumps(known))
+        studies = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
+        assert studies.json()["objects"] == before
+        later(voxels)
+    for server in (studies, FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])):
+        assert server.get_labeled_images() == ["p-x"]
+        info = server.get_image_info("p-x")
+        assert (info["PatientID"], info["anomaly_score"], info["sha256"]) == ("P", 0.9, source_digest(str(header)))
+
+
+def test_a_file_that_could_not_be_read_once_is_known_when_it_can(
+    studies: FolderStudies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Path(studies.get_image_uri("a"))
+    studies.list_images()
+    later(image)
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.digests.digest_of", lambda path: None)
+        assert studies.list_images() == ["b"]
+    assert studies.get_labeled_images() == ["a"]
+
+
 def test_labels_of_one_image_that_was_replaced_twice_are_both_kept(studies: FolderStudies, tmp_path: Path) -> None:
     image = Path(studies.get_image_uri("a"))
     content, drawn = image.read_bytes(), []
@@ -1103,6 +1181,33 @@ def test_scores_of_one_name_in_two_folders_are_both_in_the_archive(tmp_path: Pat
     assert sorted(names) == [
         "image/p1-flair.nii.gz", "image/p2-flair.nii.gz", "label/p1-flair.nii.gz", "label/p2-flair.nii.gz", "metadata.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nrrd"])
+def test_the_voxels_beside_a_header_are_in_the_archive(ending: str, tmp_path: Path) -> None:
+    studies, voxels = detached(tmp_path, ending)
+    path = studies.get_dataset_archive(None)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "out")
+    os.unlink(path)
+    there = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert there == {f"image/p-x/x{ending}", "image/p-x/x.raw", "label/p-x.nii.gz", "metadata.json"}
+    for got, known in zip(
+        read_volume(tmp_path / "out" / "image" / "p-x" / f"x{ending}"),
+        read_volume(voxels.with_suffix(ending)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, known)
+    # what lies elsewhere would be found nowhere
+    voxels.rename(voxels.parents[1] / "x.raw")
+    header = voxels.with_suffix(ending)
+    header.write_text(header.read_text().replace("x.raw", "../x.raw"))
+    studies.list_images()
+    studies.save_label("p-x", str(tmp_path / "m.nii.gz"), FINAL, {})
+    with pytest.raises(
+        MONAILabelException, match="image/p-x: the files of its voxels must lie in the folder of its header"
+    ):
+        studies.get_dataset_archive(None)
 
 
 @pytest.mark.parametrize("case", ["a full disk", "a label that is gone"])

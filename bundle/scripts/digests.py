@@ -31,11 +31,14 @@ def json_digest(content: Any) -> str:
 
 
 @lru_cache(maxsize=1 << 17)
-def _digest_of_state(path: str, size: int, changed: int) -> str | None:
-    return digest_of(Path(path))
+def _digest_of_state(path: str, size: int, changed: int) -> str:
+    digest = digest_of(Path(path))
+    if digest is None:  # raised, it is not kept: the next time it may be readable
+        raise OSError(f"{path}: can't be read.")
+    return digest
 
 
-def _digest_as_it_is(path: str) -> str | None:
+def _digest_as_it_is(path: str) -> str:
     status = os.stat(path)
     return _digest_of_state(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
@@ -51,7 +54,7 @@ def source_digest(path: str) -> str | None:
         digests = [_digest_as_it_is(file) for file in (path, *data_files(path))]
     except OSError:
         return None
-    return digests[0] if len(digests) == 1 else None if None in digests else json_digest(digests)
+    return digests[0] if len(digests) == 1 else json_digest(digests)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from monailabel.interfaces.exception import (
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import file_checksum, get_basename
 from starlette.datastructures import UploadFile
+from starlette.responses import FileResponse
 
 from lib.http.fields import CHECK_SUM, check_choice, json_object
 from lib.studies.names import FORMATS, plain, split_ending
@@ -61,11 +63,20 @@ def check_request(endpoint: Callable[..., Any], choice: tuple[str, str] | None, 
 
 
 def check_answer(endpoint: Callable[..., Any], given: dict[str, Any], answer: Any) -> None:
-    """See to it that nothing is said of what doesn't exist: MONAI Label says {}.
+    """See to it that nothing is said of what doesn't exist, where MONAI Label says {}, and that no file is sent in part.
 
     Raises:
-        ImageNotFoundException, LabelNotFoundException: it doesn't.
+        ImageNotFoundException, LabelNotFoundException: it doesn't exist.
+        MONAILabelException: INVALID_INPUT, the file is a header of voxels that lie in others.
     """
+    from scripts.sources import data_files
+
+    if isinstance(answer, FileResponse) and data_files(str(answer.path)):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f"{os.path.basename(answer.path)} is a header, and its voxels lie in other files, which a download leaves out. "
+            "Keep it in the studies as one file, such as .nii.gz; GET /datastore/dataset gives all files of those with labels.",
+        )
     if answer == {} and endpoint is datastore.api_get_label_info:
         raise LabelNotFoundException(f"There is no label {given['tag']!r} of {given['label']!r}.")
     # of a series that was not fetched, nothing is known here

@@ -7,10 +7,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 from lib.studies.names import OTHER_FORMATS, plain
+from lib.studies.register import stamp_of
 
 ALL_TAGS = ""
 """Stands for every tag, among those whose labels can't be read."""
@@ -23,8 +25,8 @@ def image_files(
     left_out: Mapping[str, list[str]],
     unread: set[str],
     formats: tuple[str, ...],
-) -> Iterator[tuple[str, list[int]]]:
-    """The paths of the image files in a folder, relative to it, with their size and time of change (ns); links are followed.
+) -> Iterator[tuple[str, list[Any]]]:
+    """The paths of the image files in a folder, relative to it, with their stamps, see `stamp_of`; links are followed.
 
     Args:
         root: the folder.
@@ -71,18 +73,24 @@ def image_files(
                 other = f"of a format that is not read (read are {', '.join(formats)})"
                 left_out[other if file.lower().endswith(OTHER_FORMATS) else "other files"].append(name)
             else:
+                path = Path(folder, file)
                 try:
-                    status = os.stat(os.path.join(folder, file))
-                    regular = stat.S_ISREG(status.st_mode)
+                    regular = stat.S_ISREG(path.stat().st_mode)
                 except FileNotFoundError:
                     regular = False
                 except OSError as error:
                     unreadable(error)
                     continue
-                if regular:
-                    yield name, [status.st_size, status.st_mtime_ns]
-                else:
+                if not regular:
                     left_out["links that lead nowhere"].append(name)
+                    continue
+                try:
+                    stamp = stamp_of(path)
+                except OSError:
+                    unread.add(name)
+                    left_out["that can't be read, or whose file of voxels can't"].append(name)
+                    continue
+                yield name, stamp
 
 
 def labels_unread(error: OSError) -> str:
@@ -127,6 +135,31 @@ def label_files(labels: Path, left_out: Mapping[str, list[str]], unread: set[str
                     file.unlink()
             else:
                 yield tag, file
+
+
+def archived(name: str, ending: str, file: str) -> dict[str, str]:
+    """The files of an image or a label by their names in an archive: its own, in a folder with those that its header names.
+
+    Args:
+        name: in the archive, without the ending.
+        ending: of its format.
+        file: its path.
+
+    Raises:
+        MONAILabelException: INVALID_INPUT, the header names a file outside of its folder.
+    """
+    from scripts.sources import data_files
+
+    voxels = data_files(file)
+    if not voxels:
+        return {f"{name}{ending}": file}
+    inside = {os.path.relpath(part, os.path.dirname(file)): part for part in (file, *voxels)}
+    if any(".." in PurePosixPath(part).parts for part in inside):
+        raise MONAILabelException(
+            MONAILabelError.INVALID_INPUT,
+            f"{name}: the files of its voxels must lie in the folder of its header to be archived.",
+        )
+    return {f"{name}/{part}": path for part, path in inside.items()}
 
 
 def may_come_back(root: Path, name: str, unread: set[str]) -> bool:

@@ -19,11 +19,11 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.studies.base import Studies
-from lib.studies.folder_files import ALL_TAGS, image_files, label_files, labels_unread, may_come_back
+from lib.studies.folder_files import ALL_TAGS, archived, image_files, label_files, labels_unread, may_come_back
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import exclusively, stamp_of
-from lib.studies.replaced import digest_at, is_another, set_aside
+from lib.studies.replaced import digest_at, is_another, is_of_header_alone, set_aside
 from lib.studies.tags import DIGEST, FINAL, STAMP
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class FolderStudies(Studies):
                     stuck.add(image_id)
                     continue
             info = {**old.image.info, "name": name, STAMP: stamp}
+            if is_of_header_alone(old.image.info.get(STAMP, []), stamp):  # and so is its digest
+                info.pop(DIGEST, None)
             objects[image_id] = ImageLabelModel(image=DataModel(ext=ext, info=info))
         missing = {i: old for i, old in known.items() if i not in objects}
         self._away = stuck | {i for i in missing if may_come_back(self._root, names[i], unread)}
@@ -305,7 +307,7 @@ class FolderStudies(Studies):
         """The path of a new zip of the images that a reader labelled, with their labels and what is known of them.
 
         Raises:
-            MONAILabelException: INVALID_INPUT, there are none.
+            MONAILabelException: INVALID_INPUT, there are none, or one can't be in an archive, see `archived`.
         """
         labeled = self.get_labeled_images()[: limit_cases or None]
         if not labeled:
@@ -319,7 +321,8 @@ class FolderStudies(Studies):
                         ("image", self.get_image_uri(image_id)),
                         ("label", self.get_label_uri(image_id, FINAL)),
                     ):
-                        archive.write(source, f"{what}/{image_id}{self._to_id(source)[1]}")
+                        for name, part in archived(f"{what}/{image_id}", self._to_id(source)[1], source).items():
+                            archive.write(part, name)
                 # not pydantic's JSON, see `Register`
                 archive.writestr(
                     "metadata.json", json.dumps(self._datastore.model_dump(exclude={"base_path"}), default=str)

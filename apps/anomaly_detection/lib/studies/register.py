@@ -19,10 +19,19 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 logger = logging.getLogger(__name__)
 
 
-def stamp_of(path: Path) -> list[int]:
-    """Size and time of change (ns) of a file: another content has another stamp."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def stamp_of(path: Path) -> list[Any]:
+    """Size and time of change (ns) of a file, and a pair of them for each file of voxels that it names.
+
+    Another content has another stamp. `state` of the bundle is the same where all files are there.
+
+    Raises:
+        OSError: one of them is not there, or can't be read.
+    """
+    from scripts.sources import data_files
+
+    states = [os.stat(file) for file in (str(path), *data_files(str(path)))]
+    first, *others = [[status.st_size, status.st_mtime_ns] for status in states]
+    return [*first, *others]
 
 
 def sync(path: Path) -> None:

@@ -22,36 +22,41 @@ COMPUTED = ("ts", "name", STAMP, DIGEST, BEFORE, SCORE, "p_diseased", "dice", "s
 """Keys in an image's info that nobody entered."""
 
 
-def digest_at(path: Path, stamp: list[int]) -> str:
-    """The SHA-256 of the file that has this size and time of change.
+def digest_at(path: Path, stamp: list[Any]) -> str:
+    """The SHA-256 of the file that has this stamp, with the files of its voxels, see `source_digest`.
 
     Raises:
         OSError: it can't be read, or has others by now.
     """
-    from scripts.digests import digest_of
+    from scripts.digests import source_digest
 
-    digest = digest_of(path)
+    digest = source_digest(str(path))
     if digest is None or stamp_of(path) != stamp:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return digest
 
 
-def is_another(info: Mapping[str, Any], path: Path, stamp: list[int], is_named_so: bool) -> bool:
+def is_another(info: Mapping[str, Any], path: Path, stamp: list[Any], is_named_so: bool) -> bool:
     """Whether a file is not the one that something is known of; one that was only copied or renamed is.
 
     Args:
         info: what is known.
         path: of the file.
-        stamp: its size and time of change.
+        stamp: its own, see `stamp_of`.
         is_named_so: whether the known one has that name. Where versions before kept no stamp, that alone counts.
 
     Raises:
         OSError: the file can't be read.
     """
     known = info.get(STAMP)
-    if known is None or known == stamp:
+    if known is None or known == stamp or is_of_header_alone(known, stamp):
         return known is None and not is_named_so
     return known[0] != stamp[0] or DIGEST not in info or digest_at(path, stamp) != info[DIGEST]
+
+
+def is_of_header_alone(known: list[Any], stamp: list[Any]) -> bool:
+    """Whether a known stamp is a version's before, which did not look at the files of voxels that this header names."""
+    return len(stamp) > 2 and known == stamp[:2]
 
 
 def set_aside(image_id: str, old: ImageLabelModel, labels: Path) -> ImageLabelModel:

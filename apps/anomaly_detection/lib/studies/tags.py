@@ -15,7 +15,7 @@ FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
 SCORE = "anomaly_score"
 """Key in an image's info: the score that orders the worklist."""
 STAMP = "stamp"
-"""Key in the info of an image, and of a label that was found to be whole: size and time of change (ns) of the file."""
+"""Key in the info of an image, and of a label that was found to be whole: of the file, see `stamp_of`."""
 DIGEST = "sha256"
 """Key in an image's info: of the file, where something is known that can't be computed anew."""
 BEFORE = "before"
