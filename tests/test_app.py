@@ -543,6 +543,56 @@ def test_numbers_that_were_chosen_for_other_networks_are_said_of_each_result(tmp
             assert [params["warnings"].count(chosen), params["result"]["warnings"].count(chosen)] == [said, said]
 
 
+def test_viewers_are_shown_the_threshold_of_now(tmp_path: Path) -> None:
+    """They send back what they are shown, and a threshold of before would count as one that somebody chose."""
+    path = write_small_bundle(tmp_path)
+    for name, chosen in (("inference", "threshold"), ("preview", "preview_threshold")):
+        file = path / "configs" / f"{name}.json"
+        config = json.loads(file.read_text())
+        calibrated = {"_target_": "scripts.weights.calibrated", "manifest": "@manifest", "name": chosen}
+        config["displayable_configs"]["threshold"] = calibrated
+        file.write_text(json.dumps(config))
+    manifest = path / "models" / "weights.json"
+
+    def calibrate(**values: float) -> None:
+        manifest.with_suffix(".new").write_text(json.dumps({"calibration": {"values": values, "network": "0"}}))
+        manifest.with_suffix(".new").replace(manifest)
+
+    calibrate(threshold=0.06, preview_threshold=0.3)
+    bundle = find_models(path, "cpu")[0]
+    image = write_head(tmp_path)["image"]
+    tasks = [
+        AnomalyInferTask(bundle, view, mode) for view, mode in (("mask", FULL), ("heat_map", FULL), ("mask", PREVIEW))
+    ]
+    for threshold, preview in ((0.06, 0.3), (0.12, 0.4), (0.24, 0.5)):
+        calibrate(threshold=threshold, preview_threshold=preview)
+        shown = [task.info() for task in tasks]
+        assert [one["config"]["threshold"] for one in shown] == [threshold, threshold, preview]
+        assert f"of the threshold {threshold:g}, so that 1 begins at {threshold / 3:.3g}," in shown[1]["description"]
+        for task, one in zip(tasks, shown, strict=True):
+            file, params = task({"image": image, **one["config"]})
+            Path(file).unlink()
+            assert params["changed_options"] == ""
+            assert "The threshold was chosen for other networks than those in use." in params["warnings"]
+    # what is shown can be changed by nobody but a calibration
+    tasks[0].config()["threshold"] = 1.0
+    assert tasks[0].config()["threshold"] == 0.24
+    # without one for the student alone, its preview is refused, and the models are listed all the same
+    calibrate(threshold=0.12)
+    assert [task.info()["config"]["threshold"] for task in tasks] == [0.12, 0.12, 0.5]
+
+
+def test_options_are_parsed_once_for_every_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = find_models(write_small_bundle(tmp_path), "cpu")[0]
+    parsed, asked = bundle.declared.parsed, []
+    monkeypatch.setattr(bundle.declared, "parsed", lambda name, **given: asked.append(name) or parsed(name, **given))
+    for content in ("{}", '{"a": 1}'):
+        (bundle.declared.models_dir / "weights.json").write_text(content)
+        for _ in range(3):
+            bundle.declared.options()
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError])
 def test_a_fault_of_the_program_is_none_of_the_clients(
     error: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -20,6 +20,15 @@ FULL, PREVIEW = "inference", "preview"
 """How a study is run, by the config that says it: in full, or by the student alone."""
 
 
+def _state_of(path: Path) -> tuple[int, ...]:
+    """Of a file that is replaced, not written into; () where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class Declaration:
     """The configs of one model: ``configs/inference.json``, over it the model's own, over these ``configs/preview.json``.
 
@@ -37,6 +46,7 @@ class Declaration:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.metadata = json.loads((self.path / "configs" / "metadata.json").read_text("utf-8"))
         files = [self.path / "configs" / name for name in (f"{FULL}.json", *([overlay] if overlay else []))]
+        self._options: dict[str, tuple[Any, dict[str, float]]] = {}
         self._configs: dict[str, dict[str, Any]] = {FULL: ConfigParser.load_config_files(files)}
         file = self.path / "configs" / f"{PREVIEW}.json"
         if file.is_file():
@@ -79,8 +89,16 @@ class Declaration:
         return sorted({Path(self.parsed(f"{name}#path")) for name in loaded_ids(self.config())})
 
     def options(self, mode: str = FULL) -> dict[str, float]:
-        """The options that a request may set, with their defaults."""
-        return dict(self.parsed("displayable_configs", mode=mode))
+        """The options that a request may set, with their defaults; a calibration may change these at any time.
+
+        Raises:
+            RuntimeError, ValueError: one has no default, as it was not chosen for these weights.
+        """
+        state = _state_of(self.models_dir / "weights.json")
+        # every list of the models asks for them, and to parse them takes some 20 ms
+        if mode not in self._options or self._options[mode][0] != state:
+            self._options[mode] = state, dict(self.parsed("displayable_configs", mode=mode))
+        return dict(self._options[mode][1])
 
     def config(self, mode: str = FULL) -> dict[str, Any]:
         """What the bundle's files say of a mode."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -44,33 +45,41 @@ class AnomalyInferTask(InferTask):
 
     def __init__(self, model: Model, view: str, mode: str = FULL) -> None:
         self.model = model
-        declared = model.declared
         self.mode = mode
         self.view, labels = self.VIEWS[view]
-        threshold = declared.options(mode)["threshold"]
-        what = {
-            "mask": "Lesion mask: 1 lesion, 2 not assessed (where the model did not look, no statement on it)",
-            "heat_map": f"Anomaly heat map in nine levels: level n is above n / {LEVELS_BELOW_THRESHOLD} of the threshold "
-            f"{threshold:g}, so that 1 begins at {threshold / LEVELS_BELOW_THRESHOLD:.3g}, 3 is the edge of the mask, "
-            f"9 is above {LEVELS / LEVELS_BELOW_THRESHOLD * threshold:.3g}; level 10 was not assessed",
-        }[view]
-        if mode == PREVIEW:
+        options = model.declared.options(mode)
+        super().__init__(InferType.SEGMENTATION, dict(labels), 3, self._described(options["threshold"]), options)
+
+    def _described(self, threshold: float) -> str:
+        """What a viewer shows of this view with a threshold."""
+        declared = self.model.declared
+        what = "Lesion mask: 1 lesion, 2 not assessed (where the model did not look, no statement on it)"
+        if self.view is heat_map:
+            what = (
+                f"Anomaly heat map in nine levels: level n is above n / {LEVELS_BELOW_THRESHOLD} of the threshold "
+                f"{threshold:g}, so that 1 begins at {threshold / LEVELS_BELOW_THRESHOLD:.3g}, 3 is the edge of the mask, "
+                f"9 is above {LEVELS / LEVELS_BELOW_THRESHOLD * threshold:.3g}; level 10 was not assessed"
+            )
+        if self.mode == PREVIEW:
             what += "; in a second, by the student, a network that learned it from counterfactuals"
-        super().__init__(
-            InferType.SEGMENTATION,
-            dict(labels),
-            3,
-            f"{what}. Takes {', '.join(declared.channels or declared.modalities)}. Research software, not for clinical use.",
-            declared.options(mode),
-        )
+        return f"{what}. Takes {', '.join(declared.channels or declared.modalities)}. Research software, not for clinical use."
+
+    def config(self) -> dict[str, Any]:
+        """The options with their defaults, as a request takes them now: viewers send back what they are shown."""
+        with suppress(
+            RuntimeError, ValueError
+        ):  # the next request says why; the other models can be listed all the same
+            self._config = self.model.declared.options(self.mode)
+        return dict(self._config)
 
     def info(self) -> dict[str, Any]:
+        config = self.config()
         return {
             "type": self.type,
             "labels": self.labels,
             "dimension": self.dimension,
-            "description": self.description,
-            "config": self.config(),
+            "description": self._described(config["threshold"]),
+            "config": config,
             "version": self.model.declared.version,
         }
 
