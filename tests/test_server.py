@@ -708,6 +708,30 @@ def test_an_upload_reads_no_other_file(server: Server, name: str) -> None:
     assert server.keeps_no_more_than(before)
 
 
+@pytest.mark.parametrize(
+    ("names", "twice"),
+    [
+        (["A/IM0.dcm", "A/IM1.dcm", "B/IM0.dcm", "B/IM1.dcm"], "IM0.dcm"),
+        (["IM0.dcm", "im0.DCM"], "im0.DCM"),
+        (["A/sent0.dcm", "B/sent1.dcm"], None),
+    ],
+)
+def test_an_upload_keeps_every_file(server: Server, names: list[str], twice: str | None) -> None:
+    """MONAI Label would keep the last file of each name, and half a series may be a volume too."""
+    before = server.temporary()
+    parts = [("files", (name, name.encode())) for name in names]
+    answer = server.call("PUT", "/session/", files=parts)
+    if twice:
+        assert answer.status_code == 400 and f"More than one file has the name {twice}." in answer.text
+        assert server.keeps_no_more_than(before)
+        return
+    session = answer.json()["session_id"]
+    kept = {p.name: p.read_bytes() for p in server.folder.rglob("sent*.dcm")}
+    assert kept == {Path(name).name: name.encode() for name in names}
+    assert server.call("DELETE", f"/session/{session}").status_code == 200
+    assert server.keeps_no_more_than(before)
+
+
 def test_a_client_names_no_file_of_the_server(server: Server) -> None:
     other = server.folder / "tmp" / "tmpother.nii.gz"
     other.write_bytes(volume(server, 6)["file"][1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import HTTPException
@@ -45,6 +45,7 @@ def check_request(endpoint: Callable[..., Any], choice: tuple[str, str] | None, 
     for upload in (*(given.get("files") or ()), given.get("file"), given.get("label")):
         if isinstance(upload, UploadFile):
             _check_upload(upload)
+    _check_names(given.get("files") or ())
     if choice:
         check_choice(choice, given)
     if "check_sum" in given:
@@ -106,6 +107,20 @@ def _formats() -> tuple[str, ...]:
     from scripts.images.formats import DICOM, PICTURES
 
     return (*FORMATS, *PICTURES, *DICOM)
+
+
+def _check_names(uploads: Sequence[UploadFile]) -> None:
+    """See to it that files that are sent together have names of their own: MONAI Label keeps the last of each name."""
+    seen: set[str] = set()
+    for upload in uploads:
+        name = get_basename(upload.filename or "")
+        if name.casefold() in seen:  # some disks don't tell capitals
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"More than one file has the name {name}. Files of one upload need different names, without their folders and "
+                "whatever their capitals.",
+            )
+        seen.add(name.casefold())
 
 
 def _check_upload(upload: UploadFile) -> None:
