@@ -1116,6 +1116,21 @@ def test_a_batch_goes_on_after_errors_and_says_what_failed(
     assert ran == []
 
 
+@pytest.mark.parametrize("images", ["all", ["e", "d", "c", "b", "a"]])
+def test_a_batch_holds_the_list_of_its_studies_once(images: Any) -> None:
+    """MONAI Label makes all requests, each a copy, before the first runs: lists in them grow with the square of the studies."""
+    lists: list[list[Any]] = []
+
+    def infer(task: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        lists.append([value for value in task.values() if isinstance(value, list)])
+        return {"params": {"score": 0.5}}
+
+    batch = EveryStudy(lambda request, datastore: False, lambda request: ["MR"])
+    batch({"model": "lesion_mask", "device": "cpu", "images": images}, Away(0), infer)  # type: ignore[arg-type]
+    assert lists[0] == [["a", "b", "c", "d", "e"]] and len(lists) == 5
+    assert all(one is first for held in lists for one, first in zip(held, lists[0], strict=True))
+
+
 def test_what_another_process_says_of_a_label_is_read(studies: FolderStudies, tmp_path: Path) -> None:
     other = FolderStudies(studies._datastore_path, [["FLAIR"]])
     for score in (0.9, 0.1):

@@ -71,6 +71,13 @@ def _number(score: Any) -> float | None:
         return None
 
 
+class _Once(list[str]):
+    """A list that copies share: MONAI Label copies the whole request, with it all ids, for every study."""
+
+    def __deepcopy__(self, memo: Any) -> _Once:
+        return self
+
+
 class EveryStudy(BatchInferTask):
     """Inference on many studies, one after the other.
 
@@ -113,7 +120,7 @@ class EveryStudy(BatchInferTask):
         images = self._listed(request, datastore)
         overwrite = flag(request, "overwrite")
         skipped = [] if overwrite else [i for i in images if done(i)]
-        todo = sorted(set(images) - set(skipped))
+        todo = _Once(sorted(set(images) - set(skipped)))
         # networks already run in batches of slices: a second study beside the first only takes memory
         result = super().__call__({**request, "images": todo, "multi_gpu": False, "max_workers": 1}, datastore, one)
         result |= {i: {"status": "skipped"} for i in skipped}
