@@ -29,11 +29,12 @@ from monai.data import MetaTensor
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
 from lib.grids import read_volume, reordered
+from lib.studies import register
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.labels import checked_label
 from lib.studies.register import Register
 from lib.studies.sizes import largest, shape_of
-from lib.studies.tags import FINAL, result_tag
+from lib.studies.tags import FINAL, result_tag, slices_file
 from lib.studies.unchanged import check_unchanged, stamps_of
 from lib.studies.uploads import small_enough
 from lib.tasks import triage
@@ -290,19 +291,96 @@ def test_a_full_disk_leaves_the_old_label_and_nothing_of_the_new(studies: Folder
     assert studies.get_image_info("a")["anomaly_score"] == 0.9
 
 
-def test_scores_of_slices_are_kept_once(studies: FolderStudies, tmp_path: Path) -> None:
-    """The register is written whole for every study, and they are most of it."""
-    rows = [{"slice": n, "score": n / 155, "assessed": True} for n in range(155)]
-    params = {"score": 0.5, "p_diseased": 0.25, "options": {"threshold": 0.1}, "slices": rows}
+ROWS = [{"slice": n, "score": n / 155, "assessed": True} for n in range(155)]
+PARAMS = {"score": 0.5, "p_diseased": 0.25, "options": {"threshold": 0.1}, "slices": ROWS}
+
+
+def test_scores_of_slices_are_kept_once_and_not_in_the_register(studies: FolderStudies, tmp_path: Path) -> None:
+    """It is written whole for every study, and they would be most of it."""
+    mask, register = write_mask(tmp_path / "mask.nii.gz"), Path(studies._datastore_config_path)
+    before = register.stat().st_size
+    studies.save_results("a", "original", mask, results(tmp_path), PARAMS)
+    assert register.stat().st_size - before < 1500 < len(json.dumps(ROWS))
+    studies.mark_done("a", "original", PARAMS, {"version": "1"})
+    for server in (studies, FolderStudies(studies._datastore_path, [["FLAIR"]])):
+        info = server.get_label_info("a", "original")
+        assert info["params"] == PARAMS and info["made_with"] == {"version": "1"}
+        for tag in ("anomaly_map", "counterfactual"):
+            assert server.get_label_info("a", tag)["params"] == {k: v for k, v in PARAMS.items() if k != "slices"}
+        assert server.status()["left_out"] == {}
+    path = studies.get_dataset_archive(None)
+    with zipfile.ZipFile(path) as archive:
+        told = json.loads(archive.read("metadata.json"))["objects"]["a"]["labels"]
+    os.unlink(path)
+    assert told["original"]["info"]["params"] == PARAMS and "slices" not in told["anomaly_map"]["info"]["params"]
+    # who sends back what was told changes nothing
+    studies.update_label_info("a", "original", {**info, "note": "n"})
+    assert studies.get_label_info("a", "original") == {**info, "note": "n"}
+    assert register.stat().st_size - before < 2000
+
+
+@pytest.mark.parametrize("case", ["removed", "a reader's", "another result's", "another image's"])
+def test_scores_of_slices_are_said_of_no_other_label(studies: FolderStudies, case: str, tmp_path: Path) -> None:
     mask = write_mask(tmp_path / "mask.nii.gz")
-    before = os.path.getsize(studies._datastore_config_path)
-    studies.save_results("a", "original", mask, results(tmp_path), params)
-    assert studies.get_label_info("a", "original")["params"] == params
-    for tag in ("anomaly_map", "counterfactual"):
-        assert studies.get_label_info("a", tag)["params"] == {k: v for k, v in params.items() if k != "slices"}
-    assert os.path.getsize(studies._datastore_config_path) - before < len(json.dumps(rows)) + 1500
-    studies.mark_done("a", "original", params, {"version": "1"})
-    assert studies.get_label_info("a", "original")["made_with"] == {"version": "1"}
+    studies.save_results("a", "original", mask, {}, PARAMS)
+    file = slices_file(Path(studies._datastore_path, "labels", "original"), "a")
+    assert file.is_file()
+    if case == "removed":
+        studies.remove_label("a", "original")
+    elif case == "a reader's":
+        studies.save_label("a", mask, "original", {"params": {"score": 0.5}})
+        assert studies.get_label_info("a", "original")["params"] == {"score": 0.5}
+    elif case == "another image's":
+        other_image(Path(studies.get_image_uri("a")))
+        studies.list_images()
+    else:
+        other = {**PARAMS, "score": 0.75, "slices": ROWS[:2]}
+        before = file.read_bytes()
+        studies.save_results("a", "original", mask, {}, other)
+        assert studies.get_label_info("a", "original")["params"] == other
+        file.write_bytes(before)  # as of a process that was killed before all was in its place
+        assert studies.get_label_info("a", "original")["params"] == {k: v for k, v in other.items() if k != "slices"}
+    assert file.is_file() is (case == "another result's")
+
+
+def test_scores_of_slices_that_a_version_before_kept_in_the_register_are_told(
+    studies: FolderStudies, tmp_path: Path
+) -> None:
+    studies.save_results("a", "original", write_mask(tmp_path / "mask.nii.gz"), {}, PARAMS)
+    slices_file(Path(studies._datastore_path, "labels", "original"), "a").unlink()
+    path = Path(studies._datastore_config_path)
+    known = json.loads(path.read_text())
+    known["objects"]["a"]["labels"]["original"]["info"]["params"]["slices"] = ROWS
+    path.write_text(json.dumps(known))
+    for server in (studies, FolderStudies(studies._datastore_path, [["FLAIR"]])):
+        assert server.get_label_info("a", "original")["params"] == PARAMS
+    studies.mark_done("a", "original", PARAMS, {"version": "1"})
+    info = studies.get_label_info("a", "original")
+    assert info["params"] == PARAMS and info["made_with"] == {"version": "1"}
+    studies.update_label_info("a", "original", {**info, "note": "n"})
+    assert studies.get_label_info("a", "original") == {**info, "note": "n"}
+
+
+def test_of_many_studies_only_the_one_that_changed_is_checked_again(
+    studies: FolderStudies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To parse what is known of all of them took most of the time that a result took to be kept."""
+    checked: list[set[str]] = []
+    read = register._read
+
+    def noted(content: str) -> Any:
+        checked.append(set(json.loads(content)["objects"]))
+        return read(content)
+
+    studies.list_images()
+    monkeypatch.setattr(register, "_read", noted)
+    studies.save_results("b", "original", write_mask(tmp_path / "mask.nii.gz"), {}, PARAMS)
+    studies.mark_done("b", "original", PARAMS, {"version": "1"})
+    assert checked == [{"b"}, {"b"}]
+    with pytest.raises(MONAILabelException, match="This can't be kept .* Nothing was stored"):
+        studies.save_label("b", write_mask(tmp_path / "mask.nii.gz"), FINAL, {"note": endless()})
+    again = FolderStudies(studies._datastore_path, [["FLAIR"]])
+    assert again.json()["objects"] == studies.json()["objects"] and again.get_labeled_images() == ["a"]
 
 
 def test_a_kill_at_any_moment_leaves_the_old_label_or_the_new(studies: FolderStudies, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from lib.grids import grid_of, reordered
 from lib.studies.labels import check_header, checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import Register, exclusively, stamp_of
-from lib.studies.tags import COUNTERFACTUAL_TAG, DIGEST, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP
+from lib.studies.tags import COUNTERFACTUAL_TAG, DIGEST, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP, slices_file
 from lib.studies.unchanged import check_unchanged
 from lib.studies.uploads import holds_itself, small_enough
 
@@ -41,6 +43,10 @@ TOLD = frozenset(("strategy", "id", "score", "unread", SCORE))
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _without_slices(params: Any) -> Any:
+    return {k: v for k, v in params.items() if k != "slices"} if isinstance(params, Mapping) else params
 
 
 def _check_own(info: Mapping[str, Any], known: Mapping[str, Any], own: frozenset[str] = OWN) -> None:
@@ -97,7 +103,7 @@ class Studies(Register):
         def change(parts: Mapping[Path, Path]) -> None:
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ext))
 
-        self._replace({place: lambda part: shutil.copyfile(image_filename, part)}, change)
+        self._replace({place: lambda part: shutil.copyfile(image_filename, part)}, change, image_id)
         return image_id
 
     @exclusively
@@ -119,11 +125,22 @@ class Studies(Register):
         return image_id
 
     def _keep(
-        self, image_id: str, labels: Mapping[str, tuple[str, dict[str, Any]]], image_info: Mapping[str, Any]
+        self,
+        image_id: str,
+        labels: Mapping[str, tuple[str, dict[str, Any]]],
+        image_info: Mapping[str, Any],
+        whole: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Keep labels (a file and its info, by their tags) and something about their image: all of it, or nothing."""
+        """Keep labels (a file and its info, by their tags) and something about their image: all of it, or nothing.
+
+        `whole` has the params of labels with the scores of slices, by their tags. It goes into a file beside each label: in the
+        register, which is written whole for every study, the slices of all studies would be most of it.
+        """
         places = {tag: self._place(image_id, tag, file) for tag, (file, _) in labels.items()}
         writers = {places[tag]: self._writer(image_id, tag, file) for tag, (file, _) in labels.items()}
+        for tag, params in (whole or {}).items():
+            content = json.dumps(params, default=str)
+            writers[self._slices_of(image_id, tag)] = partial(Path.write_text, data=content, encoding="utf-8")
 
         def change(parts: Mapping[Path, Path]) -> None:
             obj = self._datastore.objects[image_id]
@@ -133,8 +150,10 @@ class Studies(Register):
                 info = {**(label_info or {}), "ts": int(time.time()), "name": place.name, STAMP: stamp_of(parts[place])}
                 obj.labels[tag] = DataModel(info=info, ext=self._to_id(place.name)[1])
 
-        self._replace(writers, change)
-        for place in places.values():  # what this label was in another format
+        self._replace(writers, change, image_id)
+        for tag, place in places.items():  # what this label was in another format, and the slices of another
+            if self._slices_of(image_id, tag) not in writers:
+                self._slices_of(image_id, tag).unlink(missing_ok=True)
             for ext in FORMATS:
                 old = place.with_name(f"{image_id}{ext}")
                 if old != place:
@@ -143,6 +162,19 @@ class Studies(Register):
     def _place(self, image_id: str, tag: str, file: str) -> Path:
         ext = self._to_id(file)[1] if tag in (MAP_TAG, COUNTERFACTUAL_TAG) else ".nii.gz"
         return Path(self._datastore.label_path(tag)) / f"{image_id}{ext}"
+
+    def _slices_of(self, image_id: str, tag: str) -> Path:
+        return slices_file(Path(self._datastore.label_path(tag)), image_id)
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """What is known of a label; with the scores of its slices, where they are of what it was made with."""
+        info = dict(super().get_label_info(label_id, label_tag))
+        if isinstance(info.get("params"), Mapping):
+            with suppress(OSError, ValueError):
+                params = json.loads(self._slices_of(label_id, label_tag).read_text("utf-8"))
+                if _as_json(_without_slices(params)) == _as_json(info["params"]):
+                    info["params"] = params
+        return info
 
     def _writer(self, image_id: str, tag: str, file: str) -> Callable[[Path], Any]:
         """What writes a label, once it was checked."""
@@ -177,6 +209,7 @@ class Studies(Register):
     @exclusively
     def remove_label(self, label_id: str, label_tag: str) -> None:
         super().remove_label(plain(label_id, "label"), plain(label_tag, "label tag"))
+        self._slices_of(label_id, label_tag).unlink(missing_ok=True)
 
     def check_entered(self, image_id: str, info: Mapping[str, Any]) -> None:
         """See to it that a client enters nothing about an image that this server finds out.
@@ -194,7 +227,8 @@ class Studies(Register):
     @exclusively
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         _check_own(info, self.get_label_info(plain(label_id, "label"), plain(label_tag, "label tag")))
-        super().update_label_info(label_id, label_tag, info)
+        entered = {key: value for key, value in info.items() if key not in OWN}  # the others are known, and not changed
+        super().update_label_info(label_id, label_tag, entered)
 
     def get_image_uri(self, image_id: str) -> str:
         uri = super().get_image_uri(plain(image_id, "image id"))
@@ -283,10 +317,9 @@ class Studies(Register):
         """
         check_unchanged(image_id, read)
         scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]} if tag == ORIGINAL else {}
-        # of the label map alone: they are most of the register, which is written whole for every study
-        without_slices = {key: value for key, value in params.items() if key != "slices"}
-        kept = {name: (str(path), {"params": dict(without_slices)}) for name, path in results.items()}
-        self._keep(image_id, {tag: (labels, {"params": dict(params)}), **kept}, scores)
+        kept = {tag: labels, **{name: str(path) for name, path in results.items()}}
+        known = {name: (file, {"params": _without_slices(params)}) for name, file in kept.items()}
+        self._keep(image_id, known, scores, {tag: params})
 
     @exclusively
     def mark_done(self, image_id: str, tag: str, params: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
@@ -299,5 +332,6 @@ class Studies(Register):
             made_with: all that it depends on.
         """
         label = self._datastore.label(image_id, tag)
-        if label and _as_json(label.info.get("params")) == _as_json(params):
-            super().update_label_info(image_id, tag, {"made_with": dict(made_with)})
+        # versions before kept the scores of slices in the register
+        if label and _as_json(_without_slices(label.info.get("params"))) == _as_json(_without_slices(params)):
+            self._replace({}, lambda parts: label.info.update(made_with=dict(made_with)), image_id)

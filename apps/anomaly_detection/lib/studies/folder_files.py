@@ -13,6 +13,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 from lib.studies.names import OTHER_FORMATS, plain
 from lib.studies.register import stamp_of
+from lib.studies.tags import SLICES
 
 ALL_TAGS = ""
 """Stands for every tag, among those whose labels can't be read."""
@@ -133,7 +134,7 @@ def label_files(labels: Path, left_out: Mapping[str, list[str]], unread: set[str
             if file.name.startswith(".part."):
                 with suppress(OSError):
                     file.unlink()
-            else:
+            elif not file.name.startswith(SLICES):
                 yield tag, file
 
 

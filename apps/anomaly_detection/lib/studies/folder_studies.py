@@ -168,11 +168,15 @@ class FolderStudies(Studies):
         return Path(self._datastore.image_path())
 
     def _keep(
-        self, image_id: str, labels: Mapping[str, tuple[str, dict[str, Any]]], image_info: Mapping[str, Any]
+        self,
+        image_id: str,
+        labels: Mapping[str, tuple[str, dict[str, Any]]],
+        image_info: Mapping[str, Any],
+        whole: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         if FINAL in labels and image_id in self._datastore.objects:
             self._identify(self._datastore.objects[image_id])
-        super()._keep(image_id, labels, image_info)
+        super()._keep(image_id, labels, image_info, whole)
 
     def _label_files(self, image_id: str, known: ImageLabelModel) -> Iterator[Path]:
         """The files of an image's labels that are there, or may be there again."""
@@ -323,10 +327,12 @@ class FolderStudies(Studies):
                     ):
                         for name, part in archived(f"{what}/{image_id}", self._to_id(source)[1], source).items():
                             archive.write(part, name)
+                known = self._datastore.model_dump(exclude={"base_path"})
+                for image_id in labeled:
+                    for tag, label in known["objects"][image_id]["labels"].items():
+                        label["info"] = self.get_label_info(image_id, tag)
                 # not pydantic's JSON, see `Register`
-                archive.writestr(
-                    "metadata.json", json.dumps(self._datastore.model_dump(exclude={"base_path"}), default=str)
-                )
+                archive.writestr("metadata.json", json.dumps(known, default=str))
         except BaseException:
             os.unlink(path)
             raise

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
+from monailabel.datastore.local import ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -134,11 +135,20 @@ class Register(LocalDatastore):
         datastore.base_path = self._datastore_path
         self._datastore, self._version_read = datastore, version
 
-    def _staged_info(self) -> Path:
+    def _content_of(self, objects: Mapping[str, ImageLabelModel]) -> str:
+        """What is known, as JSON, with these of the images."""
+        known = {**vars(self._datastore), "objects": objects}
+        del known["base_path"]
+        # not pydantic's own dictionaries: to copy what is known of many studies takes longer than to write it
+        return json.dumps(known, default=lambda part: vars(part) if isinstance(part, BaseModel) else str(part))
+
+    def _staged_info(self, changed: str | None) -> Path:
         part = Path(f"{self._datastore_config_path}.part")
+        objects = self._datastore.objects
         try:
-            content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), default=str)
-            _read(content)  # what the next process can't read, it would set aside, with all that is known
+            content = self._content_of(objects)
+            # what the next process can't read, it would set aside, with all that is known
+            _read(content if changed is None else self._content_of({changed: objects[changed]}))
         except (ValueError, RecursionError) as error:
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT, f"This can't be kept ({error}). Nothing was stored."
@@ -156,13 +166,17 @@ class Register(LocalDatastore):
         self._replace({}, lambda parts: None)
 
     def _replace(
-        self, writers: Mapping[Path, Callable[[Path], Any]], change: Callable[[Mapping[Path, Path]], None]
+        self,
+        writers: Mapping[Path, Callable[[Path], Any]],
+        change: Callable[[Mapping[Path, Path]], None],
+        changed: str | None = None,
     ) -> None:
         """Write files and change what is known of the studies: all of it, or nothing.
 
         Args:
             writers: what writes a file, by the file's place.
             change: changes what is known; it is given the places of the new files while they lie aside.
+            changed: the id of the one image of which it does; the others need not be checked again. None is any.
 
         Raises:
             MONAILabelException: SERVER_ERROR, the disk is full or can't be written to.
@@ -175,7 +189,7 @@ class Register(LocalDatastore):
                 write(parts[place])
                 sync(parts[place])
             change(parts)
-            self._staged_info()
+            self._staged_info(changed)
             for place, part in parts.items():
                 os.replace(part, place)
             self._publish_info(info)

@@ -14,7 +14,18 @@ from typing import Any
 from monailabel.datastore.local import DataModel, ImageLabelModel
 
 from lib.studies.register import stamp_of
-from lib.studies.tags import BEFORE, COUNTERFACTUAL_TAG, DIGEST, FINAL, FINAL_OF, MAP_TAG, ORIGINAL, SCORE, STAMP
+from lib.studies.tags import (
+    BEFORE,
+    COUNTERFACTUAL_TAG,
+    DIGEST,
+    FINAL,
+    FINAL_OF,
+    MAP_TAG,
+    ORIGINAL,
+    SCORE,
+    STAMP,
+    slices_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +105,7 @@ def set_aside(image_id: str, old: ImageLabelModel, labels: Path) -> ImageLabelMo
             (labels / aside).mkdir(exist_ok=True)
             os.replace(file, labels / aside / file.name)
             kept[aside] = label
+        slices_file(file.parent, image_id).unlink(missing_ok=True)
     logger.warning(
         "%s: its file is another one than before. What was known of that one is set aside%s.",
         image_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -22,6 +23,19 @@ BEFORE = "before"
 """Key in an image's info: what was known of the file whose place this one took."""
 FINAL_OF = "final-of-"
 """Begins the tag of a reader's label of a series that had other images then, or of another file."""
+
+SLICES = ".slices."
+"""Begins the name of a file beside a label that has the scores of its slices, see `slices_file`."""
+
+
+def slices_file(folder: Path, image_id: str) -> Path:
+    """Where the params of an image's label stand whole, with the scores of slices.
+
+    Args:
+        folder: of the labels of one tag.
+        image_id: of the image.
+    """
+    return folder / f"{SLICES}{image_id}.json"
 
 
 def result_tag(tag: Any, model: str, is_original: bool) -> str:
