@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import multiprocessing
 import os
 import shutil
@@ -68,6 +69,10 @@ class Archive:
         self.lost: dict[str, int] = {}
         self.most: int | None = None
         self.knows_offset = True
+        self.tells = ["PatientID", "PatientName"]
+
+    def _of(self, study: str, series: str) -> list[Dataset]:
+        return [i for i in self.instances if (i.StudyInstanceUID, i.SeriesInstanceUID) == (study, series)]
 
     def _ask(self, what: str) -> None:
         self.asked[what] += 1
@@ -85,13 +90,13 @@ class Archive:
         rows = {}
         for instance in self.instances:
             row = Dataset()
-            for key in ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "ProtocolName"):
+            names = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "ProtocolName")
+            for key in (*names, *self.tells):
                 setattr(row, key, instance.get(key, ""))
-            row.NumberOfSeriesRelatedInstances = sum(
-                i.SeriesInstanceUID == row.SeriesInstanceUID for i in self.instances
-            )
+            found = self._of(row.StudyInstanceUID, row.SeriesInstanceUID)
+            row.NumberOfSeriesRelatedInstances = len(found)
             if all(str(row[key].value) == value for key, value in search_filters.items()):
-                rows[row.SeriesInstanceUID] = row.to_json_dict()
+                rows[row.StudyInstanceUID, row.SeriesInstanceUID] = row.to_json_dict()
         return self._page(list(rows.values()), offset)
 
     def search_for_instances(
@@ -102,17 +107,16 @@ class Archive:
             if not UID.fullmatch(uid):
                 raise ValueError(f'UID "{uid}" is malformed')
         found = []
-        for instance in self.instances:
-            if (instance.StudyInstanceUID, instance.SeriesInstanceUID) == (study, series):
-                row = Dataset()
-                row.SOPInstanceUID = instance.SOPInstanceUID
-                found.append(row.to_json_dict())
+        for instance in self._of(study, series):
+            row = Dataset()
+            row.SOPInstanceUID = instance.SOPInstanceUID
+            found.append(row.to_json_dict())
         return self._page(found, offset)
 
     def retrieve_series(self, study: str, series: str, media_types: Any) -> list[Dataset]:
         self._ask("retrieve")
         assert media_types == (("application/dicom", "*"),)
-        return [i for i in self.instances if i.SeriesInstanceUID == series]
+        return self._of(study, series)
 
     def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         self._ask("metadata")
@@ -120,7 +124,7 @@ class Archive:
             response = requests.Response()
             response.status_code = self.lost[series]
             response.raise_for_status()
-        return [i.to_json_dict() for i in self.instances if i.SeriesInstanceUID == series]
+        return [i.to_json_dict() for i in self._of(study, series)]
 
     def store_instances(self, datasets: list[Dataset]) -> Dataset:
         self._ask("store")
@@ -269,6 +273,121 @@ def test_without_metadata_a_series_whose_images_have_gone_is_fetched_again(half:
     archive.instances.remove(images[7])
     archive.lost = {uid: 501}
     assert nib.load(studies.get_image_uri(uid)).shape == (7, 6, 3)
+
+
+CORRECTED: list[dict[str, str]] = [
+    {"PatientID": "RIGHT"},
+    {"PatientName": "Right^Patient"},
+    {"StudyInstanceUID": "1.2.3.4"},
+    {"PatientID": "RIGHT", "PatientName": "Right^Patient", "StudyInstanceUID": "1.2.3.4"},
+]
+
+
+def correct(archive: Archive, corrected: dict[str, str]) -> None:
+    """Correct the images of a series on the server; their SOPInstanceUIDs stay."""
+    archive.instances = [copy.deepcopy(i) if i.Modality == "MR" else i for i in archive.instances]
+    for image in (i for i in archive.instances if i.Modality == "MR"):
+        for key, value in corrected.items():
+            setattr(image, key, value)
+
+
+@pytest.mark.parametrize("corrected", CORRECTED, ids=lambda corrected: " ".join(corrected))
+def test_what_is_sent_names_patient_and_study_as_the_server_does_by_now(
+    corrected: dict[str, str], tmp_path: Path
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    studies = studies_on(archive, tmp_path / "cache")
+    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+    volume = Path(studies.get_image_uri(uid)).stat()
+
+    def send() -> list[Dataset]:
+        before = len(archive.instances)
+        studies.get_image_uri(uid)
+        studies.save_label(uid, mask, FINAL, {})
+        save(studies, uid, mask)
+        return archive.instances[before:]
+
+    old = send()
+    studies.mark_done(uid, "original", PARAMS, {"version": "1"})
+    correct(archive, corrected)
+    new = send()
+    expected = {"PatientID": "P", "PatientName": "A^B", "StudyInstanceUID": images[0].StudyInstanceUID, **corrected}
+    assert [i.Modality for i in new] == ["SEG", "SEG", "OT"]
+    assert [{key: str(i[key].value) for key in expected} for i in new] == [expected] * 3
+    assert not {i.SOPInstanceUID for i in old} & {i.SOPInstanceUID for i in new}
+    # the images are the same: what was made of them stays, but is not done until it is sent
+    status = Path(studies.get_image_uri(uid)).stat()
+    assert (status.st_ino, status.st_mtime_ns) == (volume.st_ino, volume.st_mtime_ns)
+    assert studies.get_image_info(uid)[SCORE] == 0.5 and studies.get_label_uri(uid, FINAL)
+    assert "made_with" not in studies.get_label_info(uid, "original")
+    assert send() == [] and archive.asked["retrieve"] == 2
+    # viewers and the log are given what is known of a series
+    assert not [name for name in ("Right^Patient", "A^B") if name in str(studies.get_image_info(uid))]
+
+
+def test_a_correction_that_was_killed_is_made_the_next_time(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, studies, uid, _ = half
+    correct(archive, CORRECTED[3])
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as kill:
+        kill.setattr(studies, "_publish_info", killed)
+        with pytest.raises(KeyboardInterrupt):
+            studies.get_image_uri(uid)
+    studies.get_image_uri(uid)
+    assert {i.PatientID for i in studies.series(uid)} == {studies.get_image_info(uid)["PatientID"]} == {"RIGHT"}
+    assert not {"stored", "sent"} & studies.get_image_info(uid).keys()
+
+
+def test_what_a_client_enters_of_a_patient_is_no_correction(half: Any) -> None:
+    archive, studies, uid, _ = half
+    asked = archive.asked["retrieve"]
+    studies.update_image_info(uid, {"PatientID": "MINE"})
+    studies.get_image_uri(uid)
+    assert archive.asked["retrieve"] == asked and studies.get_image_info(uid)["PatientID"] == "MINE"
+    with pytest.raises(MONAILabelException, match="identity can't be changed"):
+        studies.update_image_info(uid, {"identity": {"PatientID": "MINE"}})
+
+
+def test_a_correction_is_seen_too_of_what_a_version_before_kept(half: Any, tmp_path: Path) -> None:
+    archive, studies, uid, _ = half
+    register = Path(studies._datastore_config_path)
+    content = json.loads(register.read_text())
+    del content["objects"][uid]["image"]["info"]["identity"]
+    register.write_text(json.dumps(content))
+    asked, again = archive.asked["retrieve"], studies_on(archive, tmp_path / "cache")
+    again.get_image_uri(uid)
+    assert archive.asked["retrieve"] == asked
+    correct(archive, CORRECTED[0])
+    assert again.get_image_uri(uid) and {i.PatientID for i in again.series(uid)} == {"RIGHT"}
+
+
+@pytest.mark.parametrize("told", [[], ["PatientID"], ["PatientName"]], ids=str)
+def test_what_a_server_does_not_tell_of_a_patient_is_no_difference(told: list[str], half: Any) -> None:
+    archive, studies, uid, _ = half
+    asked, archive.tells = archive.asked["retrieve"], told
+    studies.get_image_uri(uid)
+    assert archive.asked["retrieve"] == asked
+
+
+def test_a_server_that_gives_other_names_than_it_tells_is_asked_for_a_series_once(
+    half: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, studies, uid, _ = half
+    asked, given = archive.asked["retrieve"], [copy.deepcopy(i) for i in archive.instances if i.Modality == "MR"]
+    correct(archive, CORRECTED[0])
+
+    def retrieve(study: str, series: str, media_types: Any) -> list[Dataset]:
+        archive.asked["retrieve"] += 1
+        return given
+
+    monkeypatch.setattr(archive, "retrieve_series", retrieve)
+    for _ in range(3):
+        studies.get_image_uri(uid)
+    assert archive.asked["retrieve"] == asked + 1 and studies.get_image_info(uid)["PatientID"] == "RIGHT"
 
 
 def test_two_that_ask_for_a_series_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import pydicom
 from filelock import BaseFileLock, FileLock, Timeout
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
@@ -31,12 +33,41 @@ FETCHING = ".fetch-"
 """Begins the name of the folder in which a series lies until it is whole."""
 UNFIT_SECONDS = 600.0
 """So long a series that was found to be no volume is not fetched again, as long as it has the same images."""
+IDENTITY = "identity"
+"""Key in a series' info: of which patient and study it was on the server when it was fetched."""
 
 
 def _unused(tag: str, tags: Collection[str]) -> str:
     """`tag`, with a number if there is one of that name: a series may be replaced again by as many images."""
     names = chain([tag], (f"{tag}-{n}" for n in count(2)))
     return next(name for name in names if name not in tags)
+
+
+def _identity(dataset: Dataset) -> dict[str, str]:
+    """Of which patient and study a series or an image is, as far as it says; of the name a digest, as viewers see it."""
+    said = {key: str(dataset.get(key) or "") for key in ("PatientID", "PatientName", "StudyInstanceUID")}
+    name = said["PatientName"].encode(errors="surrogatepass")
+    return {**said, "PatientName": hashlib.sha256(name).hexdigest() if name else ""}
+
+
+def _identity_in(folder: Path, instance: str) -> dict[str, str]:
+    try:
+        return _identity(pydicom.dcmread(folder / f"{instance}.dcm", stop_before_pixels=True))
+    except Exception:  # a damaged one is replaced
+        return {}
+
+
+def _differs(now: Mapping[str, str], info: Mapping[str, Any]) -> bool:
+    """Whether an identity is another one than is known; what isn't said, now or by a record of before, is no difference."""
+    known = info.get(IDENTITY, info)  # versions before kept id and study alone
+    return any(value and value != known.get(key, value) for key, value in now.items())
+
+
+def _put(fetched: Path, folder: Path) -> None:
+    """Move fetched images to their place, and those of before to where they are removed with what is left."""
+    if folder.is_dir():
+        os.replace(folder, fetched.with_name("before"))
+    os.replace(fetched, folder)
 
 
 class _Unwatched(LocalDatastore):
@@ -49,8 +80,8 @@ class _Unwatched(LocalDatastore):
 class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
     """Studies on a DICOMweb server, by their SeriesInstanceUIDs, as far as they are read here.
 
-    Series are fetched whole or not at all, and again when their images on the server are others. What another process, such as
-    a batch, wrote of them is read whenever it is asked for.
+    Series are fetched whole or not at all, and again when their images on the server are others, or of another patient or
+    study. What another process, such as a batch, wrote of them is read whenever it is asked for.
 
     Args:
         modalities: of the series, in DICOM's words; every other one is left out.
@@ -153,7 +184,8 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 info = {k: str(series.get(k, "")) for k in ("StudyDate", "StudyTime", "Modality", "PatientID")}
                 names = ("SeriesDescription", "ProtocolName", "StudyInstanceUID", "RetrieveURL")
                 info |= {k: str(series.get(k, "")) for k in names}
-                self._take_in(image_id, fetched, nifti, {**info, "SeriesInstanceUID": image_id})
+                own = {"SeriesInstanceUID": image_id, IDENTITY: _identity(series)}
+                self._take_in(image_id, fetched, nifti, info | own)
             finally:
                 os.unlink(nifti)
         finally:
@@ -180,15 +212,24 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         return self._is_fetched(image_id) and self._is_complete(image_id)
 
     def _is_complete(self, image_id: str) -> bool:
-        """Whether a series that was fetched has the same images on the server; while that can't be told, it is used."""
-        study = str(self._datastore.objects[image_id].image.info["StudyInstanceUID"])
+        """Whether a series that was fetched has the same images on the server, of the same patient and study.
+
+        While that can't be told, it is used.
+        """
+        info = self._datastore.objects[image_id].image.info
         try:
+            now = _identity(self._server.one_series(image_id))
+            if _differs(now, info):
+                return False
+            study = now["StudyInstanceUID"]
             here, there = instances_in(self._folder_of(image_id)), self._server.instances(study, image_id)
             if there < here:  # a part of them, or some have gone: without an answer to that, they are fetched again
                 with suppress(MONAILabelException):
                     there = self._server.all_instances(study, image_id)
             return there == here
         except MONAILabelException as error:
+            if error.error != MONAILabelError.SERVER_ERROR:  # there is none any more
+                raise
             logger.warning(
                 "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
             )
@@ -202,13 +243,14 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
     def _take_in(self, image_id: str, fetched: Path, nifti: str, info: Mapping[str, Any]) -> None:
         """Put fetched images in the place of those of before.
 
-        If they are not the same, results of those go, and a reader's label is kept under a tag that says of what it is.
+        If they are not the same, results of those go, and a reader's label is kept under a tag that says of what it is. If they
+        are, but of another patient or study by now, results stay, and are sent anew when they are asked for again.
 
         Args:
             image_id: of the series.
             fetched: folder of the images; it is moved.
             nifti: the volume that they make.
-            info: on the series.
+            info: on the series, with its `IDENTITY`.
         """
         folder = self._folder_of(image_id)
         known = self._datastore.objects.get(image_id) or ImageLabelModel(image=DataModel(info={}))
@@ -220,6 +262,10 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         writers = {} if same else {self._volume_of(image_id): lambda part: shutil.copyfile(nifti, part)}
         kept, gone = dict(known.labels), {}
         old_info = dict(known.image.info)
+        moved = False
+        if before == instances_in(fetched):
+            others = _identity_in(folder, min(before)) != _identity_in(fetched, min(before))
+            moved = others or _differs(info[IDENTITY], old_info)
         if changed:
             for key in (SCORE, "p_diseased", "stored", "sent", "dice"):
                 old_info.pop(key, None)
@@ -237,6 +283,17 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 len(instances_in(fetched)),
                 f"; the reader's label is kept under the tag {tag!r}" if FINAL in gone else "",
             )
+        if moved:
+            # what was sent names the old ones, under its UIDs
+            for key in ("stored", "sent"):
+                old_info.pop(key, None)
+            for label in kept.values():
+                label.info.pop("made_with", None)
+            logger.warning(
+                "%s: is of another patient or study than before on the server, and was fetched again.", image_id
+            )
+            # first: what is known shows that this is to be done until it is
+            _put(fetched, folder)
 
         def change(parts: Mapping[Path, Path]) -> None:
             image = DataModel(info={**old_info, **info, "ts": int(time.time()), "name": name}, ext=".nii.gz")
@@ -245,11 +302,9 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         self._replace(writers, change)
         for tag, label in gone.items():
             (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
-        if same:
-            return
-        # last: while the folder holds other images than the server, all this is done again
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(fetched, folder)
+        if not same and not moved:
+            # last: while the folder holds other images than the server, all this is done again
+            _put(fetched, folder)
 
     @exclusively
     def remove_image(self, image_id: str) -> None:
