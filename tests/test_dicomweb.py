@@ -1192,6 +1192,85 @@ def test_a_result_that_the_server_did_not_get_is_kept_and_sent_when_it_answers(s
     assert [i.Modality for i in archive.instances[8:]] == ["SEG", "OT"]
 
 
+def ai(archive: Archive) -> list[str]:
+    """What is on the server of results."""
+    return [i.SeriesDescription[:8] for i in archive.instances if i.Modality in ("SEG", "OT")]
+
+
+@pytest.mark.parametrize("what", ["input", "options", "config", "weights", "version"])
+def test_a_result_of_other_makings_is_sent_and_one_of_the_same_is_not(what: str, sending: Sending) -> None:
+    archive, studies, uid, mask = sending
+    made_with = {"input": [[1]], "config": "c", **{key: PARAMS[key] for key in ("options", "weights", "version")}}
+    other = write_mask(Path(mask).with_name("other.nii.gz"), studies.get_image_uri(uid), depth=5)
+    for _ in range(2):
+        for file, score, change in ((mask, 0.5, {}), (other, 0.25, {what: "another"})):
+            results = {"anomaly_map": Path(file)}
+            params = {**PARAMS, "score": score}
+            studies.save_results(uid, "original", file, results, params, None, {**made_with, **change})
+    assert ai(archive) == ["AI 0.500"] * 2 + ["AI 0.250"] * 2
+
+
+def test_a_result_of_a_series_beside_it_that_was_sent_anew_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flair, t1 = make_series(tmp_path / "flair"), make_series(tmp_path / "t1", "AX T1")
+    for image in t1:
+        image.StudyInstanceUID = flair[0].StudyInstanceUID
+    archive, uid = Archive(*flair, *t1), str(flair[0].SeriesInstanceUID)
+    studies, task = studies_on(archive, tmp_path / "cache"), Run(tmp_path)
+    declared = SimpleNamespace(channels=["FLAIR", "T1"], modalities=["MR"], reference="FLAIR", version="1")
+    monkeypatch.setattr(task, "model", SimpleNamespace(declared=declared, load=lambda: None))
+
+    def made_with(request: dict[str, Any]) -> dict[str, Any]:
+        return {"input": [os.stat(path).st_mtime_ns for path in request["image"]]}
+
+    def run(request: dict[str, Any]) -> Any:
+        file, params, result = Run.run(task, {"image": request["image"][:1]})
+        return file, {**params, "score": nib.load(request["image"][1]).get_fdata().max()}, result
+
+    monkeypatch.setattr(task, "made_with", made_with)
+    monkeypatch.setattr(task, "run", run)
+    app, request = app_of(studies, task, monkeypatch), {"model": "lesion_mask", "image": uid, "save_label": True}
+    app.infer(dict(request))
+    score = studies.get_image_info(uid)[SCORE]
+    archive.instances = [i for i in archive.instances if i not in t1] + replaced(t1)
+    assert score and not app._is_done(request, studies)
+    app.infer(dict(request))
+    assert studies.get_image_info(uid)[SCORE] == 0 and app._is_done(request, studies)
+    assert ai(archive) == [f"AI {score:.3f}"[:8]] * 2 + ["AI 0.000"] * 2
+
+
+@pytest.mark.parametrize("status", [None, 404, 500])
+def test_a_result_that_was_deleted_on_the_server_is_sent_again_with_uids_of_its_own(
+    status: int | None, sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, studies, uid, mask = sending
+    save(studies, uid, mask)
+    *_, seg, parametric_map = archive.instances
+    archive.instances.remove(seg)
+    given = archive.search_for_series
+
+    def search(search_filters: dict[str, str], **kwargs: Any) -> list[dict[str, Any]]:
+        rows = given(search_filters=search_filters, **kwargs)
+        if rows or not status or kwargs["offset"]:
+            return rows
+        response = requests.Response()  # some have no empty list
+        response.status_code = status
+        raise requests.HTTPError("none", response=response)
+
+    monkeypatch.setattr(archive, "search_for_series", search)
+    save(studies, uid, mask)
+    sent = [i for i in archive.instances if i.Modality == "SEG"]
+    if status == 500:  # that says nothing of it
+        assert not sent
+    else:
+        assert len(sent) == 1 and sent[0].SOPInstanceUID != seg.SOPInstanceUID
+    assert [i for i in archive.instances if i.Modality == "OT"] == [parametric_map]
+    before = archive.asked["store"]
+    save(studies, uid, mask)
+    assert archive.asked["store"] == before
+
+
 @pytest.mark.parametrize("arrives", [True, False])
 def test_what_is_sent_again_as_its_answer_was_lost_is_there_once(
     arrives: bool, sending: Sending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1222,6 +1301,8 @@ def test_what_is_sent_again_as_its_answer_was_lost_is_there_once(
     there = [(i.SeriesInstanceUID, i.SOPInstanceUID) for i in archive.instances[8:]]
     assert sorted(i.Modality for i in archive.instances[8:]) == ["OT", "SEG", "SEG"] and set(tried) <= set(there)
     assert another.get_label_info(uid, FINAL)["SeriesInstanceUID"] in dict(there)
+    (stored,) = another.get_image_info(uid)["stored"].values()
+    assert len(stored) == 2 and set(stored) <= dict(there).keys()
     # another label is another object, also the first one after it; the same one twice, as our answer may be lost too, is one
     other = write_mask(tmp_path / "other.nii.gz", studies.get_image_uri(uid), depth=2)
     for file, number in ((other, 1), (other, 1), (mask, 2), (mask, 2)):

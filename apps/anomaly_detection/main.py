@@ -181,7 +181,7 @@ class AnomalyDetection(MONAILabelApp):
                     results = {}
                     if tag == ORIGINAL:  # map and counterpart of an image are those of its original
                         results = write_results(result, result["input_image"].meta["source"], Path(folder))
-                    datastore.save_results(image, tag, file, results, params, read)
+                    datastore.save_results(image, tag, file, results, params, read, made_with)
                 # last of all, when it is also where it was sent to
                 datastore.mark_done(image, tag, params, made_with)
                 label = image

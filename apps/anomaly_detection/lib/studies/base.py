@@ -301,6 +301,7 @@ class Studies(Register):
         results: Mapping[str, Path],
         params: Mapping[str, Any],
         read: Mapping[str, list[Any]] | None = None,
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep what a model gave for an image, and of its original the image's score for the worklist.
 
@@ -311,6 +312,7 @@ class Studies(Register):
             results: the files of the float results, by their tags.
             params: the scores and what they were made with, see `AnomalyInferTask`.
             read: the stamps of the files that it was made of, see `stamps_of`.
+            made_with: all that they depend on; None, what `params` say of it.
 
         Raises:
             MONAILabelException: SERVER_ERROR, they are others now, or the disk is full.

@@ -100,6 +100,18 @@ class DicomServer:
                 return False
             raise
 
+    def has_series(self, uid: str) -> bool:
+        """Whether a series is on the server."""
+        try:
+            self.one_series(uid)
+        except ImageNotFoundException:
+            return False
+        except MONAILabelException as error:
+            if _says_no(error.__cause__):
+                return False
+            raise
+        return True
+
     def retrieve(self, study: str, series: str, folder: Path) -> int:
         """Save the instances of a series as ``SOPInstanceUID.dcm``; returns how many there are."""
         with self._answering():

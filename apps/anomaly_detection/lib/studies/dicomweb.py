@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections import defaultdict
@@ -189,41 +188,60 @@ class DICOMwebStudies(FetchedStudies):
         results: Mapping[str, Path],
         params: Mapping[str, Any],
         read: Mapping[str, list[Any]] | None = None,
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
-        """As for a folder; then what is stored of them goes to the DICOM server, once for every setting that made it.
+        """As for a folder; then what is stored of them goes to the DICOM server, once for all that it was made with.
 
-        Of several objects that are sent one may fail; then the next time only those that are missing are sent. One that the
-        server refuses for good is a warning in the log.
+        Of several objects that are sent one may fail, or be deleted there; then the next time only those that are missing are
+        sent. One that the server refuses for good is a warning in the log.
 
         Raises:
             MONAILabelException: SERVER_ERROR, the images were replaced, see `check_unchanged`, or not all could be sent; the
                 message says what was kept and sent.
         """
+        from scripts.digests import json_digest
+
         if not self._store_results or tag != ORIGINAL:
             super().save_results(image_id, tag, labels, results, params, read)
             return
         with self._one_at_a_time(image_id):
             self._read_again()
             check_unchanged(image_id, read)
-            made_with = json.dumps([params[k] for k in ("options", "weights", "version")])
+            said = {key: params[key] for key in ("options", "weights", "version")}
+            setting = json_digest({**said, **(made_with or {})})
             known = self._datastore.objects.get(image_id)
             stored = dict(known.image.info.get("stored", {})) if known else {}
             makers: list[tuple[Callable[..., Dataset], Any]] = [(predicted, labels), (predicted_map, results[MAP_TAG])]
             if self._is_picture(image_id):
                 makers = [(predicted_overlay, labels)]
-            sent = [*stored.get(made_with, ()), *[""] * len(makers)][: len(makers)]
+            there = [uid if uid and self._is_there(image_id, uid) else "" for uid in stored.get(setting, ())]
+            sent = [*there, *[""] * len(makers)][: len(makers)]
             images = [] if all(sent) else self.series(image_id)
             missing = {n: make(images, file, params) for n, (make, file) in enumerate(makers) if not sent[n]}
             super().save_results(image_id, tag, labels, results, params, read)
             for n, dataset in missing.items():
-                now_sent = [*sent[:n], str(dataset.SeriesInstanceUID), *sent[n + 1 :]]
-                if self._is_taken(image_id, f"{n} {made_with}", dataset, {"stored": {**stored, made_with: now_sent}}):
-                    sent = now_sent
+                if self._is_taken(image_id, f"{n} {setting}", dataset):
+                    sent[n] = str(dataset.SeriesInstanceUID)
+                    self._note(image_id, {"stored": {**stored, setting: [*sent]}})
 
-    def _is_taken(self, image_id: str, what: str, dataset: Dataset, then: Mapping[str, Any]) -> bool:
+    def _is_there(self, image_id: str, uid: str) -> bool:
+        """Whether a series that was stored, of a result, is still on the server; while that can't be told, it is.
+
+        If not, the next one has UIDs of its own: a server may refuse those of what was deleted.
+        """
+        try:
+            if self._server.has_series(uid):
+                return True
+        except MONAILabelException as error:
+            logger.warning("%s: whether %s is still there can't be told: %s", image_id, uid, error.msg)
+            return True
+        self._note(image_id, {"sent": {what: u for what, u in self._sent(image_id).items() if u[0] != uid}})
+        return False
+
+    def _is_taken(self, image_id: str, what: str, dataset: Dataset) -> bool:
         """Send a part of a result that is kept here, see `_send`; whether the server takes such an object."""
         try:
-            self._send(image_id, what, dataset, then=then)
+            self._send(image_id, what, dataset)
         except MONAILabelException as error:
             if isinstance(error.__cause__, RefusedError):
                 logger.warning("%s: %s It is kept here all the same.", image_id, error.msg)
@@ -234,9 +252,7 @@ class DICOMwebStudies(FetchedStudies):
             raise MONAILabelException(error.error, message) from error
         return True
 
-    def _send(
-        self, image_id: str, what: str, dataset: Dataset, content: str = "", then: Mapping[str, Any] | None = None
-    ) -> None:
+    def _send(self, image_id: str, what: str, dataset: Dataset, content: str = "") -> None:
         """Send an object, once: if the answer is lost, it is asked for the next time, and the same one is sent again.
 
         Args:
@@ -244,14 +260,11 @@ class DICOMwebStudies(FetchedStudies):
             what: tells it from all else that is sent for the series; the last one of that name counts.
             dataset: the object.
             content: another one is another object.
-            then: to be noted when it is there.
         """
         if not (self._named_as_before(image_id, what, dataset, content) and self._server.has(dataset)):
             uids = [str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)]
             self._note(image_id, {"sent": {**self._sent(image_id), what: [*uids, content]}})
             self._server.store(dataset)
-        if then:
-            self._note(image_id, then)
 
     def _sent(self, image_id: str) -> dict[str, list[str]]:
         """What was sent for a series, whether it came or not: the UIDs of series and instance, and the content."""
