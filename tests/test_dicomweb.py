@@ -1079,6 +1079,39 @@ def test_what_a_server_returns_of_other_modalities_and_studies_is_left_out(
     assert studies.get_unlabeled_images() == [uid] and archive.asked["metadata"] == 1
 
 
+@pytest.mark.parametrize("most", [None, 1])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_series_that_is_in_two_studies_is_refused(
+    first: int, most: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = make_series(tmp_path / "series")
+    alone, others = make_series(tmp_path / "alone", patient_id="ALONE"), [copy.deepcopy(i) for i in images]
+    for n, image in enumerate(others):
+        image.StudyInstanceUID, image.PatientID, image.SOPInstanceUID = "1.2.3.4", "OTHER", f"1.2.3.4.{n}"
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    archive.most = most
+    studies = studies_on(archive, tmp_path / "cache")
+    mask = write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid))
+    # the second one comes, and is found first or last; another server has fetched neither
+    archive.instances = [*alone, *((images, others)[first]), *((images, others)[1 - first])]
+    asks = [
+        lambda: studies.get_image_uri(uid),
+        lambda: studies.save_label(uid, mask, FINAL, {}),
+        lambda: studies.siblings(uid, ["FLAIR", "T1"]),
+        lambda: studies_on(archive, tmp_path / "another").get_image_uri(uid),
+    ]
+    for ask in asks:
+        with pytest.raises(MONAILabelException, match="is in several studies on ") as error:
+            ask()
+        assert error.value.error == MONAILabelError.INVALID_INPUT
+        assert images[0].StudyInstanceUID in error.value.msg and "1.2.3.4" in error.value.msg
+    assert not archive.asked["store"] and not list((tmp_path / "another").rglob("*.dcm"))
+    for _ in range(2):
+        assert studies.list_images() == studies.get_unlabeled_images() == [alone[0].SeriesInstanceUID]
+    (said,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert uid in said and images[0].StudyInstanceUID in said and "1.2.3.4" in said
+
+
 def test_only_series_that_are_named_as_the_models_sequence_or_as_nothing_are_work(tmp_path: Path) -> None:
     names = {
         "t2_tirm_tra_dark-fluid": "FLAIR",

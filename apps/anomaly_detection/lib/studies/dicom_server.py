@@ -70,15 +70,21 @@ class DicomServer:
 
         Raises:
             ImageNotFoundException: there is none, or it is no UID.
+            MONAILabelException: INVALID_INPUT, there is one in several studies.
         """
         if not UID.fullmatch(uid):
             raise ImageNotFoundException(f"{uid!r} is no SeriesInstanceUID.")
-        for series in self._series(SeriesInstanceUID=uid):
-            if str(series.SeriesInstanceUID) == uid:
-                with self._answering():  # all that is asked for next names the study too
-                    series["StudyInstanceUID"]
-                return series
-        raise ImageNotFoundException(f"There is no series {uid} on {self.url}.")
+        found = [series for series in self._series(SeriesInstanceUID=uid) if str(series.SeriesInstanceUID) == uid]
+        if not found:
+            raise ImageNotFoundException(f"There is no series {uid} on {self.url}.")
+        with self._answering():  # all that is asked for next names the study too
+            studies = sorted({str(series["StudyInstanceUID"].value) for series in found})
+        if len(studies) > 1:
+            raise MONAILabelException(
+                MONAILabelError.INVALID_INPUT,
+                f"Series {uid} is in several studies on {self.url}, {' and '.join(studies)}: they may be of several patients.",
+            )
+        return found[0]
 
     def instances(self, study: str, series: str) -> set[str]:
         """The SOPInstanceUIDs of a series, as far as a search returns them."""
@@ -165,24 +171,24 @@ class DicomServer:
         return self._found(search, "SeriesInstanceUID")
 
     def _found(self, search: Callable[..., list[dict[str, Any]]], uid: str) -> Iterator[Dataset]:
-        """What a search finds, told apart by a UID; asked again behind what came until nothing new does.
+        """What a search finds, told apart by a UID and the study; asked again behind what came until nothing new does.
 
         A server may return any part of it at a time, and needn't know an offset (PS3.18 8.3.4).
         """
-        known: set[str] = set()
+        known: set[tuple[str, str]] = set()
         received = 0
         while True:
             try:
                 with self._answering():
                     rows = [_read(row) for row in search(offset=received or None)]
-                    keys = [str(row[uid].value) for row in rows]
+                    keys = [(str(row[uid].value), str(row.get("StudyInstanceUID", ""))) for row in rows]
             except MONAILabelException as error:
                 if received and _says_no(error.__cause__):
                     logger.info("%s knows nothing behind the first %d: %s", self.url, received, error.__cause__)
                     return
                 raise
-            if odd := [key for key in keys if not UID.fullmatch(key)]:
-                logger.warning("%s lists %r as %s, which is no UID; it is left out.", self.url, odd[0], uid)
+            if odd := [key for key in keys if not UID.fullmatch(key[0])]:
+                logger.warning("%s lists %r as %s, which is no UID; it is left out.", self.url, odd[0][0], uid)
             new = {key: row for key, row in zip(keys, rows, strict=True) if key not in {*known, *odd}}
             if not new:
                 return

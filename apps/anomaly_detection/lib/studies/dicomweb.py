@@ -45,6 +45,7 @@ class DICOMwebStudies(FetchedStudies):
 
     def __init__(self, *args: Any, store_results: bool = True, **kwargs: Any) -> None:
         self._store_results = store_results
+        self._in_several: set[str] = set()
         super().__init__(*args, **kwargs)
         # not segmentations.json, in which 0.2 kept odd answers as findings
         self._reviews = Reviews(self._server, Path(self._datastore_path) / "readings.json")
@@ -61,7 +62,19 @@ class DICOMwebStudies(FetchedStudies):
         searches = [{**self._search_filter, "Modality": modality} for modality in self._modalities]
         found = [series for search in searches for series in self._server.series(**search)]
         wanted = (None, *self.sequences)
-        return [str(s.SeriesInstanceUID) for s in found if not self.sequences or spoken_sequence(s) in wanted]
+        alone = self._in_one_study(found)
+        return [str(s.SeriesInstanceUID) for s in alone if not self.sequences or spoken_sequence(s) in wanted]
+
+    def _in_one_study(self, found: Sequence[Dataset]) -> list[Dataset]:
+        """Those of these series that are in one study; another one is named in the log, once."""
+        studies: defaultdict[str, set[str]] = defaultdict(set)
+        for series in found:
+            studies[str(series.SeriesInstanceUID)].add(str(series.get("StudyInstanceUID", "")))
+        for uid in studies.keys() - self._in_several:
+            if len(studies[uid]) > 1:
+                logger.warning("%s is in several studies, %s, and left out.", uid, " and ".join(sorted(studies[uid])))
+                self._in_several.add(uid)
+        return [series for series in found if len(studies[str(series.SeriesInstanceUID)]) == 1]
 
     def taken_by(self, images: Sequence[str], modalities: Sequence[str]) -> list[str]:
         searches = [{**self._search_filter, "Modality": modality} for modality in modalities]
