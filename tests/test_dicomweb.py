@@ -199,6 +199,32 @@ def test_a_series_that_was_fetched_while_it_arrived_is_fetched_whole_later(half:
     assert studies.get_label_uri(uid, "final-of-4-images") == kept and Path(kept).is_file()
 
 
+def test_a_series_of_which_more_images_came_is_unread_until_those_are_read(half: Any, tmp_path: Path) -> None:
+    archive, studies, uid, images = half
+    # read twice, and with the AI's result three Segmentations
+    studies.save_label(uid, write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid), depth=2), FINAL, {})
+    segs = [i for i in archive.instances if i.Modality == "SEG"]
+    assert len(segs) == 3 and studies.get_labeled_images() == [uid]
+    archive.instances += images[:4]
+    studies.get_image_uri(uid)
+    for server in (studies, studies_on(archive, tmp_path / "cache")):
+        assert (server.get_labeled_images(), server.get_unlabeled_images()) == ([], [uid])
+        assert server.status()["completed"] == 0
+        sample = MostAnomalousFirst()({}, server)
+        assert sample and sample["id"] == uid
+    # other software's counts, and the next one that is sent from here
+    archive.instances.append(segmentation_series(images[0], "MANUAL", uid="1.2.9"))
+    assert studies.get_labeled_images() == [uid]
+    archive.instances.pop()
+    studies.save_label(uid, write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid)), FINAL, {})
+    studies.remove_label(uid, FINAL)
+    assert studies.get_labeled_images() == [uid]
+    # the same images of another patient are read all the same
+    correct(archive, CORRECTED[3])
+    studies.save_label(uid, write_mask(tmp_path / "mask.nii.gz", studies.get_image_uri(uid)), FINAL, {})
+    assert studies.get_labeled_images() == [uid]
+
+
 def test_a_series_that_is_the_same_is_not_fetched_again(half: Any) -> None:
     archive, studies, uid, _ = half
     before = archive.asked["retrieve"]

@@ -1039,7 +1039,18 @@ def test_what_the_register_goes_by_is_not_changed_from_outside(studies: FolderSt
     label = str(write_mask(tmp_path / "p.nii.gz"))
     studies.save_label("a", label, "original", {"params": {"score": 0.5}})
     before = kept(studies)
-    for key in ("name", "path", "ts", "stored", "stamp", "params", "made_with", "StudyInstanceUID", "Modality"):
+    for key in (
+        "name",
+        "path",
+        "ts",
+        "stored",
+        "outdated",
+        "stamp",
+        "params",
+        "made_with",
+        "StudyInstanceUID",
+        "Modality",
+    ):
         with pytest.raises(MONAILabelException, match=f"{key} can't be changed") as refusal:
             studies.update_image_info("a", {"PatientID": "P", key: str(secret)})
         assert refusal.value.error == MONAILabelError.INVALID_INPUT

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OWN = frozenset(
-    ("name", "path", "ts", "stored", "sent", "params", "made_with", STAMP, DIGEST)
+    ("name", "path", "ts", "stored", "sent", "outdated", "params", "made_with", STAMP, DIGEST)
     + ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "identity")
 )
 """Keys in what is known of an image or a label that say where it is and what was done: no client changes them."""

@@ -86,8 +86,10 @@ class DICOMwebStudies(FetchedStudies):
 
     def _labeled(self) -> set[str]:
         self._read_again()
-        labeled = {image_id for image_id, obj in self._datastore.objects.items() if FINAL in obj.labels}
-        return labeled | self._reviews.reviewed()
+        known = self._datastore.objects
+        labeled = {image_id for image_id, obj in known.items() if FINAL in obj.labels}
+        outdated = {uid for obj in known.values() for uid in obj.image.info.get("outdated", ())}
+        return labeled | self._reviews.reviewed(outdated)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         labeled = self._labeled()
@@ -275,8 +277,10 @@ class DICOMwebStudies(FetchedStudies):
             content: another one is another object.
         """
         if not (self._named_as_before(image_id, what, dataset, content) and self._server.has(dataset)):
-            uids = [str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)]
-            self._note(image_id, {"sent": {**self._sent(image_id), what: [*uids, content]}})
+            uids, sent = [str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)], self._sent(image_id)
+            before = [uid for uid in sent.get(what, ())[:1] if uid != uids[0]]
+            outdated = [*self._datastore.objects[image_id].image.info.get("outdated", ()), *before]
+            self._note(image_id, {"sent": {**sent, what: [*uids, content]}, "outdated": outdated})
             self._server.store(dataset)
 
     def _sent(self, image_id: str) -> dict[str, list[str]]:

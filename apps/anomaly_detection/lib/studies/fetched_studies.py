@@ -266,8 +266,13 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         if before == instances_in(fetched):
             others = _identity_in(folder, min(before)) != _identity_in(fetched, min(before))
             moved = others or _differs(info[IDENTITY], old_info)
+        if changed or moved:
+            # what was sent is of the old ones, under its UIDs
+            old_info.pop("stored", None)
+            of_final = old_info.pop("sent", {}).get(FINAL, ())
+            old_info["outdated"] = [*old_info.get("outdated", ()), *of_final[:1]]
         if changed:
-            for key in (SCORE, "p_diseased", "stored", "sent", "dice"):
+            for key in (SCORE, "p_diseased", "dice"):
                 old_info.pop(key, None)
             gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
             kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
@@ -284,9 +289,6 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 f"; the reader's label is kept under the tag {tag!r}" if FINAL in gone else "",
             )
         if moved:
-            # what was sent names the old ones, under its UIDs
-            for key in ("stored", "sent"):
-                old_info.pop(key, None)
             for label in kept.values():
                 label.info.pop("made_with", None)
             logger.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,10 +34,13 @@ class Reviews:
         # by the keys of those that are left out, until when: the server may be mended
         self._left_out: dict[str, float] = {}
 
-    def reviewed(self) -> set[str]:
+    def reviewed(self, outdated: Collection[str] = ()) -> set[str]:
         """Series with a segmentation that a reader drew or corrected; those of an algorithm don't count.
 
         A segmentation that can't be looked into is named in the log and doesn't count.
+
+        Args:
+            outdated: SeriesInstanceUIDs of segmentations that don't count: of images that others took the place of.
 
         Raises:
             MONAILabelException: SERVER_ERROR, the server doesn't answer.
@@ -50,6 +54,8 @@ class Reviews:
         now: dict[str, list[str]] = {}
         try:
             for seg in self._server.series(Modality="SEG"):
+                if str(seg.SeriesInstanceUID) in outdated:
+                    continue
                 key = f"{seg.SeriesInstanceUID} {seg.get('NumberOfSeriesRelatedInstances') or ''}"
                 found = known[key] if key in known else self._looked_into(seg, key)
                 if found is not None:
