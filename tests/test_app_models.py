@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,33 @@ def test_all_files_are_known_whose_change_loads_networks_again() -> None:
     }
     for model in find_models(models.parent, "cpu"):
         assert model.declared.weights_files == [models / name for name in files[model.declared.name]]
+
+
+def test_weights_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
+    """Each result is computed and sent to the DICOM server again that is of other weights."""
+    bundle = write_small_bundle(tmp_path)
+    (model,) = find_models(bundle, "cpu")
+    model.load()
+    before, files = model.networks.weights, sorted((bundle / "models").glob("*.pt"))
+    assert files and json.loads(json.dumps(before)) == before
+    for path in files:  # unpacked again
+        os.utime(path)
+    assert model.networks.load() and model.networks.weights == before
+    (again,) = find_models(bundle, "cpu")
+    again.load()
+    assert again.networks.weights == before
+    seen = [before]
+    for path in files:
+        state = torch.load(path, weights_only=True)
+        torch.save({key: value + 1 for key, value in state.items()}, path)
+        model.load()
+        seen.append(model.networks.weights)
+    manifest = bundle / "models" / "weights.json"
+    content = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    manifest.write_text(json.dumps({**content, "temperature": 2.0}))
+    model.load()
+    seen.append(model.networks.weights)
+    assert all(one != other for n, one in enumerate(seen) for other in seen[:n])
 
 
 def test_every_model_has_its_tasks_and_the_first_ones_names_stand_alone(app: AnomalyDetection) -> None:

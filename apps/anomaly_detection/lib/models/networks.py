@@ -24,24 +24,26 @@ class Networks:
         self._loaded: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, dict[str, str]] = {}
         self._changed: tuple[int, ...] = ()
+        self._files: list[str | None] = []
 
     def __getitem__(self, mode: str) -> dict[str, Any]:
         """What is loaded for a mode, by its id in the config."""
         return self._loaded[mode]
 
     @property
-    def weights(self) -> list[int]:
-        """When each weights file was changed, in ns: two runs with the same weights, options and version are the same."""
-        return list(self._changed)
+    def weights(self) -> list[str | None]:
+        """The SHA-256 of each weights file and the manifest: two runs with the same ones, options and version are the same."""
+        return list(self._files)
 
     def load(self) -> bool:
         """Load the networks, unless they are loaded and their files have not changed; whether that was done."""
+        from scripts.digests import digest_of
         from scripts.weights import digests_of
 
         declared = self._declared
         # and the manifest, which holds the temperature
-        files = [*declared.weights_files, declared.models_dir / "weights.json"]
-        changed = tuple(path.stat().st_mtime_ns for path in files if path.is_file())
+        files = [path for path in (*declared.weights_files, declared.models_dir / "weights.json") if path.is_file()]
+        changed = tuple(path.stat().st_mtime_ns for path in files)
         if self._loaded and changed == self._changed:
             return False
         logger.info("loading the networks of %s on %s", declared.models_dir, declared.device)
@@ -60,6 +62,7 @@ class Networks:
                 logger.warning("%s: %s", declared.models_dir, warning)
             # a batch of slices is what can't be interrupted
             parts["network"].register_forward_pre_hook(lambda *_: proceed())
+        self._files = [digest_of(path) for path in files]
         self._loaded, self._changed = loaded, changed
         return True
 
