@@ -672,6 +672,16 @@ class Archive:
                 found.append(series.to_json_dict())
         return found
 
+    def search_for_instances(
+        self, study: str, uid: str, fields: list[str], offset: int | None = None
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for n in range(1, 10):
+            row = Dataset()
+            row.SOPInstanceUID = f"{uid}.{n}"
+            rows.append(row.to_json_dict())
+        return rows[offset or 0 :]
+
     def retrieve_series(self, study: str, uid: str, media_types: Any) -> list[Dataset]:
         # what is there is no image
         instance = Dataset()

@@ -933,6 +933,18 @@ def test_one_segmentation_that_is_never_answered_does_not_stop_the_others(
     assert studies.get_unlabeled_images() == []
 
 
+def test_a_segmentation_in_two_studies_that_is_not_given_does_not_stop_the_others(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    segs = [segmentation_series(images[0], "MANUAL", uid="1.2.9") for _ in range(2)]
+    segs[1].StudyInstanceUID = "1.2.3"
+    archive = Archive(*images, *segs)
+    archive.lost = {"1.2.9": 500}
+    studies = studies_on(archive, tmp_path / "cache")
+    assert studies.get_unlabeled_images() == [images[0].SeriesInstanceUID]
+    archive.lost = {}
+    assert studies.get_unlabeled_images() == []
+
+
 @pytest.mark.parametrize("rows", [[{}], [None], None, {"error": 1}, [{"0020000E": {}}]], ids=str)
 def test_rows_that_are_none_are_an_error_of_the_server_and_a_batch_asks_again(
     rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1188,6 +1200,110 @@ def test_series_that_are_no_volumes_are_passed_over_and_fetched_once(
         app.next_sample({})
     archive.away, archive.instances = False, []
     assert app.next_sample({}) == {}
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Archive, DICOMwebStudies, str, str]:
+    """A server with two series, and their UIDs as they are ranked."""
+    series = [make_series(tmp_path / f"{n}", f"AX FLAIR {n}") for n in range(2)]
+    first, second = sorted(str(images[0].SeriesInstanceUID) for images in series)
+    archive = Archive(*series[0], *series[1])
+    return archive, studies_on(archive, tmp_path / "cache"), first, second
+
+
+def failing(archive: Archive, uid: str, failure: Exception | int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a server give all series but one."""
+    given = archive.retrieve_series
+
+    def retrieve(study: str, series: str, media_types: Any) -> list[Dataset]:
+        images = given(study, series, media_types)
+        if series == uid and isinstance(failure, int):
+            response = requests.Response()
+            response.status_code = failure
+            response.raise_for_status()
+        if series == uid and isinstance(failure, Exception):
+            raise failure
+        return images
+
+    monkeypatch.setattr(archive, "retrieve_series", retrieve)
+
+
+@pytest.mark.parametrize(
+    "failure", [404, 500, 502, requests.ReadTimeout("60 s"), requests.ConnectionError("reset")], ids=str
+)
+def test_one_series_that_cannot_be_fetched_does_not_stop_the_next(
+    failure: Exception | int, two: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive, studies, first, second = two
+    failing(archive, first, failure, monkeypatch)
+    strategy = MostAnomalousFirst()
+    for _ in range(2):
+        sample = strategy({}, studies)
+        assert sample and (sample["id"], sample["unread"]) == (second, 2)
+    assert f"{first} is passed over" in caplog.text and archive.asked["retrieve"] == 3
+    # who asks for it is told so
+    with pytest.raises(MONAILabelException) as error:
+        studies.get_image_uri(first)
+    assert error.value.error == MONAILabelError.SERVER_ERROR
+    # readers need not wait again and again for one that takes a minute
+    monkeypatch.setattr("lib.tasks.triage.SLOW_SECONDS", -1.0)
+    asked = archive.asked["retrieve"]
+    for _ in range(2):
+        sample = strategy({}, studies)
+        assert sample and sample["id"] == second
+    assert archive.asked["retrieve"] == asked + 1
+    strategy._left_out.clear()  # the time is over
+    # nor for one after the other
+    with monkeypatch.context() as impatient:
+        impatient.setattr("lib.tasks.triage.PATIENCE_SECONDS", -1.0)
+        with pytest.raises(MONAILabelException):
+            strategy({}, studies)
+    strategy._left_out.clear()
+    monkeypatch.undo()
+    sample = strategy({}, studies)
+    assert sample and sample["id"] == first
+
+
+@pytest.mark.parametrize("failure", [401, 503, requests.ConnectionError("reset"), "disk"], ids=str)
+def test_what_every_series_fails_with_is_said(failure: Any, two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, studies, first, second = two
+    failing(archive, first, failure, monkeypatch)
+    if isinstance(failure, Exception):
+        given = archive.search_for_series
+
+        def search(**asked: Any) -> list[dict[str, Any]]:
+            archive.away = archive.asked["retrieve"] > 0
+            return given(**asked)
+
+        monkeypatch.setattr(archive, "search_for_series", search)
+    with (
+        files_up_to(100) if failure == "disk" else contextlib.nullcontext(),
+        pytest.raises(MONAILabelException) as error,
+    ):
+        MostAnomalousFirst()({}, studies)
+    assert error.value.error == MONAILabelError.SERVER_ERROR and archive.asked["retrieve"] == 1
+
+
+@pytest.mark.parametrize("told", [9, 8, 7])
+def test_a_series_is_whole_when_all_that_is_listed_came_whatever_number_is_told(
+    told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid, given = Archive(*images), str(images[0].SeriesInstanceUID), Archive.search_for_series
+
+    def search(search_filters: dict[str, str], fields: list[str], offset: int | None = None) -> list[dict[str, Any]]:
+        number = {"00201209": {"vr": "IS", "Value": [told]}}
+        return [row | number for row in given(archive, search_filters, fields, offset)]
+
+    monkeypatch.setattr(archive, "search_for_series", search)
+    studies = studies_on(archive, tmp_path / "cache")
+    for _ in range(2):
+        assert nib.load(studies.get_image_uri(uid)).shape == GRID
+    assert archive.asked["retrieve"] == 1
+    for what in ("retrieve_series", "search_for_instances"):
+        monkeypatch.setattr(archive, what, lambda *args, **kwargs: [])
+    with pytest.raises(MONAILabelException, match="holds no image"):
+        studies_on(archive, tmp_path / "another").get_image_uri(uid)
 
 
 # -- what goes back

@@ -236,6 +236,14 @@ class Studies(Register):
             raise ImageNotFoundException(f"There is no image {image_id!r} among the studies.")
         return uri
 
+    def fails_alone(self, image_id: str, error: MONAILabelException) -> bool:
+        """Whether an error of the server's with an image, of `get_image_uri`, is that image's alone.
+
+        Raises:
+            MONAILabelException: SERVER_ERROR, the DICOM server doesn't answer on anything else either.
+        """
+        return False
+
     def input_of(self, image_id: str) -> str:
         """The path of what a model reads of an image."""
         return str(self.get_image_uri(image_id))

@@ -109,14 +109,11 @@ class DicomServer:
     def has_series(self, uid: str) -> bool:
         """Whether a series is on the server."""
         try:
-            self.one_series(uid)
-        except ImageNotFoundException:
-            return False
+            return any(str(series.SeriesInstanceUID) == uid for series in self._series(SeriesInstanceUID=uid))
         except MONAILabelException as error:
             if _says_no(error.__cause__):
                 return False
             raise
-        return True
 
     def retrieve(self, study: str, series: str, folder: Path) -> int:
         """Save the instances of a series as ``SOPInstanceUID.dcm``; returns how many there are."""
@@ -215,6 +212,12 @@ def number_in(series: Dataset, key: str) -> int:
     """A whole number that a server tells of a series; 0 where it tells none, or several."""
     value = series.get(key)
     return int(value) if isinstance(value, int | float) else 0
+
+
+def gives_nothing(error: BaseException | None) -> bool:
+    """Whether a server says that it answers nobody now, or not this client; what it says of one object isn't that."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in AWAY and status not in (408, 502, 504)
 
 
 def _says_no(error: BaseException | None) -> bool:

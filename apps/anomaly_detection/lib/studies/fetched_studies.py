@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+import requests
 from filelock import BaseFileLock, FileLock, Timeout
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
@@ -21,7 +22,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom.dataset import Dataset
 
 from lib.studies.base import Studies
-from lib.studies.dicom_server import DicomServer, number_in
+from lib.studies.dicom_server import DicomServer, gives_nothing, number_in
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
 from lib.studies.register import exclusively
@@ -167,13 +168,14 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
             fetched = partial / "series"
             fetched.mkdir(parents=True)
             number = self._server.retrieve(study, image_id, fetched)
-            if not number and not expected:
-                raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"Series {image_id} holds no image.")
-            if number < expected:
+            # the number that a server tells may be an old one: what it lists is what it has
+            if number < expected and self._listed(study, image_id, instances_in(fetched)) != instances_in(fetched):
                 raise MONAILabelException(
                     MONAILabelError.SERVER_ERROR,
                     f"{image_id}: {number} of {expected} instances came from {self._server.url}; try again.",
                 )
+            if not number:
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"Series {image_id} holds no image.")
             try:
                 nifti = volume_of(image_id, fetched, takes_pictures([modality]))
             except MONAILabelException as error:
@@ -221,12 +223,8 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
             now = _identity(self._server.one_series(image_id))
             if _differs(now, info):
                 return False
-            study = now["StudyInstanceUID"]
-            here, there = instances_in(self._folder_of(image_id)), self._server.instances(study, image_id)
-            if there < here:  # a part of them, or some have gone: without an answer to that, they are fetched again
-                with suppress(MONAILabelException):
-                    there = self._server.all_instances(study, image_id)
-            return there == here
+            here = instances_in(self._folder_of(image_id))
+            return self._listed(now["StudyInstanceUID"], image_id, here) == here
         except MONAILabelException as error:
             if error.error != MONAILabelError.SERVER_ERROR:  # there is none any more
                 raise
@@ -234,6 +232,22 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 "%s: whether more images have come can't be told, those of before are used: %s", image_id, error.msg
             )
             return True
+
+    def _listed(self, study: str, image_id: str, here: set[str]) -> set[str]:
+        """The images of a series that the server lists, where `here` are those that it gave."""
+        there = self._server.instances(study, image_id)
+        if there < here:  # a part of them, or some have gone: without an answer to that, these are all
+            with suppress(MONAILabelException):
+                return self._server.all_instances(study, image_id)
+        return there
+
+    def fails_alone(self, image_id: str, error: MONAILabelException) -> bool:
+        cause = error.__cause__
+        of_disk = isinstance(cause, OSError) and not isinstance(cause, requests.RequestException)
+        if of_disk or gives_nothing(cause):
+            return False
+        self._server.has_series(image_id)  # no answer on its images: is there one on anything else?
+        return True
 
     def _one_at_a_time(self, image_id: str) -> BaseFileLock:
         """For what is done with a series while it may not be replaced: a batch, in a process of its own, may be at it too."""

@@ -6,14 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 import requests
-from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
+from monailabel.interfaces.exception import MONAILabelException
 from pydicom.dataset import Dataset
 
-from lib.studies.dicom_server import AWAY, DicomServer
+from lib.studies.dicom_server import DicomServer, gives_nothing
 
 LEFT_OUT_SECONDS = 600.0
 """So long a segmentation is not asked for again that the server took too long for, or that could not be read."""
@@ -72,11 +71,10 @@ class Reviews:
         try:
             return self._server.read_by(str(seg.StudyInstanceUID), str(seg.SeriesInstanceUID))
         except MONAILabelException as error:
-            if _gives_nothing(error.__cause__):
+            if gives_nothing(error.__cause__):
                 raise
             # no answer on this one: is there one on anything else?
-            with suppress(ImageNotFoundException):
-                self._server.one_series(str(seg.SeriesInstanceUID))
+            self._server.has_series(str(seg.SeriesInstanceUID))
             if isinstance(error.__cause__, requests.exceptions.Timeout):
                 self._left_out[key] = time.monotonic() + LEFT_OUT_SECONDS
             logger.warning(
@@ -87,9 +85,3 @@ class Reviews:
             logger.warning("Segmentation %s can't be read, and is no reading: %s", seg.SeriesInstanceUID, error)
             self._left_out[key] = time.monotonic() + LEFT_OUT_SECONDS
             return None
-
-
-def _gives_nothing(error: BaseException | None) -> bool:
-    """Whether a server says that it answers nobody now, or not this client; what it says of one object isn't that."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status in AWAY and status not in (408, 502, 504)

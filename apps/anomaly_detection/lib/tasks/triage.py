@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 LISTING_WAITS = (5.0, 30.0)
 """Seconds before the list of studies is asked for again."""
+SLOW_SECONDS, LEFT_OUT_SECONDS = 5.0, 600.0
+"""A study that the DICOM server doesn't give, and took longer than that to say so, is not asked for again for so long."""
+PATIENCE_SECONDS = 90.0
+"""So long one study after the other is asked for that the DICOM server doesn't give."""
 
 
 class MostAnomalousFirst(Strategy):
@@ -42,25 +46,36 @@ class MostAnomalousFirst(Strategy):
         among = f" among {', '.join(modalities)}" if modalities else ""
         super().__init__(f"Most anomalous first{among}, by the score that batch inference stored")
         self._modalities = modalities
+        # by their ids, until when
+        self._left_out: dict[str, float] = {}
 
     def __call__(self, request: dict[str, Any], datastore: Studies) -> dict[str, Any] | None:
         unread = datastore.get_unlabeled_images()
         unread = datastore.taken_by(unread, self._modalities) if self._modalities else unread
         scores = {i: _number(datastore.get_image_info(i).get(SCORE)) for i in unread}
         ranked = sorted(scores, key=lambda i: (scores[i] is None, -(scores[i] or 0.0), i))
-        first = next((i for i in ranked if _is_usable(i, datastore)), None)
+        until = time.monotonic() + PATIENCE_SECONDS
+        first = next((i for i in ranked if self._is_usable(i, datastore, until)), None)
         return None if first is None else {"id": first, "score": scores[first], "unread": len(ranked)}
 
-
-def _is_usable(image_id: str, datastore: Studies) -> bool:
-    try:
-        datastore.get_image_uri(image_id)
-    except MONAILabelException as error:
-        if error.error == MONAILabelError.SERVER_ERROR:  # the next one would fail too
-            raise
-        logger.warning("%s is passed over: %s", image_id, error.msg)
-        return False
-    return True
+    def _is_usable(self, image_id: str, datastore: Studies, until: float) -> bool:
+        begin = time.monotonic()
+        if begin < self._left_out.get(image_id, 0.0):
+            return False
+        try:
+            datastore.get_image_uri(image_id)
+        except MONAILabelException as error:
+            now = time.monotonic()
+            if error.error == MONAILabelError.SERVER_ERROR:
+                if not datastore.fails_alone(image_id, error):  # the next one would fail too
+                    raise
+                if now - begin > SLOW_SECONDS:
+                    self._left_out[image_id] = now + LEFT_OUT_SECONDS
+                if now > until:
+                    raise
+            logger.warning("%s is passed over: %s", image_id, error.msg)
+            return False
+        return True
 
 
 def _number(score: Any) -> float | None:
