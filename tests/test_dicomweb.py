@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io
 import json
 import multiprocessing
@@ -1044,6 +1045,56 @@ def test_an_image_without_a_uid_is_an_error_of_the_server_and_a_full_disk_is_not
     monkeypatch.setattr(studies._client, "retrieve_series", lambda study, series, media_types: images)
     with pytest.raises(MONAILabelException, match="doesn't answer as it should .AttributeError"):
         studies._fetch(uid)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["Path.mkdir", "tempfile.mkstemp", "nibabel.save", "shutil.copyfile", "os.replace"])
+def test_a_disk_that_is_full_at_any_step_of_a_fetch_is_said_and_leaves_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    studies, mkdir = studies_on(archive, tmp_path / "cache"), Path.mkdir
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        if step == "Path.mkdir" and ".fetch-" not in str(args[0]):
+            return mkdir(*args, **kwargs)
+        raise FULL
+
+    for ask in (lambda: studies.get_image_uri(uid), lambda: MostAnomalousFirst()({}, studies)):
+        with monkeypatch.context() as disk:
+            disk.setattr(step.replace("Path", "pathlib.Path"), full)
+            with pytest.raises(MONAILabelException, match="disk can't be written to .No space left on device") as error:
+                ask()
+        assert error.value.error == MONAILabelError.SERVER_ERROR
+        assert not [p for p in (tmp_path / "cache").rglob("*") if ".fetch-" in p.name or p.suffix in (".dcm", ".gz")]
+    assert nib.load(studies.get_image_uri(uid)).shape == GRID
+
+
+def test_on_a_full_disk_what_readers_have_reviewed_is_still_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, unread = (make_series(tmp_path / name, name) for name in ("AX FLAIR", "COR FLAIR"))
+    archive = Archive(*read, *unread, segmentation_series(read[0], "MANUAL", uid="1.2.9"))
+    studies = studies_on(archive, tmp_path / "cache")
+    uid = str(unread[0].SeriesInstanceUID)
+    studies.get_image_uri(uid)
+
+    def full(path: Path, content: bytes) -> None:
+        raise FULL
+
+    with monkeypatch.context() as disk:
+        disk.setattr("scripts.files.write", full)
+        assert studies.get_unlabeled_images() == [uid] and studies.status()["completed"] == 1
+        sample = MostAnomalousFirst()({}, studies)
+        assert sample and sample["id"] == uid
+    assert "is not kept: The studies' disk can't be written to (No space left on device)" in caplog.text
+    before = archive.asked["metadata"]
+    for _ in range(2):
+        assert studies.get_unlabeled_images() == [uid]
+    assert archive.asked["metadata"] == before + 1
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8])

@@ -25,7 +25,7 @@ from lib.studies.base import Studies
 from lib.studies.dicom_server import DicomServer, gives_nothing, number_in
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
-from lib.studies.register import exclusively
+from lib.studies.register import exclusively, unwritable
 from lib.studies.tags import FINAL, FINAL_OF, SCORE
 
 logger = logging.getLogger(__name__)
@@ -190,6 +190,10 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
                 self._take_in(image_id, fetched, nifti, info | own)
             finally:
                 os.unlink(nifti)
+        except OSError as error:
+            raise MONAILabelException(
+                MONAILabelError.SERVER_ERROR, f"{unwritable(error)} {image_id} is not fetched."
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from monailabel.interfaces.exception import MONAILabelException
 from pydicom.dataset import Dataset
 
 from lib.studies.dicom_server import DicomServer, gives_nothing
+from lib.studies.register import unwritable
 
 LEFT_OUT_SECONDS = 600.0
 """So long a segmentation is not asked for again that the server took too long for, or that could not be read."""
@@ -61,7 +62,10 @@ class Reviews:
                     now[key] = found
         finally:
             if now.keys() - known.keys():
-                write(self._path, json.dumps({**known, **now}).encode())
+                try:
+                    write(self._path, json.dumps({**known, **now}).encode())
+                except OSError as error:  # they are looked into again the next time
+                    logger.warning("What readers have reviewed is not kept: %s", unwritable(error))
         return {series for uids in now.values() for series in uids}
 
     def _looked_into(self, seg: Dataset, key: str) -> list[str] | None:
