@@ -26,7 +26,7 @@ from lib.studies.dicom_server import DicomServer, gives_nothing, number_in
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
 from lib.studies.register import exclusively, unwritable
-from lib.studies.tags import FINAL, FINAL_OF, SCORE
+from lib.studies.tags import FINAL, FINAL_OF, SCORE, slices_file
 
 logger = logging.getLogger(__name__)
 
@@ -321,7 +321,9 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
 
         self._replace(writers, change)
         for tag, label in gone.items():
-            (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
+            labels = Path(self._datastore.label_path(tag))
+            for file in (labels / f"{image_id}{label.ext}", slices_file(labels, image_id)):
+                file.unlink(missing_ok=True)
         if not same and not moved:
             # last: while the folder holds other images than the server, all this is done again
             _put(fetched, folder)
