@@ -157,7 +157,19 @@ def test_the_weights_of_the_bundle_belong_together() -> None:
     thresholds = [declared("displayable_configs", *overlays)["threshold"] for overlays in ((), ("preview",))]
     content = json.loads(manifest.read_text())
     values = {"temperature": 1.05559, "threshold": 0.20058, "preview_threshold": 0.192968}
-    assert content == {"student": weights, "calibration": {"values": values, **weights}}
+    settings = content["calibration"].pop("settings")
+    assert (
+        content == {"student": weights, "calibration": {"values": values, **weights}} and settings["noise_level"] == 500
+    )
     assert thresholds == [0.20058, 0.192968]
     assert [not_together(manifest, weights, {"threshold": t}) for t in thresholds] == [[], []]
     assert len(not_together(manifest, weights | {"network": "0"}, {"threshold": thresholds[0]})) == 2
+
+
+@pytest.mark.parametrize("model", [(), ("brats",), ("chest",)])
+def test_each_threshold_was_chosen_with_the_settings_of_today(model: tuple[str, ...]) -> None:
+    """A config whose settings change needs another threshold."""
+    config = declared("displayable_configs", *model)
+    others = {name: declared(name, *model) for name in ("num_fixed_point_iterations", "guidance_exponent")}
+    settings = read_manifest(declared("manifest", *model))["calibration"]["settings"]
+    assert settings == {name: value for name, value in (config | others).items() if name != "threshold"}
