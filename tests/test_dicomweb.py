@@ -369,6 +369,40 @@ def test_a_correction_that_was_killed_is_made_the_next_time(half: Any, monkeypat
     assert not {"stored", "sent"} & studies.get_image_info(uid).keys()
 
 
+def test_a_correction_that_was_killed_between_two_images_keeps_what_is_known(
+    half: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, studies, uid, _ = half
+    correct(archive, CORRECTED[3])
+    given, moved = os.replace, []
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target).parent == studies._folder_of(uid):
+            moved.append(target)
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+        given(source, target)
+
+    with monkeypatch.context() as kill:
+        kill.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            studies.get_image_uri(uid)
+    studies.get_image_uri(uid)
+    assert {i.PatientID for i in studies.series(uid)} == {"RIGHT"} and studies.get_labeled_images() == [uid]
+    assert studies.get_label_uri(uid, FINAL) and SCORE in studies.get_image_info(uid)
+
+
+def test_a_server_that_begins_to_tell_names_is_not_asked_for_all_again(tmp_path: Path) -> None:
+    images = make_series(tmp_path / "series")
+    archive, uid = Archive(*images), str(images[0].SeriesInstanceUID)
+    tells, archive.tells = archive.tells, []
+    studies = studies_on(archive, tmp_path / "cache")
+    studies.get_image_uri(uid)
+    asked, archive.tells = archive.asked["retrieve"], tells
+    studies.get_image_uri(uid)
+    assert archive.asked["retrieve"] == asked
+
+
 def test_what_a_client_enters_of_a_patient_is_no_correction(half: Any) -> None:
     archive, studies, uid, _ = half
     asked = archive.asked["retrieve"]
@@ -1313,6 +1347,19 @@ def test_one_series_that_cannot_be_fetched_does_not_stop_the_next(
     monkeypatch.undo()
     sample = strategy({}, studies)
     assert sample and sample["id"] == first
+
+
+def test_the_only_unread_series_that_fails_is_not_said_to_be_none(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, studies, first, second = two
+    archive.instances = [i for i in archive.instances if i.SeriesInstanceUID == first]
+    failing(archive, first, 500, monkeypatch)
+    monkeypatch.setattr("lib.tasks.triage.SLOW_SECONDS", -1.0)
+    strategy = MostAnomalousFirst()
+    for _ in range(2):
+        with pytest.raises(MONAILabelException) as error:
+            strategy({}, studies)
+        assert error.value.error == MONAILabelError.SERVER_ERROR
+    assert archive.asked["retrieve"] == 1
 
 
 @pytest.mark.parametrize("failure", [401, 503, requests.ConnectionError("reset"), "disk"], ids=str)

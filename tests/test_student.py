@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import RandBiasField
+from monai.transforms import Rand2DElasticd, RandAdjustContrastd, RandBiasField, SpatialPadd, Transposed
 
 from gaussians import NoisedClassifier, exact, images, modes
 from scripts import DISEASED, HEALTHY
@@ -187,7 +187,9 @@ def test_the_benchmark_of_untrained_networks(tmp_path: Path, monkeypatch: pytest
 def test_a_slice_and_its_target_are_moved_together(model: tuple[str, ...]) -> None:
     """The chest's augmentation moves images alone, and takes the place of the student's where it goes last."""
     check_moved_together(declared("train#augmentation", *model, "train", "train_student"))
-    with pytest.raises(
-        ValueError, match='RandAffined moves image alone; a student.s needs the keys "image" and "label"'
-    ):
+    with pytest.raises(ValueError, match="RandAffined moves image alone. Name train_student.json last"):
         check_moved_together(declared("train#augmentation", *model, "train", "train_student", "train_chest"))
+    for moves in (Rand2DElasticd("image", (20, 20), (1, 2)), Transposed("image", (0, 2, 1)), SpatialPadd("image", 96)):
+        with pytest.raises(ValueError, match="moves image alone"):
+            check_moved_together(moves)
+    check_moved_together(RandAdjustContrastd("image"))

@@ -691,7 +691,7 @@ def test_what_is_known_of_an_image_is_not_said_of_other_voxels_behind_its_header
 
 
 @pytest.mark.parametrize("ending", [".mhd", ".nrrd"])
-@pytest.mark.parametrize("case", ["copied", "gone for a while", "of a version before"])
+@pytest.mark.parametrize("case", ["copied", "gone for a while", "of a version before", "copied from a version before"])
 def test_what_is_known_of_an_image_stays_with_its_voxels(case: str, ending: str, tmp_path: Path) -> None:
     studies, voxels = detached(tmp_path, ending)
     before = studies.json()["objects"]
@@ -710,8 +710,11 @@ def test_what_is_known_of_an_image_stays_with_its_voxels(case: str, ending: str,
         info = known["objects"]["p-x"]["image"]["info"]
         info |= {"stamp": info["stamp"][:2], "sha256": digest_of(header)}
         path.write_text(json.dumps(known))
+        if case.startswith("copied"):
+            later(header)
         studies = FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])
-        assert studies.json()["objects"] == before
+        assert studies.get_labeled_images() == ["p-x"]
+        assert case.startswith("copied") or studies.json()["objects"] == before
         later(voxels)
     for server in (studies, FolderStudies(str(tmp_path / "studies"), [["FLAIR"]])):
         assert server.get_labeled_images() == ["p-x"]
@@ -901,6 +904,22 @@ def test_what_is_known_of_labels_that_can_not_be_read_stays(
         folder.joinpath("a.nii.gz").write_bytes(content[0])
         os.utime(folder / "a.nii.gz", ns=(content[1], content[1]))
     assert studies.get_labeled_images() == ["a"] and studies.json()["objects"] == before
+
+
+def test_a_label_that_is_away_is_not_that_of_the_next_image(
+    studies: FolderStudies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(studies._datastore_path)
+    digest = studies.get_image_info("a")["sha256"]
+    back = fails_for_labels("link", studies, monkeypatch)
+    image = nib.load(folder / "a.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), folder / "a.nii.gz")
+    for server in (studies, FolderStudies(str(folder), [["FLAIR"]])):
+        server.list_images()
+        assert any("can't be read or set aside now" in reason for reason in server.status()["left_out"])
+    back()
+    assert "a" in studies.get_unlabeled_images()
+    assert set(studies.get_labels_by_image_id("a")) == {f"final-of-{digest[:12]}"}
 
 
 def test_a_label_that_was_never_read_and_leads_nowhere_is_named(

@@ -72,7 +72,8 @@ class Calibration:
         for name, method in (("threshold", full), ("preview_threshold", STUDENT)):
             if method in first.maps:
                 values[name] = self._threshold(cases, name, method)
-        settings = {k: v for k, v in self.volumes.inferer.settings.items() if isinstance(v, (int, float))}
+        settings = self.volumes.inferer.settings
+        settings = {k: v for k, v in settings.items() if isinstance(v, (int, float)) and k != "target_class"}
         kept = calibrate(self.manifest, values, self.weights, settings)
         print(f"{self.manifest}: written." + (f" What it was is kept as {kept}." if kept else ""))
         if failed:

@@ -24,7 +24,7 @@ class Truth(NamedTuple):
     boxes: Array | None
     """See `SliceCase`; None without any."""
     parts: Array | None = None
-    """Uint8 ``(H, W, D)``, see `parts.parts_of`; None without a mask."""
+    """Uint8 ``(H, W, D)``, see `parts.parts_of`."""
 
 
 def truth_of(item: Mapping[str, Any], original: MetaTensor) -> Truth:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, LazyTransform, MapTransform
+from monai.transforms import Compose, LazyTransform, MapTransform, RandSmoothDeformd, Transposed
 from torch.utils.data import Dataset
 
 from ..digests import json_digest
@@ -54,13 +54,15 @@ def check_moved_together(augmentation: Any) -> None:
     """
     for transform in getattr(augmentation, "transforms", ()):
         check_moved_together(transform)
-    # what MONAI calls lazy are the transforms that move pixels
-    moves = isinstance(augmentation, LazyTransform) and isinstance(augmentation, MapTransform)
+    # not all that move pixels are lazy, such as elastic ones
+    of_space = type(augmentation).__module__.startswith(("monai.transforms.spatial", "monai.transforms.croppad"))
+    others = isinstance(augmentation, (LazyTransform, RandSmoothDeformd, Transposed))
+    moves = isinstance(augmentation, MapTransform) and (of_space or others)
     if moves and "label" not in augmentation.keys:
         keys = ", ".join(map(str, augmentation.keys))
         raise ValueError(
-            f"train#augmentation: {type(augmentation).__name__} moves {keys} alone; a student's needs the keys "
-            '"image" and "label", as those of train_student.json, which then goes last.'
+            f"train#augmentation: {type(augmentation).__name__} moves {keys} alone. Name train_student.json last, or give it "
+            'the keys "image" and "label".'
         )
 
 

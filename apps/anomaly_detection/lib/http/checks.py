@@ -72,7 +72,13 @@ def check_answer(endpoint: Callable[..., Any], given: dict[str, Any], answer: An
     """
     from scripts.sources import data_files
 
-    if isinstance(answer, FileResponse) and data_files(str(answer.path)):
+    voxels: list[str] = []
+    if isinstance(answer, FileResponse):
+        try:
+            voxels = list(data_files(str(answer.path)))
+        except OSError as error:  # of a header whose voxels can't be found now
+            voxels = [str(error.filename or "")]
+    if voxels:
         raise MONAILabelException(
             MONAILabelError.INVALID_INPUT,
             f"{os.path.basename(answer.path)} is a header, and its voxels lie in other files, which a download leaves out. "

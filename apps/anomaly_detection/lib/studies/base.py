@@ -320,7 +320,7 @@ class Studies(Register):
             results: the files of the float results, by their tags.
             params: the scores and what they were made with, see `AnomalyInferTask`.
             read: the stamps of the files that it was made of, see `stamps_of`.
-            made_with: all that they depend on; None, what `params` say of it.
+            made_with: all that they depend on, by which a DICOM server's studies tell what was sent.
 
         Raises:
             MONAILabelException: SERVER_ERROR, they are others now, or the disk is full.

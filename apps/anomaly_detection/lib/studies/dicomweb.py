@@ -222,8 +222,7 @@ class DICOMwebStudies(FetchedStudies):
         with self._one_at_a_time(image_id):
             self._read_again()
             check_unchanged(image_id, read)
-            said = {key: params[key] for key in ("options", "weights", "version")}
-            setting = json_digest({**said, **(made_with or {})})
+            setting = json_digest(made_with or {key: params[key] for key in ("options", "weights", "version")})
             known = self._datastore.objects.get(image_id)
             stored = dict(known.image.info.get("stored", {})) if known else {}
             makers: list[tuple[Callable[..., Dataset], Any]] = [(predicted, labels), (predicted_map, results[MAP_TAG])]

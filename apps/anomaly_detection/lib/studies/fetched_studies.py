@@ -59,9 +59,9 @@ def _identity_in(folder: Path, instance: str) -> dict[str, str]:
 
 
 def _differs(now: Mapping[str, str], info: Mapping[str, Any]) -> bool:
-    """Whether an identity is another one than is known; what isn't said, now or by a record of before, is no difference."""
+    """Whether an identity is another one than is known; what isn't said, now or then, is no difference."""
     known = info.get(IDENTITY, info)  # versions before kept id and study alone
-    return any(value and value != known.get(key, value) for key, value in now.items())
+    return any(value and value != (known.get(key) or value) for key, value in now.items())
 
 
 def _put(fetched: Path, folder: Path) -> None:
@@ -282,8 +282,8 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         old_info = dict(known.image.info)
         moved = False
         if before == instances_in(fetched):
-            others = _identity_in(folder, min(before)) != _identity_in(fetched, min(before))
-            moved = others or _differs(info[IDENTITY], old_info)
+            then, now = (_identity_in(place, min(before)) for place in (folder, fetched))
+            moved = bool(then and now and then != now) or _differs(info[IDENTITY], old_info)
         if changed or moved:
             # what was sent is of the old ones, under its UIDs
             old_info.pop("stored", None)
@@ -310,10 +310,14 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
             for label in kept.values():
                 label.info.pop("made_with", None)
             logger.warning(
-                "%s: is of another patient or study than before on the server, and was fetched again.", image_id
+                "%s: is of another patient or study than before on the server, and was fetched again%s.",
+                image_id,
+                "; to send the reader's label to that one, submit it again" if FINAL in kept else "",
             )
-            # first: what is known shows that this is to be done until it is
-            _put(fetched, folder)
+            # first: what is known shows that this is to be done until it is. One by one, as they have the names of those
+            # before: without its folder the series would count as another one
+            for file in fetched.iterdir():
+                os.replace(file, folder / file.name)
 
         def change(parts: Mapping[Path, Path]) -> None:
             image = DataModel(info={**old_info, **info, "ts": int(time.time()), "name": name}, ext=".nii.gz")

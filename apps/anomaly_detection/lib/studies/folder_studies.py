@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import logging
@@ -60,7 +61,7 @@ class FolderStudies(Studies):
         self._cases: tuple[Any, int, dict[str, list[str]]] = (None, 0, {})
         self._formats = (*FORMATS, *((*PICTURES, *DICOM) if pictures else ()))
         self._live = auto_reload
-        self._unfit: dict[Path, list[int]] = {}
+        self._unfit: dict[Path, list[Any]] = {}
         self._left_out: dict[str, list[str]] = {}
         self._away: set[str] = set()
         self._said = ""
@@ -109,6 +110,9 @@ class FolderStudies(Studies):
             else:
                 try:
                     if is_another(old.image.info, self._root / name, stamp, not is_other):
+                        if any(may_come_back(labels, label, set()) for label in self._label_names(image_id, old)):
+                            # labels that can't be set aside now would count as those of the new image later
+                            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                         old = known[image_id] = set_aside(image_id, old, labels)
                 except OSError as error:
                     left_out[f"that changed and can't be read or set aside now ({error.strerror})"].append(name)
@@ -181,10 +185,14 @@ class FolderStudies(Studies):
     def _label_files(self, image_id: str, known: ImageLabelModel) -> Iterator[Path]:
         """The files of an image's labels that are there, or may be there again."""
         labels = Path(self._datastore.label_path(None))
-        for tag, label in known.labels.items():
-            name = f"{tag}/{image_id}{label.ext}"
+        for name in self._label_names(image_id, known):
             if may_come_back(labels, name, set()) or (labels / name).is_file():
                 yield labels / name
+
+    @staticmethod
+    def _label_names(image_id: str, known: ImageLabelModel) -> list[str]:
+        """The paths of an image's labels in the folder of labels."""
+        return [f"{tag}/{image_id}{label.ext}" for tag, label in known.labels.items()]
 
     def _identify(self, known: ImageLabelModel) -> None:
         """Enter by what an image's file is known again wherever it was copied to, as a reader says something about it."""
@@ -328,8 +336,8 @@ class FolderStudies(Studies):
                         for name, part in archived(f"{what}/{image_id}", self._to_id(source)[1], source).items():
                             archive.write(part, name)
                 known = self._datastore.model_dump(exclude={"base_path"})
-                for image_id in labeled:
-                    for tag, label in known["objects"][image_id]["labels"].items():
+                for image_id, of_image in known["objects"].items():
+                    for tag, label in of_image["labels"].items():
                         label["info"] = self.get_label_info(image_id, tag)
                 # not pydantic's JSON, see `Register`
                 archive.writestr("metadata.json", json.dumps(known, default=str))

@@ -59,15 +59,22 @@ def is_another(info: Mapping[str, Any], path: Path, stamp: list[Any], is_named_s
     Raises:
         OSError: the file can't be read.
     """
+    from scripts.digests import digest_of
+
     known = info.get(STAMP)
-    if known is None or known == stamp or is_of_header_alone(known, stamp):
-        return known is None and not is_named_so
-    return known[0] != stamp[0] or DIGEST not in info or digest_at(path, stamp) != info[DIGEST]
+    if known is None:
+        return not is_named_so
+    before = is_of_header_alone(known, stamp)
+    if known == (stamp[:2] if before else stamp):
+        return False
+    if known[0] != stamp[0] or DIGEST not in info:
+        return True
+    return (digest_of(path) if before else digest_at(path, stamp)) != info[DIGEST]
 
 
 def is_of_header_alone(known: list[Any], stamp: list[Any]) -> bool:
-    """Whether a known stamp is a version's before, which did not look at the files of voxels that this header names."""
-    return len(stamp) > 2 and known == stamp[:2]
+    """Whether a known stamp, and its digest, are a version's before, which did not look at the files of voxels."""
+    return len(known) == 2 < len(stamp)
 
 
 def set_aside(image_id: str, old: ImageLabelModel, labels: Path) -> ImageLabelModel:

@@ -66,9 +66,8 @@ class AnomalyInferTask(InferTask):
 
     def config(self) -> dict[str, Any]:
         """The options with their defaults, as a request takes them now: viewers send back what they are shown."""
-        with suppress(
-            RuntimeError, ValueError
-        ):  # the next request says why; the other models can be listed all the same
+        # if they can't be had, the next request says why; the other models can be listed all the same
+        with suppress(RuntimeError, ValueError):
             self._config = self.model.declared.options(self.mode)
         return dict(self._config)
 

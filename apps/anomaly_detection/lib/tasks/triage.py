@@ -46,8 +46,8 @@ class MostAnomalousFirst(Strategy):
         among = f" among {', '.join(modalities)}" if modalities else ""
         super().__init__(f"Most anomalous first{among}, by the score that batch inference stored")
         self._modalities = modalities
-        # by their ids, until when
-        self._left_out: dict[str, float] = {}
+        # by their ids, until when, and why
+        self._left_out: dict[str, tuple[float, MONAILabelException]] = {}
 
     def __call__(self, request: dict[str, Any], datastore: Studies) -> dict[str, Any] | None:
         unread = datastore.get_unlabeled_images()
@@ -55,12 +55,17 @@ class MostAnomalousFirst(Strategy):
         scores = {i: _number(datastore.get_image_info(i).get(SCORE)) for i in unread}
         ranked = sorted(scores, key=lambda i: (scores[i] is None, -(scores[i] or 0.0), i))
         until = time.monotonic() + PATIENCE_SECONDS
-        first = next((i for i in ranked if self._is_usable(i, datastore, until)), None)
+        failed: list[MONAILabelException] = []
+        first = next((i for i in ranked if self._is_usable(i, datastore, until, failed)), None)
+        if first is None and failed:  # there are such that are unread
+            raise failed[-1]
         return None if first is None else {"id": first, "score": scores[first], "unread": len(ranked)}
 
-    def _is_usable(self, image_id: str, datastore: Studies, until: float) -> bool:
+    def _is_usable(self, image_id: str, datastore: Studies, until: float, failed: list[MONAILabelException]) -> bool:
+        """Whether an image can be given to a reader; `failed` is added to where the server could not give it."""
         begin = time.monotonic()
-        if begin < self._left_out.get(image_id, 0.0):
+        if image_id in self._left_out and begin < self._left_out[image_id][0]:
+            failed.append(self._left_out[image_id][1])
             return False
         try:
             datastore.get_image_uri(image_id)
@@ -69,8 +74,9 @@ class MostAnomalousFirst(Strategy):
             if error.error == MONAILabelError.SERVER_ERROR:
                 if not datastore.fails_alone(image_id, error):  # the next one would fail too
                     raise
+                failed.append(error)
                 if now - begin > SLOW_SECONDS:
-                    self._left_out[image_id] = now + LEFT_OUT_SECONDS
+                    self._left_out[image_id] = now + LEFT_OUT_SECONDS, error
                 if now > until:
                     raise
             logger.warning("%s is passed over: %s", image_id, error.msg)
