@@ -537,6 +537,7 @@ def test_a_changed_number_is_found() -> None:
     kinds = ["all", "subset", "differences", "subset_differences", "sizes", "tuning"]
     of_sets = [(f"compare/{name}.json", kind) for name in ("brain_mr", "brats") for kind in kinds]
     of_sets.insert(len(kinds), ("compare/brain_mr.json", "scaling"))
+    of_sets += [("compare/brats.json", "together"), ("speed.json", "speed"), ("seeds/brain_mr.json", "seeds")]
     assert [(file, kind) for _, file, kind, _ in tables.MARKED.findall(text)] == of_sets
     changed = re.sub(r"(\*the student's network, taught by masks\* \| 0\.)\d", r"\g<1>0", text, count=1)
     assert changed != text and tables.rendered(changed) == text
