@@ -16,6 +16,12 @@ MAX_EXTENT = 1000.0
 """mm of any axis: more is a header with wrong units, and would be resampled to more voxels than memory holds."""
 
 
+def on_one_grid(image: Loaded, other: Loaded) -> bool:
+    """Whether voxels, but for their channels, lie at the same places; affines differ by rounding."""
+    shapes = image.voxels.shape[:3], other.voxels.shape[:3]
+    return shapes[0] == shapes[1] and np.allclose(image.affine, other.affine, atol=1e-3)
+
+
 def assemble(
     images: Sequence[Loaded],
     paths: Sequence[str],
@@ -43,7 +49,7 @@ def assemble(
                 "slice) or, for several channels, one 3D file each or one 4D file with the channels last."
             )
         check_affine(path, image.affine)
-        if shape[:3] != size or not np.allclose(image.affine, images[0].affine, atol=1e-3):
+        if not on_one_grid(image, images[0]):
             has_size = image.has_size and images[0].has_size
             how = difference(shape[:3], image.affine, size, images[0].affine, has_size)
             raise InvalidImageError(

@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 
 from ..checks import is_true
 from ..errors import InvalidImageError
-from .assembling import assemble
+from .assembling import assemble, on_one_grid
 from .dicom_series import describe, other_modality, read_dicom_series
 from .formats import VOLUMES, allowed_formats, is_dicom, is_picture, takes_pictures, takes_volumes
 from .pictures import read_picture
@@ -92,11 +92,8 @@ class LoadVolumed(MapTransform):
         self, images: Sequence[Loaded], paths: Sequence[str], unit: str, spacing: Sequence[float] | None
     ) -> MetaTensor | list[MetaTensor]:
         if self.own_grids and len(paths) == self.channels:
-            first = images[0]
             for image, path in zip(images, paths, strict=True):
-                if spacing is not None and (
-                    image.voxels.shape != first.voxels.shape or not image.affine.allclose(first.affine, atol=1e-3)
-                ):
+                if spacing is not None and not on_one_grid(image, images[0]):
                     raise InvalidImageError(
                         f"{path}: lies on another grid than {paths[0]}, so one spacing can't be that of both; correct the "
                         "header that is wrong, or resample the sequences to one grid first."
