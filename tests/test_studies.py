@@ -1269,13 +1269,17 @@ def test_a_batch_again_runs_only_what_changed(tmp_path: Path) -> None:
     assert statuses(model="lesion_preview") == {"a": "ok", "b": "ok"}
     assert statuses(model="lesion_preview") == {"a": "skipped", "b": "skipped"}
     assert app.datastore().get_image_info("a")["anomaly_score"] == score
-    # another image, a lost result, other weights
+    # another image, a lost result, the same weights unpacked again, other weights
     image = nib.load(folder / "a.nii.gz")
     nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32)[::-1], image.affine), folder / "a.nii.gz")
     assert statuses(threshold=0.2) == {"a": "ok", "b": "skipped"}
     os.unlink(app.datastore().get_label_uri("b", "original"))
     assert statuses(threshold=0.2) == {"a": "skipped", "b": "ok"}
-    os.utime(bundle / "models" / "model.pt")
+    weights = bundle / "models" / "model.pt"
+    os.utime(weights)
+    assert statuses(threshold=0.2) == {"a": "skipped", "b": "skipped"}
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: values + 1 if values.is_floating_point() else values for name, values in state.items()}, weights)
     assert statuses(threshold=0.2) == {"a": "ok", "b": "ok"}
     assert statuses(threshold=0.2, label_tag="final") == {"a": "failed", "b": "failed"}
     assert app.datastore().get_labeled_images() == []
