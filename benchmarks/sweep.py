@@ -5,7 +5,7 @@
 Slices are drawn with `seed`, encoded once a noise level and decoded once a scale. What is measured is the default's map, the
 mean of the counterfactual's and the student's two, and ``dice_oracle_alone`` the counterfactual's by itself. Three columns
 need no mask: the threshold of ``dice_labels`` is Otsu's of the slices labelled diseased, in three classes as the map is a mean
-of two; ``contrast`` is the AUROC with which the mean of the counterfactual's map, without the classifier's gate, tells them
+of several; ``contrast`` is the AUROC with which the mean of the counterfactual's map, without the classifier's gate, tells them
 from the others; ``separability`` is Otsu's own criterion, how much of the variance of that map, without the gate too, in their
 foreground lies between its two classes.
 Test patients are never read.

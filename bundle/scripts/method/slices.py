@@ -77,8 +77,8 @@ def with_neighbours(probability: torch.Tensor, counted: torch.Tensor | None = No
 class SliceInferer(Inferer):
     """Folds volumes into slices and takes those that are assessed through the networks in batches.
 
-    A subclass says in `slices` what it gives for slices, and in `unassessed` what stands for the others. No noise
-    is drawn; that two runs give the same bits is tested on the CPU only.
+    A subclass says in `slices` what it gives for slices, and in `unassessed` what stands for the others. The
+    only noise is that of `classified_at`, the same in every run; that two runs give the same bits is tested on the CPU only.
 
     Args:
         classifier: f(x, t) -> logits ``(N, 2)`` of noised slices, for p(diseased).
