@@ -300,7 +300,7 @@ def compare(
             spent = dict(maker.costs.get(row["method"], {}))
             if "row" in spent:
                 spent |= maps.cost(spent.pop("row"))
-            rows.append({"where": where} | row | rounded(spent))
+            rows.append({"where": where} | row | significant(spent))
     if beside is not None:
         of_other = Maps(folder / f"{beside}.pt", folder, on, images, seed, settings_of=settings_of)
         other = found_in(of_other, str(beside_datalist), cache_dir, {}, whole=False)
@@ -318,7 +318,7 @@ def compare(
         "precision": fastest_precision(maps.device),
         "versions": versions(),
         "settings": maps.algorithms.default,
-        "default_by_number_of_slices": {n: rounded(maps.cost(DEFAULT, n)) for n in NUMBERS},
+        "default_by_number_of_slices": {n: significant(maps.cost(DEFAULT, n)) for n in NUMBERS},
         "patients": {split: len({c.subject for c in of_split}) for split, of_split in found.cases.items()},
         "subset_slices": {
             split: [n for n, one in zip(maps.splits[split].names, chosen.tolist(), strict=True) if one]
@@ -335,8 +335,8 @@ def compare(
     draw(rows, path.with_suffix(".png"), whole["machine"])
 
 
-def rounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers with three digits."""
+def significant(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers with three significant digits."""
     return {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in values.items()}
 
 

@@ -12,6 +12,7 @@ import torch
 from algorithms import STUDENT, Algorithms, everywhere, now, times
 
 from scripts.bundle import declared
+from scripts.device import autocast
 
 SIZE = 16
 """Slices in a file of a sample; more are repeats."""
@@ -43,7 +44,7 @@ def cost(row: str, slices: str, number: int, device: str, overlays: list[str]) -
         algorithms = Algorithms(*overlays, device=device)
         how = algorithms.rows[row]
         first = x[: how.batch].to(on)
-        with torch.no_grad(), torch.autocast(on.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
+        with torch.no_grad(), autocast(on, how.precision):
             for network in (algorithms.network, algorithms.classifier):
                 network.to(memory_format=how.memory_format)(first, times(first, 0))
             if algorithms.student is not None:

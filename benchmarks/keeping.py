@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import sys
@@ -19,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import parsed
+from scripts.files import replacing
 from scripts.learning.seeding import seed_of
 
 
@@ -51,8 +51,8 @@ def place(folder: Path, name: str, *state: Any) -> Path:
 def save(path: Path, thing: Any) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(thing, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with replacing(path) as partial:
+        torch.save(thing, partial)
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:

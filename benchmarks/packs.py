@@ -25,7 +25,7 @@ from scripts.images.masks import load_mask
 from scripts.judging.cases import SliceCase
 from scripts.judging.on_input import cases_of
 from scripts.judging.ranking import PixelCounts
-from scripts.learning.datalists import Item, read_datalist
+from scripts.learning.datalists import Item, paths_of, read_datalist
 from scripts.learning.preparing import trained_slices
 
 SUBSET = {"validation": (10, 2), "test": (14, 2)}
@@ -113,7 +113,7 @@ class Split:
             places = [z for z, _ in kept]
             self.volumes.append(volume)
             self.wanted.append(places)
-            subject = item.get("subject", item["image"] if isinstance(item["image"], str) else item["image"][0])
+            subject = item.get("subject", paths_of(item)[0])
             x.append(volume["image"].as_tensor().movedim(-1, 0)[places].float())
             foreground.append(volume["foreground"].as_tensor().movedim(-1, 0)[places] >= 0.5)
             lesion.append(mask_on(item, volume).movedim(-1, 0)[places])

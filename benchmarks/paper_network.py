@@ -12,7 +12,6 @@ paper_network.json.
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import fire
 import torch
+from algorithms import now
 from keeping import ROOT, machine, versions
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,14 +35,10 @@ SHAPE = (4, 256, 256)
 
 def seconds(f: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
     """Of one call of `f`, all work on the device included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin = now(device)
     for _ in range(repeats):
         f()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / repeats
+    return (now(device) - begin) / repeats
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -15,7 +15,6 @@ Results of volumes are kept in `cache_dir`, where those of `evaluate.json` are f
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -23,7 +22,7 @@ from typing import Any
 
 import fire
 import numpy as np
-import torch
+from algorithms import now
 from keeping import ROOT, machine, versions
 from tqdm import tqdm
 
@@ -108,11 +107,9 @@ def timed_turns(
         for number in range(rounds + 1):
             turn = {}
             for name, of in volumes.items():
-                begin = time.perf_counter()
+                begin = now(first.device)
                 found = of.inferer(x, of.network, inside)
-                if first.device.type == "cuda":
-                    torch.cuda.synchronize()
-                turn[name] = (time.perf_counter() - begin) / max(1, int(found["assessed"].sum()))
+                turn[name] = (now(first.device) - begin) / max(1, int(found["assessed"].sum()))
             turns += [turn] if number else []
     return turns
 

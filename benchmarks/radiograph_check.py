@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from keeping import ROOT
 
 from scripts.bundle import declared
+from scripts.files import write
 from scripts.images.radiograph_check import correlation
 from scripts.learning.datalists import read_datalist
 from scripts.learning.datasets import SliceDataset
@@ -64,7 +65,7 @@ def main(datalist: str, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None
     threshold = round(float(correlation(x, mean).quantile(SHARE)), 3)
     rows = ",\n        ".join(json.dumps(row) for row in mean.int().tolist())
     text = f'{{\n    "threshold": {threshold},\n    "mean": [\n        {rows}\n    ]\n}}\n'
-    (ROOT / "bundle" / "scripts" / "images" / "radiograph_check.json").write_text(text)
+    write(ROOT / "bundle" / "scripts" / "images" / "radiograph_check.json", text.encode())
 
     def warned(x: torch.Tensor) -> str:
         return f"{int((correlation(x, mean) < threshold).sum())} of {len(x)}"
@@ -85,7 +86,7 @@ def main(datalist: str, cache_dir: str = str(ROOT / "bundle" / "cache")) -> None
             **{name: warned(other) for name, other in others.items()},
         },
     }
-    (ROOT / "benchmarks" / "radiograph_check.json").write_text(json.dumps(result, indent=2) + "\n")
+    write(ROOT / "benchmarks" / "radiograph_check.json", (json.dumps(result, indent=2) + "\n").encode())
     print(json.dumps(result, indent=2))
 
 

@@ -31,6 +31,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from scripts.files import write
 from scripts.images.brain import ExtractBraind
 from scripts.images.intensities import RepairIntensitiesd
 from scripts.images.loading import LoadVolumed
@@ -129,9 +130,8 @@ def main(brain_mr: str, brats: str, others: str, brain_cache: str | None = None)
         "intercept": regression.intercept_.round(4).tolist(),
         "threshold": THRESHOLD,
     }
-    (ROOT / "bundle" / "scripts" / "images" / "sequence_check.json").write_text(
-        "{\n" + ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in parameters.items()) + "\n}\n"
-    )
+    lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in parameters.items())
+    write(ROOT / "bundle" / "scripts" / "images" / "sequence_check.json", f"{{\n{lines}\n}}\n".encode())
 
     checks = {}
     for s in dict.fromkeys(sets.tolist()):
@@ -153,7 +153,7 @@ def main(brain_mr: str, brats: str, others: str, brain_cache: str | None = None)
         },
         "other checks": checks,
     }
-    (ROOT / "benchmarks" / "sequence_check.json").write_text(json.dumps(result, indent=2) + "\n")
+    write(ROOT / "benchmarks" / "sequence_check.json", (json.dumps(result, indent=2) + "\n").encode())
     print(json.dumps(result, indent=2))
 
 

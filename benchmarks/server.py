@@ -26,6 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(ROOT / "apps" / "anomaly_detection"))
 
 from lib.demonstration.label_server import label_server
+from scripts.files import write
 from serve import SAMPLE
 
 IMAGE = SAMPLE.name.removesuffix(".nii.gz")
@@ -78,7 +79,7 @@ def benchmark(requests: int = 50, port: int = 8765, output: str = str(ROOT / "be
             "resident_mib_at": {n: memory[n - 1] for n in (1, 10, 20, 30, 40, 50) if n <= requests},
         },
     }
-    Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    write(Path(output), (json.dumps(result, indent=2) + "\n").encode())
     print(json.dumps(result, indent=2))
 
 

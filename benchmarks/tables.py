@@ -59,21 +59,18 @@ def cell(name: str, value: Any, whole: bool) -> str:
     return f"{float(number):.1f}" if name in ("healthy_area", "false_lesions") else value if whole else number
 
 
-def named(record: dict[str, Any], method: str) -> str:
-    """A row's name, with a dagger where the record remarks on it."""
-    name = f"*{method}*" if method == BOUND else method
-    return f"{name} †" if "remarks" in record and method.startswith("reference") else name
+def named(method: str) -> str:
+    """A row's name, the bound's in italics."""
+    return f"*{method}*" if method == BOUND else method
 
 
 def of_rows(record: dict[str, Any], most: bool) -> str:
     """The rows on all slices, or on the subset, the best pixel AP first, the bound on top."""
-    counts = [row["slices"] for row in record["rows"]]
-    number = max(counts) if most else min(counts)
     where = "all" if most else "subset"
-    rows = [r for r in record["rows"] if r["slices"] == number and r.get("where", where) == where]
+    rows = [r for r in record["rows"] if r["where"] == where]
     rows.sort(key=lambda r: (r["method"] != BOUND, -float(r["pixel_ap"].split()[0])))
     shown = {name: title for name, title in COLUMNS.items() if any(name in r for r in rows)}
-    cells = [[named(record, r["method"]), *(cell(n, r.get(n), most) for n in shown)] for r in rows]
+    cells = [[named(r["method"]), *(cell(n, r.get(n), most) for n in shown)] for r in rows]
     return table(["method", *shown.values()], cells)
 
 
@@ -89,11 +86,7 @@ def of_differences(record: dict[str, Any], where: str) -> str:
     """Paired differences on all slices or on the subset."""
     found = record[where]["differences"]
     shown = [m for m in SHORT if any(m in of_pair for of_pair in found.values())]
-    dagger = " †" if "remarks" in record else ""
-    rows = [
-        [name + (dagger if " - reference" in name else ""), *(difference(of_pair.get(m)) for m in shown)]
-        for name, of_pair in found.items()
-    ]
+    rows = [[name, *(difference(of_pair.get(m)) for m in shown)] for name, of_pair in found.items()]
     return table(["difference", *(SHORT[m] for m in shown)], rows)
 
 

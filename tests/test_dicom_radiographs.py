@@ -132,7 +132,7 @@ def test_the_command_line_writes_both(tmp_path: Path) -> None:
         torch.from_numpy(array)[None], affine=torch.from_numpy(affine), meta={"source": items[0]["image"]}
     )
     result = {"pred": labels, "anomaly_map": labels.float(), "input_image": labels, "slices": [], "warnings": []}
-    write_dicom_objects(items[0], result, {"threshold": 0.3}, tmp_path)
+    write_dicom_objects(result, {"threshold": 0.3}, tmp_path)
     assert sorted(p.name for p in tmp_path.glob("*.dcm")) == ["overlay.dcm", "segmentation.dcm", "x.dcm"]
     found = pydicom.dcmread(tmp_path / "segmentation.dcm")
     np.testing.assert_array_equal(found.pixel_array, np.stack([MASK == 1, MASK == 2]))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 
 from ..errors import InvalidImageError
-from .geometry import check_affine, checked_spacing, difference
+from .geometry import check_affine, checked_spacing, difference, same_grid
 from .volume_files import Loaded
 
 MAX_EXTENT = 1000.0
@@ -17,9 +16,8 @@ MAX_EXTENT = 1000.0
 
 
 def on_one_grid(image: Loaded, other: Loaded) -> bool:
-    """Whether voxels, but for their channels, lie at the same places; affines differ by rounding."""
-    shapes = image.voxels.shape[:3], other.voxels.shape[:3]
-    return shapes[0] == shapes[1] and np.allclose(image.affine, other.affine, atol=1e-3)
+    """Whether voxels, but for their channels, lie at the same places."""
+    return same_grid(image.voxels.shape[:3], image.affine, other.voxels.shape[:3], other.affine)
 
 
 def assemble(

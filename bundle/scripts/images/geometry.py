@@ -66,6 +66,21 @@ def check_affine(path: str, affine: torch.Tensor) -> None:
         raise InvalidImageError(f"{path}: its affine {wrong}, so position and orientation are unknown.")
 
 
+def same_grid(
+    shape: Sequence[int], affine: torch.Tensor, other_shape: Sequence[int], other_affine: torch.Tensor
+) -> bool:
+    """Whether the voxels of two grids lie at the same places, but for what headers round: 0.001 mm.
+
+    Args:
+        shape: of one, ``(X, Y, Z)``.
+        affine: of it, ``(4, 4)`` in mm.
+        other_shape: of the other.
+        other_affine: of the other.
+    """
+    close = torch.allclose(torch.as_tensor(affine).double(), torch.as_tensor(other_affine).double(), atol=1e-3)
+    return tuple(shape) == tuple(other_shape) and close
+
+
 def difference(
     shape: Sequence[int], affine: torch.Tensor, like: Sequence[int], target: torch.Tensor, has_size: bool = True
 ) -> str:

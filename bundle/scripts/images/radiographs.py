@@ -134,6 +134,6 @@ def _view(dataset: Dataset) -> str:
 def _directions(dataset: Dataset) -> tuple[str, str]:
     """Where rows and columns go by Patient Orientation; to the left and to the feet where it doesn't say or is lateral."""
     along = [str(letters)[:1].upper() for letters in dataset.get("PatientOrientation") or ()]
-    if len(along) == 2 and any(set(along) & set(a) and set(along) & set(b) for a, b in (("LR", "FH"),)):
+    if len(along) == 2 and set(along) & set("LR") and set(along) & set("FH"):
         return along[0], along[1]
     return "L", "F"

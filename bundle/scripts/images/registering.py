@@ -6,7 +6,6 @@ import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -14,7 +13,7 @@ from monai.transforms import MapTransform
 
 from ..errors import InvalidImageError
 from .air import stripped_foreground
-from .geometry import axial, on_grid
+from .geometry import axial, on_grid, same_grid
 from .intensities import without_spikes
 from .masks import reordered
 from .rigid import motion, resampled, to_itk
@@ -155,7 +154,7 @@ class LimitToCoveredd(MapTransform):
 
 
 def _on_one_grid(image: MetaTensor, other: MetaTensor) -> bool:
-    return image.shape == other.shape and np.allclose(image.affine, other.affine, atol=1e-3)
+    return same_grid(image.shape[1:], image.affine, other.shape[1:], other.affine)
 
 
 def _is_stripped(image: MetaTensor) -> bool:

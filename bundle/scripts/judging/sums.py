@@ -79,7 +79,7 @@ def sums(cases: Iterable[SliceCase], method: str, threshold: float | None, domai
         if truth is not None:
             pixels.add(values, truth, shares_of(case, domain))
             if marked is not None:
-                wholes.add(case, domain, marked)
+                wholes.add(case, domain, marked, truth)
                 parts["dice_threshold"].append((case.subject, *_dice_parts(marked, truth)))
                 volumes[case.volume].append((*_dice_parts(marked, truth), int(truth.sum())))
             if truth.sum() > MIN_LESION_PIXELS:
@@ -114,14 +114,14 @@ class _Wholes:
         self._slices: Slices = {}
         self._voxel_ml: float | None = None
 
-    def add(self, case: SliceCase, domain: Domain, marked: Array) -> None:
+    def add(self, case: SliceCase, domain: Domain, marked: Array, truth: Array) -> None:
         if case.volume != self._volume:
             self.end()
         inside = case.inside(domain)
-        on_grid = np.zeros_like(inside)
-        on_grid[inside] = marked
+        on_grid = np.zeros((2, *inside.shape), bool)
+        on_grid[:, inside] = marked, truth
         self._volume, self._subject, self._voxel_ml = case.volume, case.subject, case.voxel_ml
-        self._slices[case.slice] = on_grid, inside & (case.truth if case.truth is not None else False)
+        self._slices[case.slice] = on_grid[0], on_grid[1]
 
     def end(self) -> None:
         """The volume is complete."""

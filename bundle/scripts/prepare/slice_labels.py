@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import DISEASED, HEALTHY
 from ..checks import check_number
-from ..images.geometry import difference, slice_axis
+from ..images.geometry import difference, same_grid, slice_axis
 from ..images.grids import image_grid
 from ..images.masks import load_values
 
@@ -42,8 +41,9 @@ def lesion_voxels(mask: Path, images: Sequence[Path]) -> dict[str, Any]:
     except ValueError as error:
         raise UnusableMaskError(str(error)) from error
     for path, grid in zip(images[1:], others, strict=True):
-        if grid.shape != first.shape or not torch.allclose(grid.affine, first.affine, atol=1e-3):
-            how = difference(grid.shape[1:], grid.affine, first.shape[1:], first.affine)
+        grids = grid.shape[1:], grid.affine, first.shape[1:], first.affine
+        if not same_grid(*grids):
+            how = difference(*grids)
             raise ValueError(f"{path}: lies on another grid than {images[0]} ({how}).")
     return _counted(values.numpy()[0] > 0, values.affine.numpy())
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bundle import bundle_version, pip_install
 from ..images.formats import is_dicom
+from ..learning.datalists import paths_of
 from .records import measured
 
 SEGMENTATION, PARAMETRIC_MAP, OVERLAY = "segmentation.dcm", "anomaly_map.dcm", "overlay.dcm"
@@ -37,15 +38,12 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
         raise ValueError(str(others[0]["error"]))
 
 
-def write_dicom_objects(
-    item: Mapping[str, Any], result: Mapping[str, Any], settings: Mapping[str, float], folder: Path
-) -> None:
+def write_dicom_objects(result: Mapping[str, Any], settings: Mapping[str, float], folder: Path) -> None:
     """Write `SEGMENTATION` and `PARAMETRIC_MAP`, of a radiograph `OVERLAY`, of the images on whose grid the results lie.
 
     Args:
-        item: its ``image`` is the folder of a DICOM series or a radiograph, or a list of such, one a channel.
-        result: ``pred`` and ``anomaly_map``, on the grid of one of them, ``input_image``, whose meta says which as ``source``,
-            ``slices`` and ``warnings``.
+        result: ``pred`` and ``anomaly_map``; ``input_image``, on whose grid they lie, and whose meta has as ``source`` the
+            folder of its DICOM series, or the file of a radiograph; ``slices`` and ``warnings``.
         settings: of the run, kept as the algorithm's parameters.
         folder: to write in.
 
@@ -74,5 +72,4 @@ def write_dicom_objects(
 
 def _no_dicom(item: Mapping[str, Any]) -> str | None:
     """The first of an item's images that is neither a DICOM image nor a folder."""
-    paths = [item["image"]] if isinstance(item["image"], str) else item["image"]
-    return next((str(path) for path in paths if not (Path(path).is_dir() or is_dicom(path))), None)
+    return next((str(path) for path in paths_of(item) if not (Path(path).is_dir() or is_dicom(path))), None)

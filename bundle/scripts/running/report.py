@@ -212,7 +212,7 @@ class Report:
             result["warnings"].append("The known lesion mask could not be drawn beside the result.")
             draw_overview(result, None, item["name"], picture)
         if self.write_dicom:  # last, with all warnings
-            write_dicom_objects(item, result, self.about["settings"], folder)
+            write_dicom_objects(result, self.about["settings"], folder)
 
     @staticmethod
     def _outputs(result: Mapping[str, Any]) -> list[str]:
