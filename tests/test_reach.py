@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.bundle import bundle_root
-from scripts.reach import MODULE, OWN_PATH, main, outward
+from scripts.reach import FETCHES, MODULE, OWN_PATH, main, outward
 
 SCRIPT = """import os
 from torch import nn
@@ -46,6 +46,7 @@ def test_nothing_of_this_bundle_reaches_outside() -> None:
         {"_target_": "UNet", "spatial_dims": 2},
         {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()"},
         {"_target_": "ignite.metrics.Loss"},
+        {"_target_": "monai.networks.nets.resnet50", "pretrained": False},
         OWN_PATH,
         "$from scripts.room.nets import make",
         "$torch.device('cpu')",
@@ -67,10 +68,17 @@ def test_what_stays_inside_passes(value: Any, tmp_path: Path) -> None:
         ({"_target_": "os.system", "command": "true"}, "'os.system' uses os"),
         ({"_target_": "builtins.exec"}, "uses builtins"),
         ({"_target_": "torch.os.system"}, "uses posix"),
-        ({"_target_": "run_cmd"}, "'run_cmd' fetches, or runs other code"),
-        ({"_target_": "monai.bundle.download"}, "fetches, or runs other code"),
-        ({"_target_": "torch.hub.load"}, "fetches, or runs other code"),
-        ({"_target_": "torch.load", "weights_only": False}, "fetches, or runs other code"),
+        ({"_target_": "run_cmd"}, "'run_cmd' may fetch, or run other code"),
+        ({"_target_": "monai.bundle.download"}, FETCHES),
+        ({"_target_": "torch.hub.load"}, FETCHES),
+        ({"_target_": "torch.load", "weights_only": False}, FETCHES),
+        ({"_target_": "torch.utils.collect_env.run", "command": "true"}, FETCHES),
+        ({"_target_": "torch.utils.benchmark.Timer", "stmt": "1"}, FETCHES),
+        ({"_target_": "torch.import_ir_module"}, FETCHES),
+        ({"_target_": "monai.data.load_net_with_metadata"}, FETCHES),
+        ({"_target_": "monai.networks.nets.resnet50", "pretrained": True}, FETCHES),
+        ("$torch.utils.collect_env.run('true')", FETCHES),
+        ("$torch.compile(@network)", FETCHES),
         ({"_target_": "scripts.room.nets.os.system"}, "isn't defined in the bundle's scripts"),
         ({"_target_": "scripts.room.nets.nn"}, "isn't defined in the bundle's scripts"),
         ({"_target_": "scripts.none.Net"}, "isn't defined in the bundle's scripts"),
@@ -82,10 +90,10 @@ def test_what_stays_inside_passes(value: Any, tmp_path: Path) -> None:
         ("$open('/etc/passwd').read()", "uses open"),
         ("$@network.__init__.__globals__", "reaches into what is private"),
         ("$().__class__.__base__.__subclasses__()", "reaches into what is private"),
-        ("$monai.utils.optional_import('os')[0].system('true')", "fetches, or runs other code"),
+        ("$monai.utils.optional_import('os')[0].system('true')", FETCHES),
         ("$torch.hub.os.system('true')", "uses posix"),
         ("$os.listdir()", "uses os"),
-        ("$torch.get_device_module('cpu').os.system('true')", "fetches, or runs other code"),
+        ("$torch.get_device_module('cpu').os.system('true')", FETCHES),
         # what refers to a module by its id reaches all in it, such as "$@list#0#value.misc.os.system('true')"
         ("$monai.utils", MODULE),
         ("$torch", MODULE),

@@ -11,33 +11,32 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from configparser import ConfigParser as IniParser
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
 from .bundle import bundle_root
 
 PACKAGES = ("ignite", "monai", "torch")
-OUTWARD = (
-    *(
-        "monai.apps",
-        "monai.bundle",
-        "monai.fl",
-        "monai.utils.misc.run_cmd",
-        "monai.utils.module",
-        "torch.get_device_module",
-        "torch.hub",
-        "torch.jit",
-    ),
-    *("torch.classes", "torch.multiprocessing", "torch.ops", "torch.package", "torch.serialization"),
-    *("torch.utils.cpp_extension", "torch.utils.model_zoo"),
+INWARD = (
+    *(f"ignite.{room}" for room in ("distributed.auto", "distributed.utils", "engine", "handlers", "metrics")),
+    *(f"monai.{room}" for room in ("data", "engines", "handlers", "inferers", "losses", "metrics", "networks")),
+    *(f"monai.{room}" for room in ("optimizers", "transforms", "utils", "visualize")),
+    *(f"torch.{room}" for room in ("amp", "autograd.grad_mode", "functional", "nn", "optim", "random", "utils.data")),
+    *(f"torch.{name}" for name in ("Tensor", "device", "tensor", "zeros", "ones", "full", "arange", "linspace")),
 )
-"""What of these packages fetches from elsewhere, imports by name, reads code from files or starts programs."""
+"""What of these packages a config may name, by where it is defined; and numbers' types, such as torch.float32."""
+OUTWARD = (
+    *("ignite.distributed.utils.spawn", "monai.data.torchscript_utils", "monai.losses.perceptual"),
+    *("monai.networks.trt_compiler", "monai.utils.misc.run_cmd", "monai.utils.module"),
+)
+"""What of that fetches from elsewhere, imports by name, reads code from files or starts programs."""
 PLAIN = (
     "abs",
     "bool",
@@ -58,6 +57,7 @@ PLAIN = (
 """What of Python's own an expression may use."""
 OWN_PATH = {"_target_": "site.addsitedir", "sitedir": "@bundle_root"}
 """The one way out that every bundle with scripts takes: its own folder onto Python's path."""
+FETCHES = "may fetch, or run other code"
 MODULE = "gives a module, and with it all that the module imports"
 LOGGING = r"\((sys\.std(out|err),?)?\)"
 """What ``logging.conf`` may give to a handler, which Python evaluates."""
@@ -95,7 +95,8 @@ def _nodes(node: Any, id_: str = "") -> Iterator[tuple[str, Any]]:
 
 def _why(node: Any, scripts: Path) -> str | None:
     if isinstance(node, dict) and "_target_" in node:
-        return _leads_out(_full_name(node), scripts)
+        fetched = any(str(key).startswith("pretrained") and value for key, value in node.items())
+        return _leads_out(_full_name(node), scripts) or (FETCHES if fetched else None)
     if isinstance(node, str) and node.startswith("$"):
         return _expression(node[1:], scripts)
     if isinstance(node, str) and re.match(r"%.*\.(json|ya?ml)\b", node):
@@ -126,13 +127,14 @@ def _leads_out(name: str, scripts: Path) -> str | None:
     where = thing.__name__ if inspect.ismodule(thing) else f"{getattr(thing, '__module__', None) or root}.{rest[-1]}"
     if where.split(".")[0] not in PACKAGES:
         return f"uses {where.split('.')[0]}"
-    if _within(where) or _within(name):
-        return "fetches, or runs other code"
-    return MODULE if inspect.ismodule(thing) else None
+    if inspect.ismodule(thing):
+        return MODULE
+    inward = isinstance(thing, torch.dtype) or (_within(where, INWARD) and not _within(where, OUTWARD))
+    return None if inward else FETCHES
 
 
-def _within(name: str) -> bool:
-    return any(name == outside or name.startswith(f"{outside}.") for outside in OUTWARD)
+def _within(name: str, rooms: Sequence[str]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
 
 
 def _in_scripts(scripts: Path, parts: list[str]) -> str | None:
