@@ -115,17 +115,19 @@ def test_a_threshold_of_other_settings_is_said(tmp_path: Path) -> None:
     weights = {"network": "n", "classifier": "c", "student": "s"}
     settings = {"noise_level": 250, "guidance_scale": 6.0, "target_class": 0}
     calibrate(manifest, {"threshold": 0.2, "preview_threshold": 0.4}, weights, settings)
-    calibrate(
-        manifest, {"preview_threshold": 0.3}, {"network": "s", "classifier": "c", "student": "s"}, {"precision": 0}
-    )
-    assert read_manifest(manifest)["calibration"]["settings"] == settings
+    own = {"median_size": 3, "polarity": ["ignored", "both"]}
+    calibrate(manifest, {"preview_threshold": 0.3}, {"network": "s", "classifier": "c", "student": "s"}, own)
+    chosen_with = {"threshold": settings, "preview_threshold": own}
+    assert read_manifest(manifest)["calibration"]["settings"] == chosen_with
     assert not_together(manifest, weights, {"threshold": 0.2, "noise_level": 250, "guidance_scale": 6}) == []
     other = {"threshold": 0.2, "noise_level": 500, "guidance_scale": 2.5, "guidance_exponent": 0}
     said = ["The threshold was chosen with noise_level 250, not 500, guidance_scale 6, not 2.5."]
     assert not_together(manifest, weights, other) == said
-    # whoever gives a threshold, or runs the preview, isn't told
+    # whoever gives a threshold isn't told, and the preview's is another one
     assert not_together(manifest, weights, other | {"threshold": 0.25}) == []
-    assert not_together(manifest, weights, {"threshold": 0.3, "temperature": 1.0}) == []
+    assert not_together(manifest, weights, {"threshold": 0.3, "temperature": 1.0, **own}) == []
+    said = ["The threshold was chosen with median_size 3, not 7, polarity ignored/both, not both."]
+    assert not_together(manifest, weights, {"threshold": 0.3, "median_size": 7, "polarity": "both"}) == said
     calibrate(manifest, {"threshold": 0.1}, weights | {"network": "m"})
     assert "settings" not in read_manifest(manifest)["calibration"]
 

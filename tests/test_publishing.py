@@ -15,7 +15,7 @@ from scripts.files import write
 from scripts.learning.publishing import halved, publish
 from scripts.manifest import check_manifest, write_manifest
 from scripts.running.report import Report
-from scripts.weights import MANIFEST, calibrate, load_weights, not_together, read_manifest, weights_digest
+from scripts.weights import MANIFEST, calibrate, in_use, load_weights, not_together, read_manifest, weights_digest
 from training_data import OVERLAYS, parsed
 
 
@@ -158,9 +158,8 @@ def test_the_weights_of_the_bundle_belong_together() -> None:
     content = json.loads(manifest.read_text())
     values = {"temperature": 1.05559, "threshold": 0.20058, "preview_threshold": 0.192968}
     settings = content["calibration"].pop("settings")
-    assert (
-        content == {"student": weights, "calibration": {"values": values, **weights}} and settings["noise_level"] == 500
-    )
+    assert content == {"student": weights, "calibration": {"values": values, **weights}}
+    assert settings["threshold"]["noise_level"] == 500 and settings["threshold"] == settings["preview_threshold"]
     assert thresholds == [0.20058, 0.192968]
     assert [not_together(manifest, weights, {"threshold": t}) for t in thresholds] == [[], []]
     assert len(not_together(manifest, weights | {"network": "0"}, {"threshold": thresholds[0]})) == 2
@@ -169,7 +168,7 @@ def test_the_weights_of_the_bundle_belong_together() -> None:
 @pytest.mark.parametrize("model", [(), ("brats",), ("chest",)])
 def test_each_threshold_was_chosen_with_the_settings_of_today(model: tuple[str, ...]) -> None:
     """A config whose settings change needs another threshold."""
-    config = declared("displayable_configs", *model)
-    others = {name: declared(name, *model) for name in ("num_fixed_point_iterations", "guidance_exponent")}
-    settings = read_manifest(declared("manifest", *model))["calibration"]["settings"]
-    assert settings == {name: value for name, value in (config | others).items() if name != "threshold"}
+    settings = in_use(declared("displayable_configs", *model), declared("report#other_settings", *model))
+    threshold = settings.pop("threshold")
+    calibration = read_manifest(declared("manifest", *model))["calibration"]
+    assert calibration["settings"]["threshold"] == settings and calibration["values"]["threshold"] == threshold

@@ -19,11 +19,12 @@ import pytest
 from filelock import FileLock
 
 from scripts import files
-from scripts.bundle import parsed
+from scripts.bundle import declared, parsed
 from scripts.digests import source_digest
 from scripts.errors import message_of
 from scripts.running.records import identify
 from scripts.running.results import MAX_NAME, Results
+from scripts.weights import in_use
 from synthetic import write_head
 from tiny_run import datalist, run, summary, visible
 
@@ -549,9 +550,12 @@ def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
     assert set(record["files"]) == {"anomaly_map.nii.gz", "counterfactual.nii.gz", "overview.png", "pred.nii.gz"}
     assert {name: digest for name, digest in first.items() if name != "result.json"} == record["files"]
     assert record["settings"]["num_inference_steps"] == 2 and set(record["versions"]) == {"bundle", "monai", "torch"}
-    others = ("num_fixed_point_iterations", "guidance_exponent", "temperature")
+    read = ("temperature", "polarity", "median_size", "pixel_size", "highest_intensity")
+    others = ("num_fixed_point_iterations", "guidance_exponent", *read)
     assert [record["settings"][name] for name in others] == [parsed().get_parsed_content(name) for name in others]
-    assert parsed("preview")["report"]["other_settings"] == {"temperature": "@temperature"}
+    of_preview = in_use({}, parsed("preview").get_parsed_content("report#other_settings"))
+    assert set(of_preview) == set(read)
+    assert not {"pixel_size", "highest_intensity"} & in_use({}, declared("report#other_settings", "chest")).keys()
     capsys.readouterr()
     assert run(weights, input=datalist(tmp_path, items), output_dir=str(out)) == 0
     assert "1 done before, skipped; --overwrite true runs them again" in capsys.readouterr().out

@@ -18,6 +18,7 @@ import torch
 from .device import in_fastest_layout
 from .files import write
 from .manifest import alone, renew
+from .wording import shown
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +131,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """What ``models/weights.json`` says about which weights belong together; empty where there is none.
 
     ``student``: the digests (see `weights_digest`) of a student, and of the network and classifier that it learned from.
-    ``calibration``: the numbers in ``values``, see `calibrated`, the digests of the networks that they were chosen for, and
-    the ``settings`` that the threshold was chosen with.
+    ``calibration``: the numbers in ``values``, see `calibrated`, the digests of the networks that they were chosen for, and in
+    ``settings``, by its name, what each threshold was chosen with.
 
     Raises:
         ValueError: it isn't JSON.
@@ -144,7 +145,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: can't be read as JSON ({error}).") from error
 
 
-def not_together(manifest: str | Path, weights: Mapping[str, str], settings: Mapping[str, float]) -> list[str]:
+def in_use(settings: Mapping[str, Any], other_settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Both settings as one, without those that are None: a model may have none of what others have."""
+    return {k: v for k, v in {**settings, **(other_settings or {})}.items() if v is not None}
+
+
+def not_together(manifest: str | Path, weights: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
     """Warnings, where student, threshold or temperature was made for other networks or settings than those in use.
 
     Args:
@@ -163,13 +169,14 @@ def not_together(manifest: str | Path, weights: Mapping[str, str], settings: Map
         and not set(weights.values()) <= set(student.values())
     ):
         warnings.append("The student learned from other networks than those in use.")
-    thresholds = [value for name, value in values.items() if name != "temperature"]
+    of_value = {value: name for name, value in values.items() if name != "temperature"}
     # the preview's threshold is that of the student alone, the other that of a map of all networks
     fewer = bool(weights) and threshold == values.get("threshold") and not chosen.keys() <= weights.keys()
-    if threshold in thresholds and (fewer or not set(weights.values()) <= set(chosen.values())):
+    if threshold in of_value and (fewer or not set(weights.values()) <= set(chosen.values())):
         warnings.append("The threshold was chosen for other networks than those in use.")
-    others = [f"{k} {v:g}, not {settings[k]:g}" for k, v in chosen_with.items() if settings.get(k, v) != v]
-    if threshold == values.get("threshold") and others:
+    those = chosen_with.get(of_value.get(threshold), {})
+    others = [f"{k} {shown(v)}, not {shown(settings[k])}" for k, v in those.items() if settings.get(k, v) != v]
+    if others:
         warnings.append(f"The threshold was chosen with {', '.join(others)}.")
     if values.get("temperature", 1) != 1 and weights.get("classifier") != chosen.get("classifier"):
         warnings.append("The temperature was chosen for another classifier than the one in use.")
@@ -203,7 +210,7 @@ def calibrate(
     manifest: str | Path,
     values: Mapping[str, float],
     weights: Mapping[str, str],
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> str | None:
     """Write numbers for `calibrated` into a manifest. Others in it stay if they belong to the same weights.
 
@@ -211,7 +218,7 @@ def calibrate(
         manifest: see `read_manifest`; what it was is kept beside it, see `replace_weights`.
         values: numbers by their names.
         weights: the digests of the networks that they were chosen for, as in `not_together`.
-        settings: that ``threshold`` was chosen with, likewise.
+        settings: that the thresholds among the values were chosen with, likewise.
 
     Returns:
         The name of what the manifest was; None where there was none.
@@ -228,7 +235,8 @@ def calibrate(
             others, chosen_with = before.pop("values", {}), before.pop("settings", {})
             same = before == dict(weights) if "threshold" in values else set(weights.values()) <= set(before.values())
             kept = {"values": {**others, **values}, **before} if same else {"values": dict(values), **weights}
-            if chosen_with := dict(settings or {}) if "threshold" in values else chosen_with if same else {}:
+            now = {name: dict(settings) for name in values if name != "temperature"} if settings else {}
+            if chosen_with := {**(chosen_with if same else {}), **now}:
                 kept["settings"] = chosen_with
             write(part, (json.dumps({**content, "calibration": kept}, indent=4) + "\n").encode())
             return replace_weights(part, path)

@@ -11,7 +11,7 @@ import ignite.distributed as idist
 import torch
 
 from ..checks import is_true
-from ..weights import calibrate, digests_of, read_manifest
+from ..weights import calibrate, digests_of, in_use, read_manifest
 from .cases import Domain
 from .probabilities import calibration_error, fitted_temperature, of_cases
 from .readings import COUNTERFACTUAL, OURS, STUDENT
@@ -32,6 +32,7 @@ class Calibration:
         validation: of a datalist.
         volumes: see `LabelledVolumes`.
         networks: those that the numbers are chosen for, by the names of the config; None for one that isn't there.
+        other_settings: what the thresholds are chosen with, besides the inferer's numbers; see `weights.in_use`.
         manifest: see `weights.read_manifest`.
         use_masks: false lets image-level labels alone choose. Where every slice has its own label a mask is read and must fit
             all the same, so that what an evaluation kept is found.
@@ -42,6 +43,7 @@ class Calibration:
         validation: Sequence[Mapping[str, Any]],
         volumes: LabelledVolumes,
         networks: Mapping[str, torch.nn.Module | None],
+        other_settings: Mapping[str, Any],
         manifest: str,
         use_masks: bool | str = True,
     ) -> None:
@@ -52,6 +54,7 @@ class Calibration:
         ]
         self.volumes = volumes
         self.weights = digests_of(networks)
+        self.other_settings = other_settings
         self.manifest = Path(manifest)
 
     def run(self) -> None:
@@ -72,8 +75,12 @@ class Calibration:
         for name, method in (("threshold", full), ("preview_threshold", STUDENT)):
             if method in first.maps:
                 values[name] = self._threshold(cases, name, method)
-        settings = self.volumes.inferer.settings
-        settings = {k: v for k, v in settings.items() if isinstance(v, (int, float)) and k != "target_class"}
+        of_inferer = {
+            k: v
+            for k, v in self.volumes.inferer.settings.items()
+            if isinstance(v, (int, float)) and k != "target_class"
+        }
+        settings = in_use(of_inferer, {**self.other_settings, "temperature": values["temperature"]})
         kept = calibrate(self.manifest, values, self.weights, settings)
         print(f"{self.manifest}: written." + (f" What it was is kept as {kept}." if kept else ""))
         if failed:

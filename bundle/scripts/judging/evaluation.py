@@ -14,7 +14,7 @@ import torch
 
 from ..bundle import bundle_version
 from ..files import write
-from ..weights import digests_of, not_together
+from ..weights import digests_of, in_use, not_together
 from .cases import Domain
 from .figure import figure, reliability_figure
 from .groups import by_group, write_groups
@@ -44,7 +44,7 @@ class Evaluation:
         threshold: the one that the bundle ships.
         settings: the options, for the record.
         networks: that are judged, by the names of the config; None for one that isn't there.
-        other_settings: numbers that are no options, for the record beside `settings`.
+        other_settings: what is no option but changes the result, for the record beside `settings`, see `weights.in_use`.
         manifest: says which weights belong together, see `weights.not_together`; where they don't, a warning is printed.
         output_dir: made if it is missing.
     """
@@ -57,14 +57,14 @@ class Evaluation:
         threshold: float,
         settings: Mapping[str, Any],
         networks: Mapping[str, torch.nn.Module | None],
-        other_settings: Mapping[str, float],
+        other_settings: Mapping[str, Any],
         manifest: str,
         output_dir: str,
     ) -> None:
         self.datalists = {"validation": validation, "test": test}
         self.volumes = volumes
         self.threshold = threshold
-        self.settings = {**settings, **other_settings}
+        self.settings = in_use(settings, other_settings)
         self.weights = digests_of(networks)
         self.warnings = not_together(manifest, self.weights, self.settings)
         self.output_dir = Path(output_dir)

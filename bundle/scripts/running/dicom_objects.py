@@ -13,6 +13,7 @@ import numpy as np
 from ..bundle import bundle_version, pip_install
 from ..images.formats import is_dicom
 from ..learning.datalists import paths_of
+from ..wording import shown
 from .records import measured
 
 SEGMENTATION, PARAMETRIC_MAP, OVERLAY = "segmentation.dcm", "anomaly_map.dcm", "overlay.dcm"
@@ -38,7 +39,7 @@ def check_dicom_inputs(items: Sequence[dict[str, Any]]) -> None:
         raise ValueError(str(others[0]["error"]))
 
 
-def write_dicom_objects(result: Mapping[str, Any], settings: Mapping[str, float], folder: Path) -> None:
+def write_dicom_objects(result: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
     """Write `SEGMENTATION` and `PARAMETRIC_MAP`, of a radiograph `OVERLAY`, of the images on whose grid the results lie.
 
     Args:
@@ -60,7 +61,7 @@ def write_dicom_objects(result: Mapping[str, Any], settings: Mapping[str, float]
     said = {"version": bundle_version(), "score": measured(result)["score"], "warnings": result["warnings"]}
     pred, anomaly_map = result["pred"], result["anomaly_map"]
     mask = pred[0].as_tensor().numpy().astype(np.uint8)
-    parameters = {name: f"{value:g}" for name, value in settings.items()}
+    parameters = {name: shown(value) for name, value in settings.items()}
     affine = pred.affine.numpy()
     found = segmentation(images, mask, affine, parameters=parameters, **said)
     found.save_as(folder / SEGMENTATION)

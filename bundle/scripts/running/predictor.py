@@ -15,7 +15,7 @@ from ..bundle import parsed
 from ..command import check_option
 from ..errors import InvalidImageError, cause_of
 from ..method.slices import each
-from ..weights import digests_of, not_together
+from ..weights import digests_of, in_use, not_together
 from .array_input import save_array
 from .records import measured
 
@@ -71,7 +71,7 @@ class Predictor:
             networks = {name: config.get_parsed_content(name) for name in ("network", "classifier", "student")}
             manifest = config.get_parsed_content("manifest")
             parts = ("displayable_configs", "report#other_settings")
-            settings = {k: v for name in parts for k, v in config.get_parsed_content(name).items()}
+            settings = in_use(*(config.get_parsed_content(name) for name in parts))
         except RuntimeError as error:  # MONAI's, around what a component raises
             raise cause_of(error) from error
         self._warnings = not_together(manifest, digests_of(networks), settings) if manifest else []

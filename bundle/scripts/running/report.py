@@ -25,7 +25,7 @@ from ..digests import json_digest
 from ..errors import cause_of
 from ..fingerprints import code_digest, settings_of
 from ..ranks import join
-from ..weights import digests_of, not_together
+from ..weights import digests_of, in_use, not_together
 from .dicom_objects import check_dicom_inputs, write_dicom_objects
 from .inputs import INPUTS
 from .overview import draw_overview
@@ -53,7 +53,7 @@ class Report:
         overwrite: compute again what was computed before from the same input in the same way.
         manifest: says which weights belong together, see `weights.not_together`; where they don't, every volume has a warning.
         write_dicom: also write DICOM objects, see `write_dicom_objects`; an item that is no DICOM is a failed one.
-        other_settings: numbers that are no options, for the record beside `settings`.
+        other_settings: what is no option but changes the result, for the record beside `settings`, see `weights.in_use`.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Report:
         manifest: str | None = None,
         overwrite: bool | str = False,
         write_dicom: bool | str = False,
-        other_settings: Mapping[str, float] | None = None,
+        other_settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.items = items
         self.write_dicom = is_true(write_dicom, "write_dicom")
         if self.write_dicom:
             check_dicom_inputs(items)
         self.about = {
-            "settings": {**settings, **(other_settings or {})},
+            "settings": in_use(settings, other_settings),
             "weights": digests_of(networks),
             "versions": {"bundle": bundle_version(), "monai": monai.__version__, "torch": torch.__version__},
         }

@@ -23,6 +23,7 @@ class Networks:
         self._declared = declared
         self._loaded: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, dict[str, str]] = {}
+        self._other_settings: dict[str, dict[str, Any]] = {}
         self._changed: tuple[int, ...] = ()
         self._files: list[str | None] = []
 
@@ -58,6 +59,7 @@ class Networks:
             parts["network"] = declared.parsed("network", mode=mode, loaded=parts)
             networks = {name: parts.get(name) for name in ("network", "classifier", "student")}
             self._digests[mode] = digests_of(networks)
+            self._other_settings[mode] = dict(declared.parsed("report#other_settings", mode=mode))
             for warning in self.not_together(mode, declared.options(mode)):
                 logger.warning("%s: %s", declared.models_dir, warning)
             # a batch of slices is what can't be interrupted
@@ -72,6 +74,7 @@ class Networks:
 
     def not_together(self, mode: str, options: Mapping[str, float]) -> list[str]:
         """Warnings where weights, options or temperature don't belong together; see the bundle's `not_together`."""
-        from scripts.weights import MANIFEST, not_together
+        from scripts.weights import MANIFEST, in_use, not_together
 
-        return not_together(self._declared.models_dir / MANIFEST, self._digests[mode], options)
+        settings = in_use(options, self._other_settings[mode])
+        return not_together(self._declared.models_dir / MANIFEST, self._digests[mode], settings)
