@@ -32,7 +32,6 @@ from lib.grids import read_volume, reordered
 from lib.studies import register
 from lib.studies.folder_studies import FolderStudies
 from lib.studies.labels import checked_label
-from lib.studies.register import Register
 from lib.studies.sizes import largest, shape_of
 from lib.studies.tags import FINAL, result_tag, slices_file
 from lib.studies.unchanged import check_unchanged, stamps_of
@@ -1094,15 +1093,14 @@ def test_what_the_register_goes_by_is_not_changed_from_outside(studies: FolderSt
 
 
 def test_what_another_process_wrote_is_read_after_a_change_never_in_its_middle(studies: FolderStudies) -> None:
-    """The watcher's thread waits for the one that changes, whose change an older content would undo."""
-    register = Register(studies._datastore_path, auto_reload=True)
-    watcher = threading.Thread(target=lambda: register._handler.on_moved(None))
-    with FileLock(f"{register._datastore_config_path}.lock", is_singleton=True):
-        watcher.start()
-        watcher.join(0.5)
-        assert watcher.is_alive()
-    watcher.join(30)
-    assert not watcher.is_alive()
+    """A thread that reads waits for the one that changes, whose change an older content would undo."""
+    reader = threading.Thread(target=studies._read_again)
+    with FileLock(f"{studies._datastore_config_path}.lock", is_singleton=True):
+        reader.start()
+        reader.join(0.5)
+        assert reader.is_alive()
+    reader.join(30)
+    assert not reader.is_alive()
 
 
 def test_an_uploaded_image_replaces_no_other(studies: FolderStudies, tmp_path: Path) -> None:

@@ -100,15 +100,9 @@ class Register(LocalDatastore):
     _version_read: tuple[int, int, int] | None = None
     """Of the file that says what is known of the studies."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self._auto_reload:
-            # the file is replaced, not written into, so watchers see it move
-            self._handler.on_moved = lambda event: self._read_again()
-
     @exclusively
     def _read_again(self) -> None:
-        """In the watcher's thread: never in the middle of a change, which an older content would undo."""
+        """Read what another process wrote; never in the middle of a change, which an older content would undo."""
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
         path = Path(self._datastore_config_path)
