@@ -168,6 +168,7 @@ class Studies(Register):
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """What is known of a label; with the scores of its slices, where they are of what it was made with."""
+        self._read_again()
         info = dict(super().get_label_info(label_id, label_tag))
         if isinstance(info.get("params"), Mapping):
             with suppress(OSError, ValueError):
@@ -249,6 +250,7 @@ class Studies(Register):
         return str(self.get_image_uri(image_id))
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        self._read_again()
         return LocalDatastore.get_label_uri(self, plain(label_id, "label"), plain(label_tag, "label tag"))
 
     @property

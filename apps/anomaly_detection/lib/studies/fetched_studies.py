@@ -101,14 +101,6 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         self._read_again()
         return dict(super().get_image_info(image_id))
 
-    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        self._read_again()
-        return dict(super().get_label_info(label_id, label_tag))
-
-    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        self._read_again()
-        return super().get_label_uri(label_id, label_tag)
-
     def json(self) -> dict[str, Any]:
         self._read_again()
         return dict(super().json())

@@ -300,14 +300,6 @@ class FolderStudies(Studies):
         info = super().get_image_info(image_id)
         return {**info, "path": os.path.abspath(self._file_of(image_id))} if info else info
 
-    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        self._read_again()
-        return super().get_label_uri(label_id, label_tag, image_id)
-
-    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        self._read_again()
-        return dict(super().get_label_info(label_id, label_tag))
-
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         labeled = self.get_labeled_images()
         pairs = [{"image": self.get_image_uri(i), "label": self.get_label_uri(i, FINAL)} for i in labeled]
