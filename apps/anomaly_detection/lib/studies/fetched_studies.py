@@ -7,9 +7,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lib.studies.dicom_server import DicomServer, gives_nothing, number_in
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
 from lib.studies.register import exclusively, unwritable
-from lib.studies.tags import FINAL, FINAL_OF, SCORE, slices_file
+from lib.studies.tags import FINAL, FINAL_OF, SCORE, numbered, slices_file
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +35,6 @@ UNFIT_SECONDS = 600.0
 """So long a series that was found to be no volume is not fetched again, as long as it has the same images."""
 IDENTITY = "identity"
 """Key in a series' info: of which patient and study it was on the server when it was fetched."""
-
-
-def _unused(tag: str, tags: Collection[str]) -> str:
-    """`tag`, with a number if there is one of that name: a series may be replaced again by as many images."""
-    names = chain([tag], (f"{tag}-{n}" for n in count(2)))
-    return next(name for name in names if name not in tags)
 
 
 def _identity(dataset: Dataset) -> dict[str, str]:
@@ -287,10 +280,10 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
             gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
             kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
             if FINAL in gone:
-                tag, label = _unused(f"{FINAL_OF}{len(before)}-images", kept), gone[FINAL]
+                tag = next(t for t in numbered(f"{FINAL_OF}{len(before)}-images") if t not in kept)
                 source = self._place(image_id, FINAL, name)
                 writers[self._place(image_id, tag, name)] = lambda part: shutil.copyfile(source, part)
-                kept[tag] = label
+                kept[tag] = gone[FINAL]
             logger.warning(
                 "%s: has other images than before (%d then, %d now) and was fetched again. Results of before are gone%s.",
                 image_id,

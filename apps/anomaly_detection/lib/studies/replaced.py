@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from lib.studies.tags import (
     ORIGINAL,
     SCORE,
     STAMP,
+    numbered,
     slices_file,
 )
 
@@ -107,8 +107,7 @@ def set_aside(image_id: str, old: ImageLabelModel, labels: Path) -> ImageLabelMo
             file.unlink()
         else:
             aside = f"{FINAL_OF}{what}" + ("" if tag == FINAL else f"-{tag}")
-            tags = chain([aside], (f"{aside}-{n}" for n in count(2)))
-            aside = next(t for t in tags if not (labels / t / file.name).exists())
+            aside = next(t for t in numbered(aside) if not (labels / t / file.name).exists())
             (labels / aside).mkdir(exist_ok=True)
             os.replace(file, labels / aside / file.name)
             kept[aside] = label

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ def slices_file(folder: Path, image_id: str) -> Path:
         image_id: of the image.
     """
     return folder / f"{SLICES}{image_id}.json"
+
+
+def numbered(tag: str) -> Iterator[str]:
+    """`tag`, then with the numbers 2, 3 and on: of two images that were replaced, a tag may say the same."""
+    return chain([tag], (f"{tag}-{n}" for n in count(2)))
 
 
 def result_tag(tag: Any, model: str, is_original: bool) -> str:
