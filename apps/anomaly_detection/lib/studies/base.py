@@ -22,7 +22,18 @@ from lib.grids import grid_of, reordered
 from lib.studies.labels import check_header, checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import Register, exclusively, stamp_of
-from lib.studies.tags import COUNTERFACTUAL_TAG, DIGEST, FINAL, MAP_TAG, ORIGINAL, SCORE, STAMP, slices_file
+from lib.studies.tags import (
+    COUNTERFACTUAL_TAG,
+    DIGEST,
+    FINAL,
+    IDENTITY,
+    MAP_TAG,
+    ORIGINAL,
+    P_DISEASED,
+    SCORE,
+    STAMP,
+    slices_file,
+)
 from lib.studies.unchanged import check_unchanged
 from lib.studies.uploads import holds_itself, small_enough
 
@@ -33,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 OWN = frozenset(
     ("name", "path", "ts", "stored", "sent", "outdated", "params", "made_with", STAMP, DIGEST)
-    + ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "identity")
+    + ("StudyInstanceUID", "SeriesInstanceUID", "Modality", IDENTITY)
 )
 """Keys in what is known of an image or a label that say where it is and what was done: no client changes them."""
 
@@ -328,7 +339,7 @@ class Studies(Register):
             MONAILabelException: SERVER_ERROR, they are others now, or the disk is full.
         """
         check_unchanged(image_id, read)
-        scores = {SCORE: params["score"], "p_diseased": params["p_diseased"]} if tag == ORIGINAL else {}
+        scores = {SCORE: params["score"], P_DISEASED: params["p_diseased"]} if tag == ORIGINAL else {}
         kept = {tag: labels, **{name: str(path) for name, path in results.items()}}
         known = {name: (file, {"params": _without_slices(params)}) for name, file in kept.items()}
         self._keep(image_id, known, scores, {tag: params})

@@ -25,7 +25,7 @@ from lib.studies.dicom_server import DicomServer, gives_nothing, number_in
 from lib.studies.fetched import instances_in, picture_of, volume_of
 from lib.studies.names import plain
 from lib.studies.register import exclusively, unwritable
-from lib.studies.tags import FINAL, FINAL_OF, SCORE, numbered, slices_file
+from lib.studies.tags import FINAL, FINAL_OF, IDENTITY, RESULTS, numbered, slices_file
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ FETCHING = ".fetch-"
 """Begins the name of the folder in which a series lies until it is whole."""
 UNFIT_SECONDS = 600.0
 """So long a series that was found to be no volume is not fetched again, as long as it has the same images."""
-IDENTITY = "identity"
-"""Key in a series' info: of which patient and study it was on the server when it was fetched."""
 
 
 def _identity(dataset: Dataset) -> dict[str, str]:
@@ -275,7 +273,7 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
             of_final = old_info.pop("sent", {}).get(FINAL, ())
             old_info["outdated"] = [*old_info.get("outdated", ()), *of_final[:1]]
         if changed:
-            for key in (SCORE, "p_diseased", "dice"):
+            for key in RESULTS:
                 old_info.pop(key, None)
             gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
             kept = {tag: label for tag, label in known.labels.items() if tag not in gone}

@@ -21,7 +21,7 @@ from lib.studies.tags import (
     FINAL_OF,
     MAP_TAG,
     ORIGINAL,
-    SCORE,
+    RESULTS,
     STAMP,
     numbered,
     slices_file,
@@ -29,7 +29,7 @@ from lib.studies.tags import (
 
 logger = logging.getLogger(__name__)
 
-COMPUTED = ("ts", "name", STAMP, DIGEST, BEFORE, SCORE, "p_diseased", "dice", "strategy")
+COMPUTED = ("ts", "name", STAMP, DIGEST, BEFORE, *RESULTS, "strategy")
 """Keys in an image's info that nobody entered."""
 
 

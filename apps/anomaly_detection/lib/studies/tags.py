@@ -15,12 +15,17 @@ from lib.studies.names import plain
 MAP_TAG, COUNTERFACTUAL_TAG = "anomaly_map", "counterfactual"
 """Label tags under which the float results of an image are kept, for clients that can show them."""
 FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
-SCORE = "anomaly_score"
-"""Key in an image's info: the score that orders the worklist."""
+SCORE, P_DISEASED, DICE = "anomaly_score", "p_diseased", "dice"
+"""Keys in an image's info: the score that orders the worklist, the probability that goes with it, and how well a model's label
+matches a reader's."""
+RESULTS = (SCORE, P_DISEASED, DICE)
+"""Keys in an image's info that say what models gave: of another image they say nothing."""
 STAMP = "stamp"
 """Key in the info of an image, and of a label that was found to be whole: of the file, see `stamp_of`."""
 DIGEST = "sha256"
 """Key in an image's info: of the file, where something is known that can't be computed anew."""
+IDENTITY = "identity"
+"""Key in a series' info: of which patient and study it was on the server when it was fetched."""
 BEFORE = "before"
 """Key in an image's info: what was known of the file whose place this one took."""
 FINAL_OF = "final-of-"

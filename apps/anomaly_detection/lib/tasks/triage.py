@@ -20,7 +20,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from lib.grids import read_volume, reordered
 from lib.studies.base import Studies
 from lib.studies.names import batch_images
-from lib.studies.tags import FINAL, ORIGINAL, SCORE
+from lib.studies.tags import DICE, FINAL, ORIGINAL, SCORE
 from lib.tasks.flags import flag
 
 logger = logging.getLogger(__name__)
@@ -210,5 +210,5 @@ class Dice(ScoringMethod):
                 continue
             y_pred, y = (torch.as_tensor(np.ascontiguousarray(m == LESION))[None, None] for m in (pred, mask_there))
             result[image_id] = float(dice(y_pred, y).squeeze())
-            datastore.update_image_info(image_id, {"dice": result[image_id]})
+            datastore.update_image_info(image_id, {DICE: result[image_id]})
         return result
