@@ -22,21 +22,15 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read."""
-    from scripts.images.formats import is_dicom, is_picture
-    from scripts.images.geometry import load_nifti, millimetres
-    from scripts.images.pictures import read_picture
-    from scripts.images.radiographs import read_radiograph
+    """The shape ``(X, Y, Z)`` and the affine ``(4, 4)``, RAS in mm, of an image file; of a NIfTI, its voxels are not read.
 
-    if is_picture(str(path)) or is_dicom(path):
-        loaded = read_picture(str(path), 3) if is_picture(str(path)) else read_radiograph(str(path), ())
-        return loaded.voxels.shape[:3], loaded.affine.numpy()
-    if str(path).lower().endswith((".nii", ".nii.gz")):
-        image = load_nifti(str(path))
-        mm = millimetres(image.header)
-        return image.shape[:3], np.diag([mm, mm, mm, 1.0]) @ image.affine
-    array, affine = read_volume(path)
-    return array.shape[:3], affine
+    Raises:
+        InvalidImageError: it can't be read, see the bundle's `image_grid`.
+    """
+    from scripts.images.grids import image_grid
+
+    grid = image_grid(path)
+    return tuple(grid.shape[1:]), grid.affine.numpy()
 
 
 def reordered(array: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:

@@ -190,6 +190,8 @@ class Studies(Register):
 
     def _writer(self, image_id: str, tag: str, file: str) -> Callable[[Path], Any]:
         """What writes a label, once it was checked."""
+        from scripts.errors import InvalidImageError
+
         image = self._file_of(image_id)
         try:
             if tag not in (MAP_TAG, COUNTERFACTUAL_TAG):
@@ -207,7 +209,9 @@ class Studies(Register):
         except MONAILabelException:
             raise
         except Exception as error:
-            what = str(error) if isinstance(error, ValueError) else "can't be read as an image."
+            # the bundle puts the path before what the library says of a broken file
+            cause = error.__cause__ or error if isinstance(error, InvalidImageError) else error
+            what = str(cause) if isinstance(cause, ValueError) else "can't be read as an image."
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT, f"The label {tag!r} of {image_id} {what} Nothing was stored."
             ) from error
