@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.interfaces.exception import MONAILabelException
 
 from lib.studies.names import OTHER_FORMATS, plain
 from lib.studies.register import stamp_of
@@ -136,31 +136,6 @@ def label_files(labels: Path, left_out: Mapping[str, list[str]], unread: set[str
                     file.unlink()
             elif not file.name.startswith(SLICES):
                 yield tag, file
-
-
-def archived(name: str, ending: str, file: str) -> dict[str, str]:
-    """The files of an image or a label by their names in an archive: its own, in a folder with those that its header names.
-
-    Args:
-        name: in the archive, without the ending.
-        ending: of its format.
-        file: its path.
-
-    Raises:
-        MONAILabelException: INVALID_INPUT, the header names a file outside of its folder.
-    """
-    from scripts.sources import data_files
-
-    voxels = data_files(file)
-    if not voxels:
-        return {f"{name}{ending}": file}
-    inside = {os.path.relpath(part, os.path.dirname(file)): part for part in (file, *voxels)}
-    if any(".." in PurePosixPath(part).parts for part in inside):
-        raise MONAILabelException(
-            MONAILabelError.INVALID_INPUT,
-            f"{name}: the files of its voxels must lie in the folder of its header to be archived.",
-        )
-    return {f"{name}/{part}": path for part, path in inside.items()}
 
 
 def may_come_back(root: Path, name: str, unread: set[str]) -> bool:

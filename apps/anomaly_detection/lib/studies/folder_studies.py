@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
+from lib.studies.archiving import archived
 from lib.studies.base import Studies
-from lib.studies.folder_files import ALL_TAGS, archived, image_files, label_files, labels_unread, may_come_back
+from lib.studies.folder_files import ALL_TAGS, image_files, label_files, labels_unread, may_come_back
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import exclusively, stamp_of
