@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from monailabel.datastore.local import ImageLabelModel
 from monailabel.interfaces.exception import MONAILabelException
 
 from lib.studies.names import OTHER_FORMATS, plain
@@ -158,3 +159,15 @@ def may_come_back(root: Path, name: str, unread: set[str]) -> bool:
         except OSError:
             return True
     return False
+
+
+def label_names(image_id: str, known: ImageLabelModel) -> list[str]:
+    """The paths of an image's labels in the folder of labels."""
+    return [f"{tag}/{image_id}{label.ext}" for tag, label in known.labels.items()]
+
+
+def labels_there(labels: Path, image_id: str, known: ImageLabelModel) -> Iterator[Path]:
+    """The files of an image's labels that are in the folder of labels, or may be there again."""
+    for name in label_names(image_id, known):
+        if may_come_back(labels, name, set()) or (labels / name).is_file():
+            yield labels / name

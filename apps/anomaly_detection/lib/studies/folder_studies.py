@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import filecmp
 import json
 import logging
@@ -11,7 +10,7 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 
 from lib.studies.archiving import archived
 from lib.studies.base import Studies
-from lib.studies.folder_files import ALL_TAGS, image_files, label_files, labels_unread, may_come_back
+from lib.studies.folder_files import ALL_TAGS, image_files, label_files, labels_there, labels_unread, may_come_back
 from lib.studies.labels import checked_label
 from lib.studies.names import FORMATS, plain, split_ending
 from lib.studies.register import exclusively, stamp_of
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
     from scripts.images.sequences import Candidate
 
 logger = logging.getLogger(__name__)
+
+Objects = dict[str, ImageLabelModel]
+"""What is known of images, by their ids."""
 
 
 class FolderStudies(Studies):
@@ -82,14 +84,41 @@ class FolderStudies(Studies):
     def _reconcile_datastore(self) -> None:
         known = dict(self._datastore.objects)
         left_out: defaultdict[str, list[str]] = defaultdict(list)
-        objects: dict[str, ImageLabelModel] = {}
-        ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
         unread: set[str] = set()
-        labels = Path(self._datastore.label_path(None))
-        files = list(image_files(self._root, labels, ours, left_out, unread, self._formats))
         names = {i: str(old.image.info.get("name") or f"{i}{old.image.ext}") for i, old in known.items()}
-        stuck: set[str] = set()
+        objects, stuck = self._find_images(known, names, unread, left_out)
+        missing = {i: old for i, old in known.items() if i not in objects}
+        self._away = stuck | {i for i in missing if may_come_back(self._root, names[i], unread)}
+        # what is known of an image that is gone stays beside its labels: they are not those of the next one of that name
+        gone = {i for i in missing.keys() - self._away if any(labels_there(self._labels, i, missing[i]))}
+        objects |= {i: missing[i] for i in self._away | gone}
+        self._find_labels(objects, known, gone, left_out)
+        for image_id in objects.keys() - self._away - gone:
+            if FINAL in objects[image_id].labels or "image_label" in objects[image_id].image.info:
+                self._identify(objects[image_id])
+        self._away |= gone
+        self._left_out = dict(left_out)
+        if objects != known:
+            # at once, as other threads read it
+            self._datastore.objects = objects
+            try:
+                self._update_datastore_file()
+            except MONAILabelException as error:  # what is there can be listed all the same
+                logger.warning("%s", error.msg)
+        self._say()
+
+    def _find_images(
+        self, known: Objects, names: Mapping[str, str], unread: set[str], left_out: Mapping[str, list[str]]
+    ) -> tuple[Objects, set[str]]:
+        """The images that are there, without labels, and the ids of those that changed and can't be read or set aside now.
+
+        Where another file took an image's place, what was known is set aside, in `known` too. `names` are the known paths.
+        """
+        ours = (os.path.basename(self._datastore_config_path), os.path.basename(self._lock_file))
+        files = list(image_files(self._root, self._labels, ours, left_out, unread, self._formats))
         there_now = {name for name, _ in files}
+        objects: Objects = {}
+        stuck: set[str] = set()
         for name, stamp in files:
             stem, ext = self._to_id(name)
             image_id = stem.replace("/", "-")
@@ -111,10 +140,7 @@ class FolderStudies(Studies):
             else:
                 try:
                     if is_another(old.image.info, self._root / name, stamp, not is_other):
-                        if any(may_come_back(labels, label, set()) for label in self._label_names(image_id, old)):
-                            # labels that can't be set aside now would count as those of the new image later
-                            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-                        old = known[image_id] = set_aside(image_id, old, labels)
+                        old = known[image_id] = set_aside(image_id, old, self._labels)
                 except OSError as error:
                     left_out[f"that changed and can't be read or set aside now ({error.strerror})"].append(name)
                     stuck.add(image_id)
@@ -123,13 +149,12 @@ class FolderStudies(Studies):
             if is_of_header_alone(old.image.info.get(STAMP, []), stamp):  # and so is its digest
                 info.pop(DIGEST, None)
             objects[image_id] = ImageLabelModel(image=DataModel(ext=ext, info=info))
-        missing = {i: old for i, old in known.items() if i not in objects}
-        self._away = stuck | {i for i in missing if may_come_back(self._root, names[i], unread)}
-        # what is known of an image that is gone stays beside its labels: they are not those of the next one of that name
-        gone = {i for i in missing.keys() - self._away if any(self._label_files(i, missing[i]))}
-        objects |= {i: missing[i] for i in self._away | gone}
+        return objects, stuck
+
+    def _find_labels(self, objects: Objects, known: Objects, gone: set[str], left_out: Mapping[str, list[str]]) -> None:
+        """Enter the labels of the images that are there, from their files; while these can't be read, as they are known."""
         unread_tags: set[str] = set()
-        for tag, file in label_files(labels, left_out, unread_tags):
+        for tag, file in label_files(self._labels, left_out, unread_tags):
             image_id, ext = self._to_id(file.name)
             if image_id in self._away:
                 continue
@@ -154,23 +179,14 @@ class FolderStudies(Studies):
         for image_id in objects.keys() & known.keys() if unread_tags else ():
             stay = {t: label for t, label in known[image_id].labels.items() if unread_tags & {t, ALL_TAGS}}
             objects[image_id].labels.update(stay)
-        for image_id in objects.keys() - self._away - gone:
-            if FINAL in objects[image_id].labels or "image_label" in objects[image_id].image.info:
-                self._identify(objects[image_id])
-        self._away |= gone
-        self._left_out = dict(left_out)
-        if objects != known:
-            # at once, as other threads read it
-            self._datastore.objects = objects
-            try:
-                self._update_datastore_file()
-            except MONAILabelException as error:  # what is there can be listed all the same
-                logger.warning("%s", error.msg)
-        self._say()
 
     @property
     def _root(self) -> Path:
         return Path(self._datastore.image_path())
+
+    @property
+    def _labels(self) -> Path:
+        return Path(self._datastore.label_path(None))
 
     def _keep(
         self,
@@ -182,18 +198,6 @@ class FolderStudies(Studies):
         if FINAL in labels and image_id in self._datastore.objects:
             self._identify(self._datastore.objects[image_id])
         super()._keep(image_id, labels, image_info, whole)
-
-    def _label_files(self, image_id: str, known: ImageLabelModel) -> Iterator[Path]:
-        """The files of an image's labels that are there, or may be there again."""
-        labels = Path(self._datastore.label_path(None))
-        for name in self._label_names(image_id, known):
-            if may_come_back(labels, name, set()) or (labels / name).is_file():
-                yield labels / name
-
-    @staticmethod
-    def _label_names(image_id: str, known: ImageLabelModel) -> list[str]:
-        """The paths of an image's labels in the folder of labels."""
-        return [f"{tag}/{image_id}{label.ext}" for tag, label in known.labels.items()]
 
     def _identify(self, known: ImageLabelModel) -> None:
         """Enter by what an image's file is known again wherever it was copied to, as a reader says something about it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
 
+from lib.studies.folder_files import label_names, may_come_back
 from lib.studies.register import stamp_of
 from lib.studies.tags import (
     BEFORE,
@@ -92,8 +93,11 @@ def set_aside(image_id: str, old: ImageLabelModel, labels: Path) -> ImageLabelMo
         What is known from here on; the new image's name and stamp are not in it.
 
     Raises:
-        OSError: a label can't be moved.
+        OSError: a label can't be moved, or can't be read now.
     """
+    if any(may_come_back(labels, name, set()) for name in label_names(image_id, old)):
+        # labels that can't be set aside now would count as those of the new image later
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     info = old.image.info
     what = str(info.get(DIGEST) or info.get(STAMP, ["other"])[0])[:12]
     kept = {}
