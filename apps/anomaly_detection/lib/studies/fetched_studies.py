@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from lib.studies.register import exclusively, unwritable
 from lib.studies.tags import FINAL, FINAL_OF, IDENTITY, RESULTS, numbered, slices_file
 
 logger = logging.getLogger(__name__)
+
+Writers = dict[Path, Callable[[Path], Any]]
+"""What writes a file, by the file's place."""
 
 FETCHING = ".fetch-"
 """Begins the name of the folder in which a series lies until it is whole."""
@@ -253,18 +256,17 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
             nifti: the volume that they make.
             info: on the series, with its `IDENTITY`.
         """
-        folder = self._folder_of(image_id)
+        folder, volume = self._folder_of(image_id), self._volume_of(image_id)
         known = self._datastore.objects.get(image_id) or ImageLabelModel(image=DataModel(info={}))
-        before = instances_in(folder)
-        same = before == instances_in(fetched) and self._volume_of(image_id).is_file()
-        changed = bool(before or known.labels) and before != instances_in(fetched)
-        name = f"{image_id}.nii.gz"
+        before, after = instances_in(folder), instances_in(fetched)
+        same = before == after and volume.is_file()
+        changed = bool(before or known.labels) and before != after
         # what is the same is left alone: a run may be reading it
-        writers = {} if same else {self._volume_of(image_id): lambda part: shutil.copyfile(nifti, part)}
+        writers: Writers = {} if same else {volume: lambda part: shutil.copyfile(nifti, part)}
         kept, gone = dict(known.labels), {}
         old_info = dict(known.image.info)
         moved = False
-        if before == instances_in(fetched):
+        if before == after:
             then, now = (_identity_in(place, min(before)) for place in (folder, fetched))
             moved = bool(then and now and then != now) or _differs(info[IDENTITY], old_info)
         if changed or moved:
@@ -276,34 +278,13 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
             for key in RESULTS:
                 old_info.pop(key, None)
             gone = {tag: label for tag, label in known.labels.items() if not tag.startswith(FINAL_OF)}
-            kept = {tag: label for tag, label in known.labels.items() if tag not in gone}
-            if FINAL in gone:
-                tag = next(t for t in numbered(f"{FINAL_OF}{len(before)}-images") if t not in kept)
-                source = self._place(image_id, FINAL, name)
-                writers[self._place(image_id, tag, name)] = lambda part: shutil.copyfile(source, part)
-                kept[tag] = gone[FINAL]
-            logger.warning(
-                "%s: has other images than before (%d then, %d now) and was fetched again. Results of before are gone%s.",
-                image_id,
-                len(before),
-                len(instances_in(fetched)),
-                f"; the reader's label is kept under the tag {tag!r}" if FINAL in gone else "",
-            )
+            kept, copies = self._kept_of_before(image_id, known.labels, len(before), len(after))
+            writers |= copies
         if moved:
-            for label in kept.values():
-                label.info.pop("made_with", None)
-            logger.warning(
-                "%s: is of another patient or study than before on the server, and was fetched again%s.",
-                image_id,
-                "; to send the reader's label to that one, submit it again" if FINAL in kept else "",
-            )
-            # first: what is known shows that this is to be done until it is. One by one, as they have the names of those
-            # before: without its folder the series would count as another one
-            for file in fetched.iterdir():
-                os.replace(file, folder / file.name)
+            self._move_in(image_id, fetched, kept)
 
         def change(parts: Mapping[Path, Path]) -> None:
-            image = DataModel(info={**old_info, **info, "ts": int(time.time()), "name": name}, ext=".nii.gz")
+            image = DataModel(info={**old_info, **info, "ts": int(time.time()), "name": volume.name}, ext=".nii.gz")
             self._datastore.objects[image_id] = ImageLabelModel(image=image, labels=kept)
 
         self._replace(writers, change)
@@ -314,6 +295,45 @@ class FetchedStudies(Studies, DICOMWebDatastore, _Unwatched):
         if not same and not moved:
             # last: while the folder holds other images than the server, all this is done again
             _put(fetched, folder)
+
+    def _kept_of_before(
+        self, image_id: str, labels: Mapping[str, DataModel], then: int, now: int
+    ) -> tuple[dict[str, DataModel], Writers]:
+        """The labels that stay of a series that has other images now, and what writes the reader's under its new tag."""
+        kept = {tag: label for tag, label in labels.items() if tag.startswith(FINAL_OF)}
+        copies: Writers = {}
+        told = ""
+        if FINAL in labels:
+            tag = next(t for t in numbered(f"{FINAL_OF}{then}-images") if t not in kept)
+            name = self._volume_of(image_id).name
+            source = self._place(image_id, FINAL, name)
+            copies[self._place(image_id, tag, name)] = lambda part: shutil.copyfile(source, part)
+            kept[tag] = labels[FINAL]
+            told = f"; the reader's label is kept under the tag {tag!r}"
+        logger.warning(
+            "%s: has other images than before (%d then, %d now) and was fetched again. Results of before are gone%s.",
+            image_id,
+            then,
+            now,
+            told,
+        )
+        return kept, copies
+
+    def _move_in(self, image_id: str, fetched: Path, labels: Mapping[str, DataModel]) -> None:
+        """Take the same images of another patient or study, to whom no label was sent yet.
+
+        This comes before what is known is written anew, which shows until then that it is to be done.
+        """
+        for label in labels.values():
+            label.info.pop("made_with", None)
+        logger.warning(
+            "%s: is of another patient or study than before on the server, and was fetched again%s.",
+            image_id,
+            "; to send the reader's label to that one, submit it again" if FINAL in labels else "",
+        )
+        # one by one, as they have the names of those before: without its folder the series would count as another one
+        for file in fetched.iterdir():
+            os.replace(file, self._folder_of(image_id) / file.name)
 
     @exclusively
     def remove_image(self, image_id: str) -> None:
