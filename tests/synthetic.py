@@ -52,6 +52,14 @@ def write_head(
     return {"image": paths if channels > 1 else paths[0], "foreground": str(mask), "name": name}
 
 
+def write_images(folder: Path, *names: str) -> None:
+    """Write heads without brain masks, as a folder of studies has them."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        write_head(folder, "oblique", name)
+        (folder / f"{name}_brain.nii.gz").unlink()
+
+
 def header_alone(path: Path, shape: tuple[int, ...]) -> str:
     """A file of some bytes that claims to hold so many voxels."""
     header = nib.Nifti1Header()

@@ -8,7 +8,6 @@ import http.client
 import json
 import runpy
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -51,6 +50,7 @@ from lib.tasks.infer_task import AnomalyInferTask
 from lib.tasks.summaries import changed_options
 from lib.tasks.views import HEAT_MAP_LABELS, MASK_LABELS, heat_map, lesion_mask
 from lib.tasks.writing import write_results
+from machine import free_port
 from scripts.images.restoring import LESION, NOT_ASSESSED
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, header_alone, write_head
@@ -69,12 +69,6 @@ class Server:
 
     def __getattr__(self, verb: str) -> Any:
         return lambda path, **kwargs: getattr(requests, verb)(self.url + path, timeout=120, **kwargs)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

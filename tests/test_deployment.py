@@ -22,9 +22,9 @@ from pynetdicom.sop_class import Verification
 
 from lib.demonstration.orthanc import find_orthanc
 from lib.demonstration.servers import running
+from machine import free_port
 from scripts.running.__main__ import SPINS
 from synthetic import write_head
-from test_app import free_port
 from test_readme import TARGETS, blocks
 
 ROOT = Path(__file__).resolve().parent.parent

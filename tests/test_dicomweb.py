@@ -39,8 +39,9 @@ from lib.studies.folder_studies import FolderStudies
 from lib.studies.names import UID
 from lib.studies.tags import FINAL, SCORE
 from lib.tasks.triage import EveryStudy, MostAnomalousFirst
+from machine import files_up_to
 from main import AnomalyDetection
-from test_studies import files_up_to, write_images
+from synthetic import write_images
 
 GRID = (7, 6, 8)
 AFFINE = np.diag([-2.0, -3.0, 5.0, 1.0])

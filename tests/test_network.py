@@ -15,9 +15,10 @@ import pytest
 import requests
 
 from lib.demonstration.label_server import label_server
+from machine import free_port
 from small_bundle import write_small_bundle
 from synthetic import write_head
-from test_app import SLICER, free_port
+from test_app import SLICER
 from tiny_run import datalist, summary
 from training_data import write_datalist
 

@@ -57,11 +57,11 @@ from lib.models.abandoning import Abandoned, abandoned
 from lib.models.declaration import FULL
 from lib.models.fetching import fetch_bundle
 from lib.models.finding import find_models
+from machine import free_port
 from main import AnomalyDetection
 from scripts.errors import out_of_memory
 from small_bundle import write_small_bundle
 from synthetic import GRIDS, write_head
-from test_app import free_port
 
 LOGIN = {"MONAI_LABEL_DICOMWEB_USERNAME": "reader", "MONAI_LABEL_DICOMWEB_PASSWORD": "a secret of the archive"}
 TIMEOUT = 3

@@ -8,14 +8,13 @@ import json
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,11 @@ from lib.studies.uploads import small_enough
 from lib.tasks import triage
 from lib.tasks.triage import Dice, EveryStudy, MostAnomalousFirst
 from lib.tasks.writing import write
+from machine import files_up_to
 from main import AnomalyDetection
 from scripts.digests import digest_of, source_digest
 from small_bundle import write_small_bundle
-from synthetic import GRIDS, header_alone, write_head
+from synthetic import GRIDS, header_alone, write_head, write_images
 
 SHAPE, AFFINE = GRIDS["oblique"]
 
@@ -53,13 +53,6 @@ def write_mask(path: Path, value: float = 1, where: int = 20, affine: np.ndarray
     mask[where : where + 4, where : where + 4, 2:4] = value
     nib.save(nib.Nifti1Image(mask if value != int(value) else mask.astype(np.uint8), affine), path)
     return str(path)
-
-
-def write_images(folder: Path, *names: str) -> None:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        write_head(folder, "oblique", name)
-        (folder / f"{name}_brain.nii.gz").unlink()
 
 
 @pytest.fixture
@@ -243,17 +236,6 @@ def test_grids_of_one_slice_and_grids_turned_by_45_degrees_are_told_apart() -> N
     assert reordered(array, thick, turned, array.shape) is None
     assert reordered(array, np.zeros((4, 4)), turned, array.shape) is None
     assert reordered(array, turned, np.zeros((4, 4)), array.shape) is None
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """A disk that takes no more than so many bytes of a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def results(tmp_path: Path) -> dict[str, Path]:

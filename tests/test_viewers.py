@@ -36,9 +36,9 @@ from lib.demonstration.label_server import label_server, ohif_url
 from lib.demonstration.mr_series import series_from_nifti
 from lib.demonstration.orthanc import find_orthanc, orthanc, upload
 from lib.demonstration.servers import LOGIN, ServeError, answers, running
+from machine import free_port
 from scripts.dicom.parametric_map import NOT_ASSESSED
 from serve import RADIOGRAPH, SAMPLE, sample_study
-from test_app import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 missing = [
