@@ -55,6 +55,18 @@ def check(*options: str, config: str = CONFIG, monkeypatch: pytest.MonkeyPatch) 
         (["--overwrite", "yes"], "--overwrite: must be true or false, got 'yes'."),
         (["--sequences", "FLAIR"], "--sequences: must be a list such as ['FLAIR'], got 'FLAIR'."),
         (["--spatial_size#2", "3"], "--spatial_size#2: there is no such option"),
+        (
+            ["--input", "pat#2"],
+            "MONAI reads # as ::, so no path can hold it, got 'pat#2'; give a link of another name.",
+        ),
+        (["--output_dir", "run #1"], "got 'run #1'"),
+        (["--output_dir", "./sub/res#2"], "got './sub/res#2'"),
+        (["--input", "['a.nii','b#1.nii']"], "MONAI reads # as ::"),
+        (
+            ["--output_dir", "$RESULTS"],
+            'MONAI takes $RESULTS for Python; the shell\'s variable of that name is "$RESULTS"',
+        ),
+        (["--output_dir", "(x)"], "--output_dir: '(x)' is read as 'x'; of a path, write ./(x)"),
         (["--output_dir", ""], "--output_dir: must be the path of a folder, got an empty text; the current one is ./"),
     ],
 )
@@ -87,6 +99,8 @@ def test_mistakes_are_named(options: list[str], message: str, monkeypatch: pytes
         ["--preprocessing#transforms#0#min_size", "16"],
         ["--brain-cache", "cache", "--overwrite", "--allow_any_image", "true", "--spatial_size#0", "80"],
         ["--nooverwrite"],
+        ["--output_dir", "'20241125'", "--network", "@train#network#network"],
+        ["--handlers", "['@report', {'_target_': 'StatsHandler', 'tag_name': '@a#b'}]"],
         ["--device", "cpu", "--precision", "float32", "--brain_cache", "None"],
     ],
 )

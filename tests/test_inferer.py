@@ -391,7 +391,10 @@ def test_a_student_beside_the_counterfactual_changes_nothing_of_it() -> None:
     alone, both = inferer()(x, noise_model(), inside(x)), inferer(student=student)(x, noise_model(), inside(x))
     assert set(both) - set(alone) == {"student", "counterpart"} and student.seen == [2]
     assert all(torch.equal(alone[name].nan_to_num(), both[name].nan_to_num()) for name in alone)
-    expected = StudentInferer(NoisedClassifier(), precision="float32")(x, Bright(), inside(x))["student"]
+    preview = StudentInferer(NoisedClassifier(), precision="float32")
+    expected = preview(x, Bright(), inside(x))["student"]
+    with pytest.raises(ValueError, match="the preview is the student's, and there is none"):
+        preview(x, None, inside(x))
     torch.testing.assert_close(both["student"], expected, rtol=0, atol=0, equal_nan=True)
 
 

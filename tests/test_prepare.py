@@ -977,6 +977,7 @@ def test_a_bad_csv_of_a_split_is_refused(content: str, message: str, tmp_path: P
         (["brats", "--rot", "x"], "--rot: brats has no such option; did you mean --root"),
         (["brats", "--zzz"], "--zzz: brats has no such option; the options are --root, --output"),
         (["brats", "--sequences", "t1", "flair"], "flair: belongs to no option; a list is written without spaces"),
+        (["brats", "--root", "set#2"], "--root: 'set#2' is read as 'set'; of a path, write ./set#2"),
     ],
 )
 def test_what_a_command_does_not_take_is_refused(arguments: list[str], message: str) -> None:

@@ -536,6 +536,16 @@ def test_an_input_is_told_by_its_content(tmp_path: Path) -> None:
     assert items[0]["image_sha256"] == items[3]["image_sha256"] == [hashlib.sha256(b"x").hexdigest()]
 
 
+@pytest.mark.parametrize("option", ["batch_size", "num_workers"])
+def test_no_batch_holds_two_volumes(option: str, tmp_path: Path, weights: dict[str, str]) -> None:
+    """The results of one would stand under the other's name."""
+    items = [write_head(tmp_path, name=name) for name in ("a", "b")]
+    with pytest.raises(RuntimeError) as error:
+        run(weights, input=datalist(tmp_path, items), output_dir=str(tmp_path / "out"), **{f"dataloader#{option}": 2})
+    assert (message_of(error.value) or "").startswith("dataloader#batch_size must be 1 and num_workers 0")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_rerun_computes_only_what_is_new_and_a_reader_keeps_his_mask(
     tmp_path: Path,
     weights: dict[str, str],

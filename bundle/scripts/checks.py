@@ -39,3 +39,13 @@ def is_true(value: bool | str, name: str) -> bool:
     if str(value).lower() not in ("true", "false"):
         raise ValueError(f"{name} must be true or false, got {value!r}.")
     return str(value).lower() == "true"
+
+
+def check_as_typed(name: str, text: str, value: Any) -> None:
+    """See to it that fire reads an option's text as it was typed: it takes text for Python, and what follows a # for a comment.
+
+    Raises:
+        ValueError: fire reads another text.
+    """
+    if isinstance(value, str) and value != text and text[:1] not in "'\"":
+        raise ValueError(f"--{name}: {text!r} is read as {value!r}; of a path, write ./{text}")

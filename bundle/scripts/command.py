@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
+from .checks import check_as_typed
 from .errors import say
 
 FORMULAS = ("$", "@", "%")
@@ -129,8 +130,8 @@ def check_option(
         text: the value as it was typed.
 
     Raises:
-        ValueError: there is no such id, with the nearest that is there; the value is of another type than the config's; or the
-            path of a folder is empty.
+        ValueError: there is no such id, with the nearest that is there; the value is of another type than the config's, or not
+            read as it was typed; or the path of a folder is empty.
     """
     text = str(value) if text is None else text
     node: Any = config
@@ -147,11 +148,29 @@ def check_option(
         raise ValueError(f"--{name}: MONAI takes {text} as if it were not given; write '$None'.")
     if value == "" and name.endswith("_dir"):  # as of a variable that is not set: it would be the current folder
         raise ValueError(f"--{name}: must be the path of a folder, got an empty text; the current one is ./")
+    if isinstance(value, str) and re.fullmatch(r"\$\{?[A-Z_][A-Z0-9_]*\}?", value):
+        raise ValueError(
+            f"--{name}: MONAI takes {text} for Python; the shell's variable of that name is \"{text}\", not '{text}'."
+        )
+    is_formula = isinstance(value, str) and value.startswith(FORMULAS)
+    if not is_formula and any("#" in one for one in (text if isinstance(value, str) else "", *_plain_texts(value))):
+        raise ValueError(
+            f"--{name}: MONAI reads # as ::, so no path can hold it, got {text!r}; give a link of another name."
+        )
+    check_as_typed(name, text, value)
     # what takes the place of a component is checked by those that use it
     replaced = isinstance(node, dict) and "_target_" in node
     formula = any(isinstance(v, str) and v.startswith(FORMULAS) for v in (value, node))
     if not formula and not replaced and value is not None and (wrong := _why_not(node, value, text)):
         raise ValueError(f"--{name}: {wrong}")
+
+
+def _plain_texts(value: Any) -> Iterator[str]:
+    """The texts in a value that are no formulas."""
+    if isinstance(value, str) and not value.startswith(FORMULAS):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from _plain_texts(one)
 
 
 def _why_not(default: Any, value: Any, text: str) -> str | None:

@@ -156,8 +156,14 @@ class StudentInferer(SliceInferer):
             x: ``(N, C, H, W)`` in [-1, 1].
             foreground: bool ``(N, 1, H, W)``; what lies outside is its own counterpart.
             network: the student, a module, see `learned`.
+
+        Raises:
+            ValueError: there is no student.
         """
-        assert isinstance(network, torch.nn.Module)
+        if not isinstance(network, torch.nn.Module):
+            raise ValueError(
+                "the preview is the student's, and there is none; leave out configs/preview.json or --student."
+            )
         with torch.no_grad(), autocast(x.device, self.precision):
             return {**learned(network, x, foreground), "probability": self.probability(x)}
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import fire
 from fire.inspectutils import GetFullArgSpec
+from fire.parser import DefaultParseValue
 
+from ..checks import check_as_typed
 from ..errors import say
 from .arrays import arrays
 from .brain_mr import brain_mr
@@ -30,7 +32,8 @@ def check_options(arguments: list[str]) -> None:
     """Refuse what a command does not take before it runs; fire itself would say so after an hour's work.
 
     Raises:
-        ValueError: an unknown command or option, with the nearest that is there, or a value without an option.
+        ValueError: an unknown command or option, with the nearest that is there, a value without an option, or one that is not
+            read as it was typed.
     """
     if not arguments or arguments[0].startswith("-") or "--help" in arguments or "-h" in arguments:
         return
@@ -39,7 +42,7 @@ def check_options(arguments: list[str]) -> None:
         raise ValueError(f"{name}: there is no such command; the commands are {', '.join(COMMANDS)}.")
     spec: Any = GetFullArgSpec(COMMANDS[name])
     # fire is pinned, and nothing but fire knows how it reads a command line
-    _, unknown, values = fire.core._ParseKeywordArgs(rest, spec)
+    given, unknown, values = fire.core._ParseKeywordArgs(rest, spec)
     options = spec.args + spec.kwonlyargs
     for option in unknown[:1]:
         near = difflib.get_close_matches(option.lstrip("-").split("=")[0].replace("-", "_"), options, n=1)
@@ -47,6 +50,8 @@ def check_options(arguments: list[str]) -> None:
         raise ValueError(f"{option}: {name} has no such option; {hint}")
     for value in values[:1]:
         raise ValueError(f"{value}: belongs to no option; a list is written without spaces, such as t1,flair.")
+    for option, text in given.items():
+        check_as_typed(option, text, DefaultParseValue(text))
 
 
 if __name__ == "__main__":

@@ -99,11 +99,16 @@ class Report:
         the processes that torchrun starts, each runs the next volume that none has begun.
 
         Raises:
-            ValueError: no input, or what is in the way in the output folder, see `Results.prepare`.
+            ValueError: no input, batches of several volumes, or what is in the way in the output folder, see `Results.prepare`.
             SystemExit: with status 1 if a volume failed, 130 after Ctrl-C.
         """
         if not self.items:
             raise ValueError(f"--input PATH is needed: {INPUTS}.")
+        loader = evaluator.data_loader
+        if loader.batch_size != 1 or loader.num_workers:
+            raise ValueError(
+                "dataloader#batch_size must be 1 and num_workers 0: a volume's results are written before the next."
+            )
         join()
         self.results.prepare(self.items)
         stopped = False
