@@ -338,14 +338,22 @@ def test_a_lateral_view_is_seen_by_its_orientation_or_code(tmp_path: Path) -> No
     assert load(dx(tmp_path, GREY, ViewPosition="", PixelSpacing=[1, 1], ViewCodeSequence=[code]))["warnings"] == []
 
 
-def test_a_picture_named_as_lateral_is_refused(tmp_path: Path) -> None:
-    for name in ("view2_lateral.png", "LAT.png", "x-lat-1.png"):
-        path = picture(tmp_path, GREY, name)
+def test_what_is_named_as_lateral_is_refused(tmp_path: Path) -> None:
+    """Of every kind of file that says nothing of its view."""
+    slice_ = nib.Nifti1Image(GREY.T[..., None], np.diag([-2, -3, 7, 1]))
+    nib.save(slice_, tmp_path / "chest_lateral.nii.gz")
+    for name in ("view2_lateral.png", "LAT.png", "x-lat-1.png", "chest_lateral.nii.gz"):
+        path = str(tmp_path / name) if name.endswith(".nii.gz") else picture(tmp_path, GREY, name)
         with pytest.raises(InvalidImageError, match=f"{name}: is named as a lateral view; the model takes AP or PA"):
             load(path)
         assert "is named as a lateral view" in load(path, allow_any_image=True)["warnings"][0]
-        assert len(load(path, views=())["warnings"]) == 1
+        assert len(load(path, views=())["warnings"]) == (1 if name.endswith(".png") else 0)
     load(picture(tmp_path, GREY, "plate_bilateral.png"))
+    nib.save(slice_, tmp_path / "chest.nii")
+    assert (
+        "doesn't name its view; whether it is AP or PA was not checked"
+        in load(str(tmp_path / "chest.nii"))["warnings"][0]
+    )
 
 
 @pytest.mark.parametrize(

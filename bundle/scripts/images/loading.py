@@ -15,7 +15,7 @@ from ..errors import InvalidImageError
 from .assembling import assemble, on_one_grid
 from .dicom_series import describe, other_modality, read_dicom_series
 from .formats import VOLUMES, allowed_formats, is_dicom, is_picture, takes_pictures, takes_volumes
-from .pictures import read_picture
+from .pictures import read_picture, view_by_name
 from .radiographs import read_radiograph
 from .volume_files import Loaded, read_volume
 
@@ -132,7 +132,8 @@ class LoadVolumed(MapTransform):
 
     def _read(self, path: str, any_image: bool) -> Loaded:
         if path.lower().endswith(VOLUMES):
-            return read_volume(path)
+            volume = read_volume(path)
+            return volume._replace(warnings=(*volume.warnings, *view_by_name(path, self.views, any_image)))
         if takes_volumes(self.modalities) and Path(path).is_dir():
             return read_dicom_series(path, self.modalities, any_image)
         if takes_pictures(self.modalities) and is_picture(path):

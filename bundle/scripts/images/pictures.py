@@ -65,13 +65,7 @@ def read_picture(path: str, channels: int = 1, views: Sequence[str] = (), allow_
         if number > 1:
             raise InvalidImageError(f"{path}: holds {number} pictures; allowed is one.")
         array = _array(path, image)
-    warnings = []
-    if views:
-        lateral = re.search("(?<![a-z])lat(eral)?(?![a-z])", Path(path).stem, re.IGNORECASE)
-        if lateral and not allow_any_image:
-            raise InvalidImageError(f"{path}: is named as a lateral view; the model takes {' or '.join(views)}.")
-        said = "is named as a lateral view" if lateral else "doesn't name its view"
-        warnings.append(f"The picture {said}; whether it is {' or '.join(views)} was not checked.")
+    warnings = view_by_name(path, views, allow_any_image)
     if array.ndim == 3 and channels != 3:
         levels = 65535 if array.dtype == np.uint16 else 255
         if np.ptp(array.astype(np.float32), axis=2).max() * 255 / levels > COLOURED:
@@ -83,6 +77,26 @@ def read_picture(path: str, channels: int = 1, views: Sequence[str] = (), allow_
         array = array @ np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow
     voxels = torch.from_numpy(np.ascontiguousarray(array.swapaxes(0, 1)[:, :, None], dtype=np.float32))
     return Loaded(voxels, picture_affine(), tuple(warnings), has_size=False)
+
+
+def view_by_name(path: str, views: Sequence[str], allow_any_image: bool) -> list[str]:
+    """A warning on the view of a file that says nothing of it, as its name may; none where any view is allowed.
+
+    Args:
+        path: of the file.
+        views: that the model takes; none allows any.
+        allow_any_image: take what is named as a lateral view too.
+
+    Raises:
+        InvalidImageError: a lateral view by its name.
+    """
+    if not views:
+        return []
+    lateral = re.search("(?<![a-z])lat(eral)?(?![a-z])", Path(path).stem, re.IGNORECASE)
+    if lateral and not allow_any_image:
+        raise InvalidImageError(f"{path}: is named as a lateral view; the model takes {' or '.join(views)}.")
+    said = "is named as a lateral view" if lateral else "doesn't name its view"
+    return [f"The picture {said}; whether it is {' or '.join(views)} was not checked."]
 
 
 def _array(path: str, image: Image.Image) -> np.ndarray:
