@@ -96,8 +96,7 @@ def of_sizes(record: dict[str, Any]) -> str:
     sizes = list(next(iter(found.values())))
     counts = ["slices", *(str(next(iter(found.values()))[size]["slices"]) for size in sizes)]
     rows = [
-        [named(record, m), *("" if d[s]["dice"] is None else f"{d[s]['dice']:.2f}" for s in sizes)]
-        for m, d in found.items()
+        [named(m), *("" if d[s]["dice"] is None else f"{d[s]['dice']:.2f}" for s in sizes)] for m, d in found.items()
     ]
     return table(["mean Dice by lesion pixels", *sizes], [counts, *rows])
 

@@ -545,7 +545,8 @@ def test_a_changed_number_is_found() -> None:
 
 def test_tables_of_a_record_by_hand(tmp_path: Path) -> None:
     row = {"pixel_ap": "0.800 (0.70-0.90)", "false_lesions": "1.234 (0.00-2.00)", "seconds": 0.25}
-    rows = [{"slices": n, "method": m, **row} for n in (9, 4) for m in ("ours", tables.BOUND)]
+    methods = ("ours", tables.BOUND)
+    rows = [{"where": w, "slices": n, "method": m, **row} for w, n in (("all", 9), ("subset", 4)) for m in methods]
     rows[0]["pixel_ap"] = "0.900 (0.80-0.95)"
     record = {"rows": rows, "all": {"differences": {"a - b": {"pixel_ap": [0.0512, -0.01, 0.1], "image_auroc": None}}}}
     (tmp_path / "r.json").write_text(json.dumps(record))
@@ -574,7 +575,7 @@ def test_a_value_that_few_patients_give_is_told_without_an_interval() -> None:
     told = compare.told(found, bootstrap.Measured({"dice_threshold": 0.125, "image_auroc": 1.0}, {}))
     expected = {"dice_threshold": "0.250", "false_lesions": "2.000", "dice_labels": "0.125"}
     assert told == expected | {"pixel_ap": "0.500 (0.00-1.00)"}
-    row = tables.of_rows({"rows": [{"slices": 1, "method": "m", **told}]}, True).splitlines()[-1]
+    row = tables.of_rows({"rows": [{"where": "all", "method": "m", **told}]}, True).splitlines()[-1]
     assert row == "| m | 0.500 (0.00-1.00) | 0.250 | 0.125 | 2.0 |"
     assert "dice_labels" not in compare.told(found, bootstrap.Measured({}, {}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -116,3 +117,21 @@ def test_hd_bet_is_given_no_more_voxels_than_a_head_has(monkeypatch: pytest.Monk
     volume = torch.rand(1, 64, 64, 64)
     assert by_hd_bet(volume, [15.0, 15.0, 15.0], "cpu", "float32").shape == volume.shape
     assert sizes[0] <= 1.2 * MAX_VOXELS  # padded
+
+
+@pytest.mark.parametrize(
+    ("slices", "thickness", "warned"), [(1, 5.5, True), (2, 5.5, True), (9, 2.0, True), (4, 5.0, False)]
+)
+def test_a_brain_found_in_a_thin_stack_is_doubtful(
+    slices: int, thickness: float, warned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """But not one that was given, or was there without a skull."""
+    monkeypatch.setattr(ExtractBraind, "_segment", lambda self, image: image.as_tensor() > 0)
+    affine = torch.diag(torch.tensor([1.0, 1.0, thickness, 1.0], dtype=torch.float64))
+    image = MetaTensor(torch.ones(1, 40, 40, slices), affine=affine, meta={"filename_or_obj": "a.nii"})
+    found = ExtractBraind("image")({"image": image}).get("warnings", [])
+    assert [f"The image is {slices * thickness:.0f} mm thick." in warning for warning in found] == [True] * warned
+    assert "warnings" not in ExtractBraind("image")({"image": image, "stripped": image.as_tensor() > 0})
+    mask = tmp_path / "mask.nii"
+    nib.save(nib.Nifti1Image(np.ones((40, 40, slices), np.uint8), affine.numpy()), mask)
+    assert "warnings" not in ExtractBraind("image")({"image": image, "foreground": str(mask)})

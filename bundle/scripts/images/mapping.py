@@ -9,6 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
 
 from ..checks import check_number
 from ..method.maps import checked_polarity, combined_map, slice_score
@@ -53,8 +54,8 @@ class AnomalyMapd(MapTransform):
         d = dict(data)
         image, pred = d[self.keys[0]], d["pred"]
         x = image.as_tensor().movedim(-1, 0)
-        inside = torch.as_tensor(d[self.mask_key]).movedim(-1, 0).to(x.device) >= 0.5
-        found = each(pred, lambda values: torch.as_tensor(values).movedim(-1, 0))
+        inside = convert_to_tensor(d[self.mask_key], track_meta=False).movedim(-1, 0).to(x.device) >= 0.5
+        found = each(pred, lambda values: convert_to_tensor(values, track_meta=False).movedim(-1, 0))
         check_finite(found, image)
         probability, assessed = found["probability"], found["assessed"]
         a = combined_map(x, found, inside, self.polarity, self.median_size)
