@@ -64,9 +64,22 @@ def test_a_patient_with_one_of_several_parts_counts() -> None:
     assert {value: (f["recall"], f["patients"]) for value, f in found.items()} == {"2": (0, 5), "4": (1, 1)}
 
 
-@pytest.mark.parametrize(
-    "values", [[0, 0], [0, 0.5], [0, 0.2, 0.9], list(range(40)), [0, 1, 1000], [-1, 0, 300], [0, 1], [0, 255]]
-)
+def test_what_a_value_is_all_masks_decide() -> None:
+    """1 is the part of a patient who has no other, where somebody has two; where none has, it is the lesion."""
+    both, alone = np.zeros((4, 4)), np.zeros((4, 4))
+    both[0], both[1], alone[:2] = 1, 2, 1
+    cases = [case("b", parts_of(alone), np.zeros((4, 4))), case("a", parts_of(both), both > 0)]
+    for order in (cases, cases[::-1]):
+        assert recalls(order, "m", 0.5, "foreground") == {
+            "1": {"recall": 1 / 3, "pixels": 12, "patients": 2},
+            "2": {"recall": 1.0, "pixels": 4, "patients": 1},
+        }
+    pictures = case("c", parts_of(alone * 255), alone)
+    for binary in (cases[:1], [pictures], [cases[0], pictures]):
+        assert recalls(binary, "m", 0.5, "foreground") == {}
+
+
+@pytest.mark.parametrize("values", [[0, 0], [0, 0.5], [0, 0.2, 0.9], list(range(40)), [0, 1, 1000], [-1, 0, 300]])
 def test_other_masks_have_no_parts(values: list[float]) -> None:
     assert parts_of(np.array(values)) is None
 

@@ -16,22 +16,21 @@ from .tables import table
 
 MOST_VALUES = 16
 """More values of a mask are no parts, but probabilities or the edges of a picture."""
+A_LESION = {1, 255}
+"""What masks hold that only say where a lesion is."""
 COLUMNS = {"recall": "recall", "pixels": "pixels", "patients": "patients"}
 
 
 def parts_of(values: Array) -> Array | None:
     """The parts of a lesion, uint8, 0 outside of it; None where a mask is empty, or its values are no parts.
 
-    One value may be the part that a patient has of several; `recalls` decides that, as it sees all masks. One of 1 or 255 is
-    that of masks that only say where a lesion is, and none.
+    One value may be the part that a patient has of several; `recalls` decides that, as it sees all masks.
 
     Args:
         values: of a mask, of any shape.
     """
     above = np.unique(values[values > 0])
     if not 1 <= len(above) <= MOST_VALUES or (above % 1 != 0).any() or above[-1] > 255:
-        return None
-    if len(above) == 1 and above[0] in (1, 255):
         return None
     parts: Array = np.where(values > 0, values, 0).astype(np.uint8)
     return parts
@@ -40,8 +39,8 @@ def parts_of(values: Array) -> Array | None:
 def recalls(cases: Iterable[SliceCase], method: str, threshold: float, domain: Domain) -> dict[str, dict[str, Any]]:
     """Of each value of the masks: which share of its pixels is marked, pooled; its pixels; the patients that have it.
 
-    Nothing where all of them together have one value. Slices without a mask have no part in it. ``interval`` is the 95 %
-    patient bootstrap's, where there are at least `LEAST_PATIENTS`.
+    Nothing where all of them together have one value, or none but `A_LESION`. Slices without a mask have no part in it.
+    ``interval`` is the 95 % patient bootstrap's, where there are at least `LEAST_PATIENTS`.
 
     Args:
         cases: see `SliceCase`.
@@ -58,7 +57,7 @@ def recalls(cases: Iterable[SliceCase], method: str, threshold: float, domain: D
             of_value = parts == value
             counts[value][case.subject] += [int((marked & of_value).sum()), int(of_value.sum())]
     result: dict[str, dict[str, Any]] = {}
-    if len(counts) < 2:
+    if len(counts) < 2 or counts.keys() <= A_LESION:
         return result
     for value in sorted(counts):
         of_subject = np.stack(list(counts[value].values()))
