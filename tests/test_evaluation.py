@@ -142,6 +142,32 @@ def test_evaluation_by_its_config(patients: Path, capsys: pytest.CaptureFixture[
     assert "; pointing game, boxes found (there are no boxes)." in said and "2 patients, 2 volumes" in said
 
 
+def test_nothing_of_an_earlier_evaluation_stays_beside_the_results(patients: Path) -> None:
+    """Of the first, with all there is, only what isn't an evaluation's; where it fails, the earlier one stays whole."""
+    out = patients / "out"
+    for path in patients.glob("*/seg.nii.gz"):
+        image = nib.load(path)
+        values = np.asarray(image.dataobj).copy()
+        values[tuple(np.argwhere(values)[::2].T)] = 4
+        nib.save(nib.Nifti1Image(values, image.affine), path)
+    changed(patients, lambda split, item: item | {"groups": {"hospital": "X"}})
+    evaluate(patients, out, "preview")
+    tables = {"test_groups", "test_parts", *(f"validation_{name}" for name in ("foreground", "reliability", "scores"))}
+    only_first = {"cases.png", *(f"{table}.{ending}" for table in tables for ending in ("csv", "md"))}
+    before = {p.name for p in out.iterdir()}
+    assert only_first < before
+    for name in ("notes.md", "validation_notes.csv"):
+        (out / name).write_text("mine")
+    with pytest.raises(RuntimeError) as caught:
+        evaluate(patients, out, "preview", **{"evaluation#test": [{"image": "none.nii", "label": 1}]})
+    assert "no slice of the test volumes" in str(cause_of(caught.value))
+    assert {p.name for p in out.iterdir()} == before | {"notes.md", "validation_notes.csv"}
+    plain = {"image", "label", "subject"}
+    changed(patients, lambda split, item: {k: item[k] for k in plain} if split == "test" else None)
+    assert "validation" not in evaluate(patients, out, "preview")
+    assert {p.name for p in out.iterdir()} == before - only_first | {"notes.md", "validation_notes.csv"}
+
+
 @pytest.mark.parametrize("level", [-1024.0, 500.0])
 def test_where_air_is_not_0_changes_no_number(patients: Path, level: float) -> None:
     """Baselines see the image at the zero that the networks see it at; a reader's offset is nothing of the lesion."""

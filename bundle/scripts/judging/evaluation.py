@@ -36,7 +36,7 @@ class Evaluation:
     ``validation_foreground`` (each .csv and .md), ``test_reliability`` and ``validation_reliability`` with ``reliability.png``,
     ``cases.png`` and ``results.json``; where masks have several values,
     ``test_parts`` too, which says how much of each is marked at the bundle's threshold; and where the datalist names groups,
-    ``test_groups``, see `groups`.
+    ``test_groups``, see `groups`. Of these, what an earlier evaluation wrote there and this one doesn't is removed.
 
     Args:
         validation, test: of a datalist; without validation, only the threshold that the bundle ships is reported.
@@ -116,6 +116,7 @@ class Evaluation:
         if groups := by_group(cases["test"], method, self.threshold, "foreground"):
             record["test"]["groups"] = {group: reached.values for group, reached in groups.items()}
             write_groups(groups, method, self.threshold, DOMAINS["foreground"], self.output_dir / "test_groups")
+        self._remove_earlier(record)
         slices = sum(kept.assessed for kept in cases.values())
         record["seconds_per_slice_in_networks"] = sum(kept.seconds for kept in cases.values()) / slices
         write(self.output_dir / "results.json", json.dumps(record, indent=2, allow_nan=False).encode())
@@ -127,6 +128,17 @@ class Evaluation:
         if record["failed"]:
             print(f"{len(record['failed'])} volumes failed and are left out: {', '.join(record['failed'])}")
             raise SystemExit(1)
+
+    def _remove_earlier(self, record: Mapping[str, Any]) -> None:
+        """What an earlier evaluation wrote here and this one did not would be taken for its results."""
+        tables = [f"test_{name}" for name in ("parts", "groups") if name not in record["test"]]
+        if "validation" not in record:
+            tables += [f"validation_{name}" for name in ("scores", "foreground", "reliability")]
+        files = [f"{name}.{ending}" for name in tables for ending in ("csv", "md")]
+        if "figure" in record["test"]["left_out"]:
+            files.append("cases.png")
+        for name in files:
+            (self.output_dir / name).unlink(missing_ok=True)
 
     def _write_maps(self, domain: Domain, cases: Mapping[str, KeptCases], record: dict[str, Any]) -> None:
         rows = thresholds(cases.get("validation"), list(next(iter(cases["test"])).maps), domain, self.threshold)
