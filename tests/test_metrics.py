@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from scripts.judging.figure import figure
 from scripts.judging.metrics import METRICS, metrics
 from scripts.judging.ranking import NUM_KEYS, above, keys
 from scripts.judging.readings import COUNTERFACTUAL, OURS
+from scripts.judging.reporting import write_rows
+from scripts.judging.rows import Threshold
 from scripts.judging.scored import Scored
 from scripts.judging.tables import left_out, said, table
-from scripts.judging.thresholds import best_threshold, chosen_threshold, label_threshold
+from scripts.judging.thresholds import BY_MASKS, best_threshold, chosen_threshold, label_threshold
 
 
 def by_hand() -> list[SliceCase]:
@@ -482,6 +485,24 @@ def test_tables_hold_values_with_intervals(tmp_path: Path) -> None:
     assert lines[-1].endswith("14 patients.")
     with pytest.raises(ValueError, match="no results"):
         table({}, tmp_path / "test", "method", columns)
+
+
+def test_a_threshold_that_marks_everything_is_not_none(tmp_path: Path) -> None:
+    """Nor is it one that wasn't chosen, in table and record."""
+    cases = by_hand()
+    rows = {
+        "all": Threshold("m", -np.inf, BY_MASKS),
+        "some": Threshold("m", 0.4, BY_MASKS),
+        "not chosen": Threshold("m", None, "none"),
+    }
+    record: dict[str, Any] = {"left_out": {}, "lesions_known_by": "masks", "diseased_slices_with_unknown_lesion": 0}
+    found = {name: measured(cases, "m", row.value, "foreground") for name, row in rows.items()}
+    write_rows(rows, found, "foreground", tmp_path / "table", record)
+    cells = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [row["threshold"] for row in cells] == ["all", "0.400", ""]
+    assert [row["Dice pooled"] for row in cells] == ["0.413", "0.769", ""]
+    of_rows = json.loads(json.dumps(record["foreground"], allow_nan=False))
+    assert [row.get("threshold", "nothing") for row in of_rows.values()] == ["all", 0.4, "nothing"]
 
 
 @pytest.mark.parametrize("subjects", [1, 3])

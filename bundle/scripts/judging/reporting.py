@@ -14,7 +14,7 @@ from .metrics import METRICS, OF_IMAGES
 from .probabilities import Bin, of_cases, reliability
 from .readings import P_DISEASED
 from .rows import EVEN, THE_BUNDLES, Threshold, scores
-from .tables import left_out, said, table
+from .tables import EVERYTHING, left_out, said, table
 
 DOMAINS: dict[Domain, str] = {"foreground": "pixels inside the foreground", "image": "pixels of the whole image"}
 OF_SCORES = {m: METRICS[m] for m in OF_IMAGES} | {
@@ -64,6 +64,7 @@ def write_rows(
     record[domain] = {
         name: {"threshold_by": rows[name].chosen_by}
         | {metric: value if math.isfinite(value) else None for metric, value in of_row.items()}
+        | ({"threshold": EVERYTHING} if rows[name].value == -math.inf else {})
         for name, of_row in values.items()
     }
     ways = sorted({row.chosen_by for row in rows.values() if row.value is not None} - {THE_BUNDLES})

@@ -11,6 +11,8 @@ import numpy as np
 
 from ..files import write
 
+EVERYTHING = "all"
+"""Stands for a threshold of -inf, above which all is marked; where no threshold was chosen, there is nothing."""
 Result = tuple[Mapping[str, float], Mapping[str, tuple[float, float]]]
 """Values and intervals, by the names of metrics."""
 
@@ -65,6 +67,8 @@ def _cell(name: str, values: Mapping[str, float], intervals: Mapping[str, tuple[
     if name not in values:
         return ""
     value = f"{values[name]:.{digits}f}" if np.isfinite(values[name]) else "none"
+    if name == "threshold" and values[name] == -np.inf:
+        value = EVERYTHING
     if name not in intervals:
         return value
     low, high = intervals[name]
