@@ -104,7 +104,7 @@ class Images:
         cases = []
         for n, (item, volume) in enumerate(zip(self.items, self.volumes, strict=True)):
             of_image = ({name: v[n : n + 1] for name, v in values.items()} for values in (maps, scores))
-            cases += cases_of(item, volume, *of_image, mask_key=self.mask_key)
+            cases += cases_of(item, volume, *of_image, mask_key=self.mask_key)[0]
         return cases
 
 

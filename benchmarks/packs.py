@@ -144,7 +144,7 @@ class Split:
                 return full
 
             parts = ({name: whole(v) for name, v in values.items()} for values in (maps, scores))
-            found = cases_of(item, volume, *parts, self.baselines)
+            found, _ = cases_of(item, volume, *parts, self.baselines)
             cases += [case for case in found if case.slice in kept]
             begin = end
         return cases

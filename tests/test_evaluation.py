@@ -201,7 +201,7 @@ def test_a_baseline_sees_the_intensities_that_the_networks_see() -> None:
         "bias_field": MetaTensor(field, affine=lps),
     }
     both = [Brightness(("T1", "FLAIR"), channel) for channel in (0, 1)]
-    cases = cases_of({"image": "a", "label": [0, 1]}, volume, {}, {}, both)
+    cases, _ = cases_of({"image": "a", "label": [0, 1]}, volume, {}, {}, both)
     for z, case in enumerate(cases):
         for channel, baseline in enumerate(both):
             np.testing.assert_allclose(case.maps[baseline.name], seen[channel, ..., z], atol=1e-4)
@@ -217,7 +217,7 @@ def test_volumes_that_share_a_file_are_told_apart(patients: Path) -> None:
         "foreground": MetaTensor(torch.ones(1, 8, 8, 2), affine=lps),
     }
     items = [{"image": ["A/t1.nii", f"A/flair{n}.nii"], "label": [0, n], "subject": "A"} for n in (0, 1)]
-    cases = [case for item in items for case in cases_of(item, volume, {}, {}, [Brightness(("T1", "FLAIR"), 1)])]
+    cases = [case for item in items for case in cases_of(item, volume, {}, {}, [Brightness(("T1", "FLAIR"), 1)])[0]]
     assert [c.volume for c in cases] == ["A/t1.nii, A/flair0.nii"] * 2 + ["A/t1.nii, A/flair1.nii"] * 2
     scored = Scored("FLAIR intensity")
     for case in cases:
@@ -271,6 +271,24 @@ def test_warnings_of_volumes_are_said(patients: Path, caplog: pytest.LogCaptureF
         said = [r.getMessage().split(" 225 ml")[0] for r in caplog.records if "too small" in r.getMessage()]
         names = ("validationA", "validationB", "testA", "testB")
         assert said == [f"{patients / name / 'flair.nii.gz'}: The brain measures" for name in names]
+
+
+def test_labelled_slices_without_foreground_are_counted(patients: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There is no brain in slices 0 and 5. They are said and counted whether the volume is computed now or was before."""
+    apart = {"testA": [0, 0, 1, 1, 0, 1], "testB": [-1, 0, 1, 1, 0, 1]}
+    changed(patients, lambda split, item: item | {"label": apart.get(item["subject"], item["label"])})
+    for _ in range(2):
+        caplog.clear()
+        record = evaluate(patients, patients / "out", "preview")
+        said = [r.getMessage() for r in caplog.records if "foreground" in r.getMessage()]
+        why = "No foreground was found in labelled slices, which are left out:"
+        assert said == [
+            f"{patients / 'testA' / 'flair.nii.gz'}: {why} 0 (healthy), 5 (diseased).",
+            f"{patients / 'testB' / 'flair.nii.gz'}: {why} 5 (diseased).",
+        ]
+        numbers = ("slices", "diseased_slices", "slices_without_foreground", "diseased_slices_without_foreground")
+        assert [record["test"][name] for name in numbers] == [8, 4, 3, 2]
+        assert [record["validation"][name] for name in numbers] == [8, 2, 0, 0]
 
 
 def test_groups_of_patients(patients: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,5 +80,5 @@ def test_pictures_show_the_sequence_that_the_others_were_registered_to(tmp_path:
         "foreground": tensor([1.0], {}),
     }
     healthy = torch.tensor([-0.5, 0.25]).view(-1, 1, 1, 1).expand(-1, 6, 6, 1)
-    [case] = cases_of({"image": "a.nii", "label": 1}, volume, {}, {}, healthy=healthy)
+    [case], _ = cases_of({"image": "a.nii", "label": 1}, volume, {}, {}, healthy=healthy)
     assert np.allclose(case.image, 0.75) and np.allclose(case.counterfactual, 0.25)

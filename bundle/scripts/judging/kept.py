@@ -65,8 +65,13 @@ class KeptCases:
 
     @property
     def warnings(self) -> list[list[str]]:
-        """Of each volume's preprocessing."""
+        """Of each volume."""
         return [_opened(path)["warnings"] for path in self.paths]
+
+    @property
+    def without_foreground(self) -> list[int]:
+        """The labels of slices that are left out, as no foreground was found in them."""
+        return [label for path in self.paths for label in _opened(path)["without_foreground"].values()]
 
     @property
     def seconds(self) -> float:
@@ -88,6 +93,7 @@ def keep(
     counted: torch.Tensor,
     seconds: float,
     warnings: list[str],
+    without_foreground: dict[int, int],
 ) -> None:
     """Write a volume's file, whole or not at all.
 
@@ -97,13 +103,14 @@ def keep(
         logits: of all slices of the input's file, see `readings.probabilities`.
         counted: likewise.
         seconds: that the networks took.
-        warnings: of the preprocessing.
+        warnings: of the preprocessing, and of what is left out.
+        without_foreground: see `on_input.cases_of`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = [_packed(vars(case)) for case in cases]
     content = io.BytesIO()
     known = {"logits": logits, "counted": counted, "seconds": seconds, "warnings": warnings}
-    torch.save({"cases": packed, **known}, content)
+    torch.save({"cases": packed, "without_foreground": without_foreground, **known}, content)
     # not by torch, whose error does not say that the disk is full
     with replacing(path) as partial:
         partial.write_bytes(content.getbuffer())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,6 @@ from .ranking import quotient
 from .readings import Maps
 from .truth import slice_labels, truth_of
 
-logger = logging.getLogger(__name__)
-
 
 def cases_of(
     item: Mapping[str, Any],
@@ -35,8 +32,10 @@ def cases_of(
     healthy: torch.Tensor | None = None,
     assessed: torch.Tensor | None = None,
     mask_key: str = "foreground",
-) -> list[SliceCase]:
+) -> tuple[list[SliceCase], dict[int, int]]:
     """Every labelled slice of a volume, with its maps and scores and those of the baselines.
+
+    Beside them, the labels of slices, by their numbers, that are left out, as no foreground was found in them.
 
     Maps are compared on the input's own grid, in the order left, posterior, superior.
 
@@ -73,12 +72,12 @@ def cases_of(
     means = {name: quotient((a * inside).sum(axis=(0, 1), dtype=float), area) for name, a in above.items()}
     subject = str(item.get("subject", paths_of(item)[0]))
     voxel_ml = float(affine[:3, :3].double().det().abs()) / 1000
-    cases = []
+    cases, left = [], {}
     for n, label in enumerate(labels):
         z = axial_index(n, affine, len(labels))
         if label < 0 or not inside[..., z].any() or n not in row:
             if label >= 0:
-                logger.warning("%s, slice %d: no foreground was found in it, left out.", subject, n)
+                left[n] = label
             continue
         lesion = np.zeros_like(inside[..., z]) if label == HEALTHY else None
         if truth.lesion is not None:
@@ -96,7 +95,7 @@ def cases_of(
     if len(labels) > 1 and not (truth.lesion is not None and cut(truth.lesion, judged)):
         for case in cases:
             case.voxel_ml = voxel_ml
-    return cases
+    return cases, left
 
 
 def volume_name(item: Mapping[str, Any]) -> str:

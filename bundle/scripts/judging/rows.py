@@ -49,6 +49,8 @@ def counted(cases: KeptCases) -> dict[str, Any]:
     known = "masks" if with_mask else "boxes" if numbers["slices_with_boxes"] else None
     unknown = neither if known != "masks" else numbers["diseased_slices"] - with_mask
     of_lesions = {"lesions_known_by": known, "diseased_slices_with_unknown_lesion": unknown}
+    left = cases.without_foreground
+    numbers |= {"slices_without_foreground": len(left), "diseased_slices_without_foreground": left.count(DISEASED)}
     return {"patients": len(subjects), "volumes": len(volumes), **numbers, **of_lesions}
 
 

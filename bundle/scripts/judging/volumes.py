@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from tqdm import tqdm
 
+from .. import DISEASED
 from ..device import autocast
 from ..digests import code_digest
 from ..errors import ExhaustedError, cause_of, out_of_resources
@@ -24,6 +25,7 @@ from ..images.mapping import check_finite
 from ..method.slices import CPU_BATCH, SliceInferer, assessed_slices, each
 from ..ranks import each_once, join
 from ..weights import weights_digest
+from ..wording import some
 from .baselines import Baseline
 from .cases import SliceCase
 from .kept import KeptCases, keep
@@ -127,8 +129,10 @@ class LabelledVolumes:
                 logger.warning("%s: %s", volume_name(wanted[n]), warning)
         return kept, dict(failed[n] for n in sorted(failed))
 
-    def found(self, item: Mapping[str, Any]) -> tuple[list[SliceCase], torch.Tensor, torch.Tensor, float, list[str]]:
-        """What `keep` keeps of a volume, with the seconds that the networks took and the preprocessing's warnings.
+    def found(
+        self, item: Mapping[str, Any]
+    ) -> tuple[list[SliceCase], torch.Tensor, torch.Tensor, float, list[str], dict[int, int]]:
+        """What `keep` keeps of a volume, with the seconds that the networks took and the warnings.
 
         Of its labelled slices, that is what inference gives; labels of 0 and 1 in slices with less foreground than it asks for
         are judged too.
@@ -169,8 +173,12 @@ class LabelledVolumes:
         maps, scores = maps | of_baselines[0], scores | of_baselines[1]
         on_input = [baseline for baseline in self.baselines if not baseline.on_networks_grid]
         healthy = found.get("counterfactual", found.get("counterpart"))
-        cases = cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key)
-        return cases, logits, counted, seconds, list(volume.get("warnings", []))
+        cases, left = cases_of(item, volume, maps, scores, on_input, healthy, assessed, self.mask_key)
+        warnings = list(volume.get("warnings", []))
+        if left:
+            named = [f"{n} ({'diseased' if label == DISEASED else 'healthy'})" for n, label in left.items()]
+            warnings.append(f"No foreground was found in labelled slices, which are left out: {some(named)}.")
+        return cases, logits, counted, seconds, warnings, left
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """Of diseased minus that of healthy, ``(N,)``."""
