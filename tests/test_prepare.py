@@ -30,6 +30,7 @@ from scripts.prepare.arrays import arrays
 from scripts.prepare.brain_mr import brain_mr
 from scripts.prepare.brats import brats
 from scripts.prepare.chexpert import chexpert
+from scripts.prepare.counting import described
 from scripts.prepare.folder import folder
 from scripts.prepare.lgg import lgg
 from scripts.prepare.merge import merge
@@ -996,6 +997,18 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command = [sys.executable, "-m", "scripts.prepare", *arguments]
     refused = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("ERROR: ")
+
+
+def test_images_with_one_label_are_not_counted_as_slices() -> None:
+    """A healthy volume is no slice, where others have a label a slice."""
+    one, slices = {"subject": "a", "label": 0}, {"subject": "b", "label": [0, 1, 1, -1]}
+    said = [described("test", items) for items in ([one], [slices], [one, slices, {**one, "label": 1}])]
+    assert said == [
+        "test: patients 1, images 1; images: healthy 1, diseased 0",
+        "test: patients 1, images 1; slices: healthy 1, diseased 2, to leave out 1",
+        "test: patients 2, images 3; images with one label: healthy 1, diseased 1; "
+        "slices: healthy 1, diseased 2, to leave out 1",
+    ]
 
 
 def test_lgg_writes_over_no_other_volume(tmp_path: Path) -> None:

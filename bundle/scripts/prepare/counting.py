@@ -19,11 +19,14 @@ def label_counts(items: Iterable[Item]) -> Counter[int]:
 
 
 def described(section: str, items: Sequence[Item]) -> str:
-    """The counts of a section in one line."""
-    counts = label_counts(items)
-    unit = "slices" if any(isinstance(item.get("label"), list) for item in items) else "images"
-    patients = len({item["subject"] for item in items})
-    left = f", to leave out {counts[-1]}" if counts[-1] else ""
-    return (
-        f"{section}: patients {patients}, images {len(items)}; {unit}: healthy {counts[0]}, diseased {counts[1]}{left}"
-    )
+    """The counts of a section in one line; images with one label apart from those with one a slice."""
+    of_slices = [item for item in items if isinstance(item.get("label"), list)]
+    others = [item for item in items if not isinstance(item.get("label"), list)]
+    unit = "images with one label" if of_slices else "images"
+    parts = [f"{section}: patients {len({item['subject'] for item in items})}, images {len(items)}"]
+    for name, labelled in ((unit, others), ("slices", of_slices)):
+        if labelled:
+            counts = label_counts(labelled)
+            left = f", to leave out {counts[-1]}" if counts[-1] else ""
+            parts.append(f"{name}: healthy {counts[0]}, diseased {counts[1]}{left}")
+    return "; ".join(parts)
