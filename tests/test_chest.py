@@ -137,6 +137,16 @@ def test_odd_radiographs_give_a_result_or_a_reason(
     assert found["photo"]["p_diseased"] == pytest.approx(found["picture"]["p_diseased"], abs=0.01)
 
 
+def test_a_baseline_refuses_a_training_image_without_a_label(weights: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "datalist.json"
+    items = [{"image": "a.png", "label": 0}, {"image": "b.png"}]
+    path.write_text(json.dumps({"training": items, "test": [{"image": "c.png"}]}))
+    config = parser(**weights, datalist=str(path), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(RuntimeError) as caught:
+        config.get_parsed_content("baselines")
+    assert f"{path}, training[1]: has no 'label'; training needs" in str(cause_of(caught.value))
+
+
 def test_without_weights_the_command_says_so(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(Exception) as error:
