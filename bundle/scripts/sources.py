@@ -101,7 +101,10 @@ def visible_files(folder: str) -> list[os.DirEntry[str]]:
 
 
 def state(path: str) -> list[Any]:
-    """Sizes and times of change (ns) of all that an image is read from: another content has another state.
+    """Sizes and times of change (ns) of all that an image is read from, by which another content is known.
+
+    One of the same size and time, as ``cp -p`` or ``rsync -t`` may put in its place, is not. The time that the file system
+    keeps of itself (ctime) would tell, but a data set that is copied or moved would be computed anew.
 
     Raises:
         OSError: there is no such file or folder.

@@ -72,7 +72,7 @@ class SliceDataset(Dataset):
     The preprocessing, the same as for inference, runs once a volume; its slices with enough foreground are kept, see
     `SliceCache`. Memory is bounded by the batch, not by the data set. A volume is found again by a hash of its files (path,
     size and time of change), the preprocessing and the versions. So another datalist, or one that was stopped, repeats no
-    volume; a file that was replaced in place is another volume.
+    volume; a file that was replaced in place is another volume, see `sources.state`.
 
     ``label`` of an item is 0 (healthy) or 1 (diseased) for all its slices, or a list with 0, 1, or -1 (leave out) for
     each slice of the file along its axis nearest to superior-inferior, or the path of a mask that says it, see
