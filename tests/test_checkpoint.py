@@ -150,7 +150,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_last_checkpoin
     """At step 4; what was saved at step 3 stays."""
     network = torch.nn.Linear(2, 1)
     checkpoint = ResumableCheckpoint(
-        str(tmp_path), network, deepcopy(network), torch.optim.SGD(network.parameters(), lr=0.1), {}, every_minutes=0
+        str(tmp_path), network, deepcopy(network), torch.optim.SGD(network.parameters(), lr=0.1), {}, every_minutes=1e-9
     )
     engine = Engine(lambda e, b: {"loss": float("nan") if e.state.iteration == 4 else 1.0})
     NeedsFiniteLoss().attach(engine)
@@ -159,6 +159,13 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_last_checkpoin
         engine.run(range(3), max_epochs=2)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 3
     assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize("minutes", [0, -1])
+def test_minutes_between_two_saves_are_above_0(minutes: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"checkpoint_minutes must be above 0, got {minutes}"):
+        tiny_run(tmp_path / "run", {}, every_minutes=minutes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_is_said_in_one_line(

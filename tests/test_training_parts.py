@@ -251,6 +251,12 @@ def test_gradients_are_clipped() -> None:
     assert network.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("norm", [0, -1.0])
+def test_a_norm_that_trains_nothing_or_backwards_is_refused(norm: float) -> None:
+    with pytest.raises(ValueError, match=f"max_norm must be above 0, got {norm}"):
+        ClipGradients(torch.nn.Linear(4, 1), norm)
+
+
 def steps_to_one(network: torch.nn.Linear) -> Engine:
     """An engine whose every step leaves the weight at 1."""
     return Engine(lambda engine, batch: torch.nn.init.ones_(network.weight))

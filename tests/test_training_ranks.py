@@ -85,7 +85,7 @@ def test_two_ranks_train_what_one_process_does(folder: Path, two: dict[str, Any]
 
 def test_a_rank_that_is_killed_changes_nothing(folder: Path, two: dict[str, Any]) -> None:
     """torchrun starts both again, which go on from the checkpoint to the same weights, bit for bit."""
-    run = training(folder, "killed", "multi_gpu_train", checkpoint_minutes=0, overwrite=True)
+    run = training(folder, "killed", "multi_gpu_train", checkpoint_minutes=1e-9, overwrite=True)
     launched = torchrun(run, 2, "--max-restarts=1")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(launched, cwd=folder, stdout=log, stderr=log, env=environment())

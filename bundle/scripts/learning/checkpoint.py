@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import sys
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 
 from ..bundle import bundle_version
-from ..checks import is_true
+from ..checks import check_number, is_true
 from ..digests import digest_of
 from ..errors import ExhaustedError
 from ..files import write
@@ -56,6 +57,7 @@ class ResumableCheckpoint:
         every_minutes: between two saves.
 
     Raises:
+        ValueError: `every_minutes` is out of range.
         SystemExit: `run_dir` holds a training with other settings, or weights without one; or, when it starts, another one
             has the folder; with a message.
     """
@@ -72,6 +74,7 @@ class ResumableCheckpoint:
         overwrite: bool | str = False,
         every_minutes: float = 5.0,
     ) -> None:
+        check_number("checkpoint_minutes", every_minutes, sys.float_info.min, math.inf, "above 0")
         self.folder = Path(run_dir)
         self.path, self.final_path = self.folder / "last.pt", self.folder / "model.pt"
         self.objects: dict[str, Any] = {"network": network, "ema": ema_network, "optimizer": optimizer}

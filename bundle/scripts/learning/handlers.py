@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
+from ..checks import check_number
 from .noising import loss_of
 
 
@@ -43,9 +45,18 @@ class NeedsFiniteLoss:
 
 
 class ClipGradients:
-    """Clip the norm of the gradient before each optimizer step."""
+    """Clip the norm of the gradient before each optimizer step.
+
+    Args:
+        network: whose gradient it is.
+        max_norm: above 0; a negative one would turn the gradient around.
+
+    Raises:
+        ValueError: `max_norm` is out of range.
+    """
 
     def __init__(self, network: torch.nn.Module, max_norm: float) -> None:
+        check_number("max_norm", max_norm, sys.float_info.min, math.inf, "above 0")
         self.network, self.max_norm = network, max_norm
 
     def attach(self, engine: Engine) -> None:
