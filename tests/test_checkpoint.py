@@ -117,7 +117,9 @@ def test_a_signal_saves(number: int, status: int, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "model.pt").exists() and signal.getsignal(number) is handler
     with pytest.raises(SystemExit) as ended:
         stopped.close()
-    assert ended.value.code == status and "last.pt was saved; the same command goes on" in capsys.readouterr().err
+    # which would begin anew
+    said = "last.pt was saved; the same command, without --overwrite, goes on from there."
+    assert ended.value.code == status and said in capsys.readouterr().err
     tiny_run(tmp_path, {}).close()
     assert torch.load(tmp_path / "last.pt", weights_only=True)["iteration"] == 6
     assert (tmp_path / "model.pt").exists()

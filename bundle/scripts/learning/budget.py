@@ -77,7 +77,7 @@ class Budget:
                 engine.terminate_epoch()  # the last is shorter
         elif self._time_is_up():
             logger.warning(
-                "stopped by max_minutes after %d of %d images; the same command goes on from there",
+                "stopped by max_minutes after %d of %d images; the same command, without --overwrite, goes on from there",
                 *(step * self.batch_size, self.steps * self.batch_size),
             )
             engine.terminate()

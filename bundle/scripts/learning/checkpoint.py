@@ -223,7 +223,10 @@ class ResumableCheckpoint:
                 )
             return
         if first:
-            print(f"Stopped. {self.path} was saved; the same command goes on from there.", file=sys.stderr)
+            print(
+                f"Stopped. {self.path} was saved; the same command, without --overwrite, goes on from there.",
+                file=sys.stderr,
+            )
         raise SystemExit(128 + self._signals.caught)
 
 
