@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 from copy import deepcopy
 from pathlib import Path
@@ -170,23 +171,41 @@ def test_minutes_between_two_saves_are_above_0(minutes: float, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("saved", [True, False])
 def test_a_full_disk_keeps_the_last_checkpoint_and_is_said_in_one_line(
+    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if saved:
+        tiny_run(tmp_path, {})
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    # a limit of what a process may write ends it as a full disk does, but for the words
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(RuntimeError) as error:
+            tiny_run(tmp_path, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    kept = f"{tmp_path}/last.pt, saved before, is kept" if saved else "nothing was saved before"
+    assert message_of(error.value) == f"{tmp_path}/last.pt: can't be written (File too large); {kept}."
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".part*"))
+
+
+def test_a_disk_that_is_full_at_the_start_is_said_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_run(tmp_path, {})
-    before = (tmp_path / "last.pt").read_bytes()
+    def full(path: Path, content: bytes) -> None:
+        Path("/dev/full").open("wb", buffering=0).write(content)
 
-    def full(content: Any, path: Path) -> None:
-        path.write_bytes(b"some")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0") from OSError(
-            28, "No space"
-        )
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RuntimeError) as error:
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as error:
         tiny_run(tmp_path, {})
-    assert f"{tmp_path}/last.pt: can't be written" in str(message_of(error.value))
-    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
+    assert message_of(error.value) == f"[Errno 28] No space left on device: '{tmp_path}/run.json'"
+    monkeypatch.undo()
+    (tmp_path / "train.log").unlink()
+    (tmp_path / "train.log").mkdir()
+    with pytest.raises(IsADirectoryError, match="train.log"):
+        tiny_run(tmp_path, {})
 
 
 def test_weights_of_fewer_steps_are_not_left_beside_a_checkpoint(tmp_path: Path) -> None:

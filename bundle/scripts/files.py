@@ -37,17 +37,24 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside a file, with its ending, to write the new file at: it takes the file's place once the block is done.
 
     What fails leaves the old one. Processes and threads that write one file do not meet.
+
+    Raises:
+        OSError: it can't be written; the error names a file.
     """
     partial = path.with_name(f".part-{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # as of a full disk
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as partial:
         partial.write_bytes(content)

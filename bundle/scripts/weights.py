@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -94,6 +95,18 @@ def weights_digest(network: torch.nn.Module) -> str:
 def digests_of(networks: Mapping[str, torch.nn.Module | None]) -> dict[str, str]:
     """The `weights_digest` of each network by its name in the config; one that is None isn't there."""
     return {name: weights_digest(network) for name, network in networks.items() if network is not None}
+
+
+def write_tensors(path: Path, content: Any) -> None:
+    """Write what `torch.save` writes, whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    # not by torch, whose error does not say that the disk is full
+    write(path, buffer.getbuffer())
 
 
 def replace_weights(source: Path, target: Path) -> str | None:

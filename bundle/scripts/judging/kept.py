@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import replacing
+from ..weights import write_tensors
 from .cases import SliceCase
 from .readings import gated, probabilities
 
@@ -108,12 +107,8 @@ def keep(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = [_packed(vars(case)) for case in cases]
-    content = io.BytesIO()
     known = {"logits": logits, "counted": counted, "seconds": seconds, "warnings": warnings}
-    torch.save({"cases": packed, "without_foreground": without_foreground, **known}, content)
-    # not by torch, whose error does not say that the disk is full
-    with replacing(path) as partial:
-        partial.write_bytes(content.getbuffer())
+    write_tensors(path, {"cases": packed, "without_foreground": without_foreground, **known})
 
 
 def _packed(value: Any) -> Any:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from ..digests import digest_of
 from ..errors import ExhaustedError
 from ..files import write
 from ..ranks import note, of_first, was_noted
+from ..weights import write_tensors
 from .settings import differing, shortened
 from .stopping import StopSignals
 
@@ -80,6 +79,7 @@ class ResumableCheckpoint:
         self.objects: dict[str, Any] = {"network": network, "ema": ema_network, "optimizer": optimizer}
         self.every_seconds = 60 * every_minutes
         self._lock = FileLock(self.folder / "lock")
+        self._log: logging.FileHandler | None = None
         self.settings, self.record = shortened(settings), dict(record or {})
         self._begun = f"begun {self.folder.absolute()}"
         # what torchrun starts again may have begun anew already
@@ -178,10 +178,17 @@ class ResumableCheckpoint:
         if idist.get_rank() > 0:
             return
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
-        _save_whole(self.path, {**state, "iteration": engine.state.iteration, "settings": self.settings})
+        self._write(self.path, {**state, "iteration": engine.state.iteration, "settings": self.settings})
         # of fewer steps: it would be published in place of what comes
         self.final_path.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
+
+    def _write(self, path: Path, content: Any) -> None:
+        try:
+            write_tensors(path, content)
+        except OSError as error:
+            kept = f"{self.path}, saved before, is kept" if self.path.is_file() else "nothing was saved before"
+            raise ExhaustedError(f"{path}: can't be written ({error.strerror or error}); {kept}.") from error
 
     def _save_on_time(self, engine: Engine) -> None:
         if self._is_open and time.monotonic() - self._saved_at >= self.every_seconds:
@@ -193,7 +200,7 @@ class ResumableCheckpoint:
         self._save(engine)
         if self._signals.caught is None and idist.get_rank() == 0:
             weights = {k: v.detach().cpu() for k, v in self.objects["ema"].state_dict().items()}
-            _save_whole(self.final_path, weights)
+            self._write(self.final_path, weights)
             logger.info("wrote %s after %d steps", self.final_path, engine.state.iteration)
         self._end()
 
@@ -205,8 +212,9 @@ class ResumableCheckpoint:
         self._signals.release()
         if not self._lock.is_locked:
             return
-        logging.getLogger().removeHandler(self._log)
-        self._log.close()
+        if self._log is not None:  # which can't be opened on a full disk
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
         self._lock.release()
 
     def close(self) -> None:
@@ -228,16 +236,3 @@ class ResumableCheckpoint:
                 file=sys.stderr,
             )
         raise SystemExit(128 + self._signals.caught)
-
-
-def _save_whole(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".part")
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # of a full disk, torch says either
-        with suppress(OSError):
-            partial.unlink()
-        raise ExhaustedError(
-            f"{path}: can't be written ({error}). The checkpoint that was saved before is kept."
-        ) from error
