@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from scripts.bundle import bundle_root, declared
 from scripts.errors import message_of
 from scripts.files import write
-from scripts.learning.publishing import halved, publish
+from scripts.learning.publishing import halved, publish, put
 from scripts.manifest import check_manifest, write_manifest
 from scripts.running.report import Report
 from scripts.weights import MANIFEST, calibrate, in_use, load_weights, not_together, read_manifest, weights_digest
@@ -116,6 +117,34 @@ def test_what_is_calibrated_while_a_student_is_published_is_not_lost(
         "student": {"network": "1", "student": weights_digest(network)},
         "calibration": {"values": {"temperature": 2.0}, "classifier": "2"},
     }
+
+
+def test_a_full_disk_leaves_no_half_of_the_weights_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New weights, the copy of the old ones, and what is calibrated."""
+    state, models = {"weight": torch.zeros(4)}, tmp_path / "models"
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def half(*paths: Path) -> None:
+        paths[-1].touch()
+        raise full
+
+    put(state, models / "model.pt")
+    calibrate(models / MANIFEST, {"threshold": 0.3}, {})
+    before = {path: path.read_bytes() for path in models.iterdir()}
+    said = "can't be written \\(No space left on device\\); free some space."
+    monkeypatch.setattr("shutil.copy2", half)
+    with pytest.raises(SystemExit, match=f"model.pt: {said}"):
+        put(state, models / "model.pt")
+    with pytest.raises(ValueError, match=f"weights.json: {said}"):
+        calibrate(models / MANIFEST, {"threshold": 0.4}, {})
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: half(path))
+    with pytest.raises(SystemExit, match=f"classifier.pt: {said}"):
+        put(state, models / "classifier.pt")
+    monkeypatch.undo()
+    left = {path: path.read_bytes() for path in models.iterdir() if path.name != ".weights.json.lock"}
+    assert left == {path: content for path, content in before.items() if path.name != ".weights.json.lock"}
 
 
 def test_half_precision_keeps_three_digits_and_what_it_cannot_hold() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from .device import in_fastest_layout
-from .files import write
+from .errors import EXHAUSTED
+from .files import replacing, write
 from .manifest import alone, renew
 from .wording import shown
 
@@ -109,6 +110,12 @@ def write_tensors(path: Path, content: Any) -> None:
     write(path, buffer.getbuffer())
 
 
+def not_written(path: Path, error: OSError) -> str:
+    """Why a file of the bundle can't be written, and what to do about it."""
+    advice = "free some space." if error.errno in EXHAUSTED else "give a copy of the bundle as --bundle_root."
+    return f"{path}: can't be written ({error.strerror or error}); {advice}"
+
+
 def replace_weights(source: Path, target: Path) -> str | None:
     """Move a file of weights to where the bundle reads them, and keep those that were there.
 
@@ -128,9 +135,8 @@ def replace_weights(source: Path, target: Path) -> str | None:
     while kept.exists():
         n += 1
         kept = target.with_name(f"{begin}-{n}{target.suffix}")
-    part = source.with_name(kept.name + ".part")
-    shutil.copy2(target, part)
-    os.replace(part, kept)
+    with replacing(kept) as part:
+        shutil.copy2(target, part)
     try:
         os.replace(source, target)
     except OSError:
@@ -252,11 +258,12 @@ def calibrate(
             if chosen_with := {**(chosen_with if same else {}), **now}:
                 kept["settings"] = chosen_with
             write(part, (json.dumps({**content, "calibration": kept}, indent=4) + "\n").encode())
-            return replace_weights(part, path)
+            try:
+                return replace_weights(part, path)
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"{path}: can't be written ({error.strerror or error}); give a copy of the bundle as --bundle_root."
-        ) from error
+        raise ValueError(not_written(path, error)) from error
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:

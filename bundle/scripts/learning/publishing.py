@@ -11,7 +11,15 @@ import torch
 
 from ..files import write
 from ..manifest import alone, renew
-from ..weights import MANIFEST, load_weights, read_manifest, replace_weights, weights_digest
+from ..weights import (
+    MANIFEST,
+    load_weights,
+    not_written,
+    read_manifest,
+    replace_weights,
+    weights_digest,
+    write_tensors,
+)
 from .checkpoint import RUN
 
 
@@ -81,8 +89,11 @@ def put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:
 
 def _put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:
     part = target.with_suffix(".part")
-    torch.save(state, part)
-    return replace_weights(part, target)
+    write_tensors(part, state)
+    try:
+        return replace_weights(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -92,8 +103,5 @@ def _writing(target: Path) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with alone(target.with_name(MANIFEST)):
             yield
-    except (OSError, RuntimeError) as error:  # of a full disk, torch says either
-        reason = getattr(error, "strerror", None) or error
-        raise SystemExit(
-            f"{target}: can't be written ({reason}); give a copy of the bundle as --bundle_root."
-        ) from error
+    except OSError as error:
+        raise SystemExit(not_written(target, error)) from error
