@@ -226,7 +226,10 @@ def test_a_mistake_ends_the_command_with_one_line(bundle: Path, tmp_path: Path) 
         ({"output_dir": "/proc/nothing"}, "No such file or directory: '/proc/nothing'"),
         ({"displayable_configs#noise_level": 1000}, "noise_level must be above 0 and below 1000, got 1000"),
         ({"network_def#channels": "eight"}, "DiffusionModelUNet' with keywords: "),
-        ({"device": "gpu"}, "Expected one of cpu, cuda"),
+        ({"device": "gpu"}, "(cpu), got 'gpu'."),
+        ({"device": "cuda"}, "device must be one of those that PyTorch finds on this machine (cpu), got 'cuda'."),
+        ({"device": "cuda:7"}, "(cpu), got 'cuda:7'."),
+        ({"device": "cuda", "precision": "float32"}, "(cpu), got 'cuda'."),
         ({"network#path": "FOLDER/file"}, "FOLDER/file: is not a PyTorch state dict (EOFError)."),
         ({"network#path": "FOLDER/none.pt"}, "FOLDER/none.pt: no weights there"),
     ],
@@ -236,6 +239,7 @@ def test_setup_errors_are_one_line_and_leave_nothing(
 ) -> None:
     """As MONAI's command runs a config, but in this process."""
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     image = write_head(tmp_path)["image"]
     (tmp_path / "file").touch()
     (tmp_path / "bad.json").write_text("{")

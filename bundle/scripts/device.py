@@ -21,13 +21,35 @@ def default_device() -> torch.device:
     return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda")
 
 
+def checked(device: torch.device | str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    gpus = torch.cuda.device_count()
+    if found is None or found.type == "cuda" and (found.index or 0) >= gpus:
+        there = ", ".join(["cpu", *(f"cuda:{n}" for n in range(gpus))])
+        raise ValueError(
+            f"device must be one of those that PyTorch finds on this machine ({there}), got {str(device)!r}."
+        )
+    return found
+
+
 def fastest_precision(device: torch.device | str) -> str:
     """The precision that the networks run fastest in, "bfloat16" or "float32".
 
     bfloat16 pays where the hardware multiplies it. Where it does not, as on CPUs without AVX512-BF16, AMX or their Arm
     counterparts, PyTorch converts back and forth at twice the time of float32 and more.
+
+    Raises:
+        ValueError: see `checked`.
     """
-    if torch.device(device).type == "cuda":
+    if checked(device).type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         can = torch.cpu.get_capabilities()
@@ -91,8 +113,12 @@ def keep_freed_memory() -> None:
 
 
 def in_fastest_layout(network: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
-    """`network`, changed in place, on `device`, in the layout that convolutions are fastest in, on CPUs up to threefold."""
-    if torch.device(device).type == "cpu":
+    """`network`, changed in place, on `device`, in the layout that convolutions are fastest in, on CPUs up to threefold.
+
+    Raises:
+        ValueError: see `checked`.
+    """
+    if checked(device).type == "cpu":
         keep_freed_memory()
         for module in network.modules():
             if type(module) is torch.nn.GroupNorm:
