@@ -6,18 +6,21 @@ import errno
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
+import monai.bundle.__main__ as command_line
 import pytest
 import torch
 
 from scripts.bundle import bundle_root, declared
+from scripts.command import command_config
 from scripts.errors import message_of
 from scripts.files import write
 from scripts.learning.publishing import halved, publish, put
 from scripts.manifest import check_manifest, write_manifest
 from scripts.running.report import Report
 from scripts.weights import MANIFEST, calibrate, in_use, load_weights, not_together, read_manifest, weights_digest
-from training_data import OVERLAYS, parsed
+from training_data import OVERLAYS, files, parsed
 
 
 def publishing(bundle: Path, config: str, run_dir: Path) -> None:
@@ -117,6 +120,72 @@ def test_what_is_calibrated_while_a_student_is_published_is_not_lost(
         "student": {"network": "1", "student": weights_digest(network)},
         "calibration": {"values": {"temperature": 2.0}, "classifier": "2"},
     }
+
+
+@pytest.mark.parametrize("config", sorted(OVERLAYS))
+@pytest.mark.parametrize(
+    ("trained", "options", "said"),
+    [
+        ({}, {}, None),
+        ({"device": "cuda", "precision": "float16", "allow_any_image": "True", "bundle_root": "copy"}, {}, None),
+        ({"learning_rate": 0.5, "max_norm": 3}, {}, None),
+        # what publish is told, inference is not
+        ({"pixel_size": 1.2}, {"pixel_size": 1.2}, "trained with pixel_size 1.2, not 2.4 as in"),
+        (
+            {"pixel_size": 1.2, "highest_intensity": 8, "scheduler#beta_end": 0.05},
+            {},
+            "trained with highest_intensity 8, not 2.0; pixel_size 1.2, not 2.4; scheduler#beta_end 0.05, not 0.02 as in",
+        ),
+        ({"spatial_size": "[64,88]"}, {}, "trained with spatial_size [64, 88], not [72, 88] as in"),
+    ],
+    ids=str,
+)
+def test_weights_of_another_preprocessing_or_schedule_are_published_with_a_warning(
+    config: str,
+    trained: dict[str, Any],
+    options: dict[str, Any],
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the command line of each: that of the training, which its record holds, and that of ``publish``."""
+
+    def given(what: str, options: dict[str, Any]) -> None:
+        typed = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        line = [command_line.__file__, "run", what, "--config_file", repr(files(config)), *typed]
+        monkeypatch.setattr("sys.argv", line)
+
+    network, run = torch.nn.Linear(1, 1), tmp_path / "run"
+    run.mkdir()
+    torch.save(network.state_dict(), run / "model.pt")
+    given("training", trained)
+    (run / "run.json").write_text(json.dumps({"settings": {}, "config": command_config()}))
+    given("publish", {"run_dir": run, **options})
+    publish(str(run), str(tmp_path / "models" / "model.pt"), network)
+    printed = capsys.readouterr().out
+    assert (tmp_path / "models" / "model.pt").is_file()
+    assert "WARNING" not in printed if said is None else f"{run}/run.json: the weights were {said}" in printed
+
+
+@pytest.mark.parametrize("model", ["chest", "paper", "own"])
+def test_weights_of_a_config_of_their_own_are_published_without_a_warning(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named over the bundle's; without it, `publish` says what it had."""
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"pixel_size": 1.2, "scheduler#beta_end": 0.05}))
+    overlay = str(own) if model == "own" else files("train", None, model)[-1]
+    network, run = torch.nn.Linear(1, 1), tmp_path / "run"
+    run.mkdir()
+    torch.save(network.state_dict(), run / "model.pt")
+    for configs, warns in (([*files("train"), overlay], False), (files("train"), True)):
+        line = [command_line.__file__, "run", "publish", "--config_file", repr(configs)]
+        monkeypatch.setattr("sys.argv", line)
+        if not warns:
+            (run / "run.json").write_text(json.dumps({"settings": {}, "config": command_config()}))
+        publish(str(run), str(tmp_path / "models" / "model.pt"), network)
+        assert ("WARNING" in capsys.readouterr().out) is warns
 
 
 def test_a_full_disk_leaves_no_half_of_the_weights_and_is_named(

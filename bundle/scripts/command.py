@@ -60,19 +60,24 @@ def check_command(argv: Sequence[str] | None = None) -> None:
             check_option(name, value, config, own, str(texts.get(name, value)))
 
 
-def command_config() -> dict[str, Any] | None:
-    """The config of this process' MONAI command: what ``run`` uses, with the values of the options; None if it is another.
+def command_config(start: Collection[str] = ("run",), with_options: bool = True) -> dict[str, Any] | None:
+    """The config of this process' MONAI command: `start` and what it uses; None if it is another.
 
     A reference to a number, a text or a list of those is replaced by it.
+
+    Args:
+        start: ids; those that are not in the config are left out.
+        with_options: with the values of the options, and not as the config files have it.
     """
     _, options = _options(sys.argv) if _is_command(sys.argv) else ({}, {})
     if "config_file" not in options:
         return None
     parser = ConfigParser()
     parser.read_config(options["config_file"])
-    parser.update({name: value for name, value in options.items() if name not in _own_options()})
+    if with_options:
+        parser.update({name: value for name, value in options.items() if name not in _own_options()})
     config = parser.get()
-    names, waiting = set[str](), ["run"]
+    names, waiting = set[str](), [name for name in start if name in config]
     while waiting:
         name = waiting.pop()
         names.add(name)

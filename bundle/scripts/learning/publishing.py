@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..command import command_config
 from ..files import write
 from ..manifest import alone, renew
 from ..weights import (
@@ -21,6 +23,11 @@ from ..weights import (
     write_tensors,
 )
 from .checkpoint import RUN
+
+INFERENCE = ("scheduler", "preprocessing", "network_def", "classifier_def", "student_def")
+"""The ids of what a training and inference must have in common."""
+OF_A_RUN = ("allow_any_image", "brain_cache", "bundle_root", "cache_dir", "device", "precision", "root")
+"""Parts of it that may differ: places, and how it runs."""
 
 
 def halved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -41,6 +48,9 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     whatever its file is called, and brings what it learned from. For other networks inference warns
     (`weights.not_together`), as this does.
 
+    Inference goes by config files, whatever options a training had. Where it had other settings than the files of this command
+    say, that is printed.
+
     Args:
         run_dir: of the training.
         path: in the bundle's ``models``.
@@ -57,7 +67,9 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     published = halved(network.state_dict())
     network.load_state_dict(published)
     digest = weights_digest(network)
-    teacher = json.loads((source.with_name(RUN)).read_text("utf-8"))["settings"].get("teacher")
+    record = source.with_name(RUN)
+    run = json.loads(record.read_text("utf-8"))
+    teacher = run["settings"].get("teacher")
     written = target.with_name(MANIFEST)
     with _writing(target):
         belonging = read_manifest(written)
@@ -75,6 +87,32 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
         )
     elif teacher is not None and digest not in belonging.get("calibration", {}).values():
         print("The threshold was chosen for another student: choose one anew with calibrate.json.")
+    if others := _others(run.get("config") or {}, command_config(INFERENCE, with_options=False) or {}):
+        print(
+            f"WARNING: {record}: the weights were trained with {'; '.join(others)} as in the config files. Inference goes by "
+            "those, and is wrong with these weights: write the values of the training into the bundle's "
+            "configs/inference.json, or into a config file that all commands name after it."
+        )
+
+
+def _others(trained: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, which settings of a training are not those of a config."""
+    was, is_ = (dict(_leaves({n: c[n] for n in sorted(trained.keys() & now.keys())})) for c in (trained, now))
+    ids = [i for i in {**is_, **was} if was.get(i) != is_.get(i) and not {*i.split("#")} & {*OF_A_RUN}]
+    pairs = {i: f"{was.get(i)}, not {is_.get(i)}" for i in ids}
+    # where it is a component's argument that refers to an option, the option is enough
+    options = [pair for i, pair in pairs.items() if "#" not in i]
+    return [f"{i} {pair}" for i, pair in pairs.items() if "#" not in i or pair not in options]
+
+
+def _leaves(value: Any, id_: str = "") -> Iterator[tuple[str, Any]]:
+    """The ids in a config of what holds no others, with their values; a list of plain values is one."""
+    inside = [*value.items()] if isinstance(value, dict) else [*enumerate(value)] if isinstance(value, list) else []
+    if isinstance(value, dict) or any(isinstance(part, (dict, list)) for _, part in inside):
+        for key, part in inside:
+            yield from _leaves(part, f"{id_}#{key}" if id_ else str(key))
+    else:
+        yield id_, value
 
 
 def put(state: Mapping[str, torch.Tensor], target: Path) -> str | None:
