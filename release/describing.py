@@ -126,6 +126,7 @@ def card(model: Model) -> str:
             *own["performance"],
         ],
         "## MONAI Bundle Commands": _commands(model, sample),
+        "## The datalist": [_datalist()],
         "## MONAI Label": [_monai_label(model)],
         "## Limits": [*own["limits"], CHECKLIST],
         "## Known failures": own["failures"] if failures(model).is_file() else [],
@@ -231,7 +232,7 @@ def _commands(model: Model, sample: str) -> list[str]:
     run, over = "python -m monai.bundle run --config_file", "configs/inference.json"
     ways = trainings(model)
     train = [f"{run} {_listed(files)} --datalist datalist.json" for files in ways.values()]
-    told = "Train, on a datalist of your own. "
+    told = "Train, on a [datalist](#the-datalist) of your own. "
     told += "After each, `run publish` in the place of `run` brings the weights into the bundle."
     if _initialises(model):
         told += " The classifier begins with what `run initialise` writes, once the first is published."
@@ -271,6 +272,12 @@ def _commands(model: Model, sample: str) -> list[str]:
     ]
     texts = [text for what, lines in parts.items() for text in (what, "\n".join(["```", *lines, "```"]))]
     return [*texts, _extra_packages(model)]
+
+
+def _datalist() -> str:
+    """What a datalist holds, as docs/training.md says it."""
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text("utf-8")
+    return text.split("\n## The datalist\n")[1].split("\n## ")[0].strip()
 
 
 def _extra_packages(model: Model) -> str:

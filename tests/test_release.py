@@ -28,6 +28,7 @@ from release.merging import OF_TRAINING, WITH_STUDENT, WITHOUT_STUDENT, configs,
 from release.models import Model, models
 from release.verify import CHECKS, LISTS, Verification, main, verify
 from scripts.bundle import bundle_root
+from scripts.learning.datalists import FIELDS
 from scripts.manifest import check_manifest
 from scripts.weights import loaded_ids
 from small_bundle import write_small_bundle
@@ -357,6 +358,9 @@ def test_metadata_and_card_of_every_model(model: Model) -> None:
     assert head["library_name"] == "monai" and {"monai", "medical"} <= set(head["tags"]) and head["license"]
     for section in ("Data", "Training configuration", "Performance", "MONAI Bundle Commands", "References", "License"):
         assert f"\n## {section}\n" in text
+    of_datalist = text.split("\n## The datalist\n")[1].split("\n## ")[0]
+    assert of_datalist.count("\n| `") == len(FIELDS)
+    assert all(f"\n| `{field}` |" in of_datalist for field in FIELDS)
     assert "`docs/claim.md`" in text
     # of a model with weights, what goes wrong is shown
     assert model.why_not() is not None or "](failures.jpg)" in text.split("\n## Known failures\n")[1].split("\n## ")[0]
