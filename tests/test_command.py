@@ -174,7 +174,10 @@ def test_ctrl_c_is_one_line_and_its_own_status(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as ended:
         say(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "Stopped. What was finished is kept; the same command goes on.\n"
+    assert (
+        capsys.readouterr().err
+        == "Stopped. What was finished is kept; the same command, without --overwrite, goes on.\n"
+    )
 
 
 @pytest.mark.parametrize("line", [["monai.bundle", "nonsense"], ["scripts.manifest", "nonsense"]], ids=" ".join)
@@ -262,7 +265,8 @@ def test_ctrl_c_leaves_whole_results_and_a_summary(bundle: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=170)
     assert process.returncode == 130, errors[-2000:]
-    assert "Stopped; the same command goes on with the other volumes." in said and "Traceback" not in errors
+    assert "Stopped; the same command, without --overwrite, goes on with the other volumes." in said
+    assert "Traceback" not in errors
     volumes = summary(out)
     assert 2 <= len(volumes) < 20 and {v["status"] for v in volumes.values()} == {"ok"}
     assert visible(out) == sorted([*volumes, "summary.csv", "summary.json"])
@@ -294,7 +298,7 @@ def test_ctrl_c_while_volumes_are_made_ends_with_one_line(
     process.send_signal(number)
     _, errors = process.communicate(timeout=170)
     assert process.returncode == status and "Traceback" not in errors, errors[-2000:]
-    stopped = "Stopped. What was finished is kept; the same command goes on."
+    stopped = "Stopped. What was finished is kept; the same command, without --overwrite, goes on."
     assert (errors.splitlines()[-1] == stopped) == (number == signal.SIGINT)
     assert any(cache.rglob(kept)) and not (tmp_path / "out").exists()
 

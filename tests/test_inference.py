@@ -127,7 +127,8 @@ def test_a_full_disk_ends_the_run_and_costs_no_result(
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(RuntimeError) as error:
         run(weights, input=datalist(tmp_path, items), output_dir=str(out), overwrite=True)
-    assert message_of(error.value) == "b: [Errno 28] No space left on device. Make room; the same command goes on."
+    said = "b: [Errno 28] No space left on device. Make room; the same command, without --overwrite, goes on."
+    assert message_of(error.value) == said
     assert len(failed) == 1 + summary_too
     assert visible(out) == ["a", "b", "summary.csv", "summary.json"]
     assert {n: v["status"] for n, v in summary(out).items()} == {"a": "ok", "b": "ok"}

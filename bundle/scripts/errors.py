@@ -61,7 +61,7 @@ def say(kind: type[BaseException], error: BaseException, trace: TracebackType | 
         SystemExit: of Ctrl-C, with status 130; Python itself would end by the signal.
     """
     if isinstance(error, KeyboardInterrupt):
-        print("Stopped. What was finished is kept; the same command goes on.", file=sys.stderr)
+        print("Stopped. What was finished is kept; the same command, without --overwrite, goes on.", file=sys.stderr)
         raise SystemExit(130)
     message = message_of(error)
     if message is None:

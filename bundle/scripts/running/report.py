@@ -132,7 +132,7 @@ class Report:
         self.results.close()
         self._say()
         if stopped:
-            print("Stopped; the same command goes on with the other volumes.")
+            print("Stopped; the same command, without --overwrite, goes on with the other volumes.")
             raise SystemExit(130)
         if self._of_all(sum(v["status"] == "failed" for v in self.volumes)) and idist.get_rank() == 0:
             raise SystemExit(1)
@@ -162,7 +162,9 @@ class Report:
         cause = cause_of(error)
         reason = str(cause) or type(cause).__name__
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{item['name']}: {reason}. Make room; the same command goes on.") from error
+            raise ValueError(
+                f"{item['name']}: {reason}. Make room; the same command, without --overwrite, goes on."
+            ) from error
         if not isinstance(cause, (ValueError, OSError)):  # a fault of the program's
             tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
         tqdm.write(f"FAILED {item['name']}: {reason}")
