@@ -114,9 +114,11 @@ def test_a_threshold_of_other_settings_is_said(tmp_path: Path) -> None:
     manifest = tmp_path / "weights.json"
     weights = {"network": "n", "classifier": "c", "student": "s"}
     settings = {"noise_level": 250, "guidance_scale": 6.0, "target_class": 0}
-    calibrate(manifest, {"threshold": 0.2, "preview_threshold": 0.4}, weights, settings)
+    both = {"threshold": settings, "preview_threshold": settings}
+    calibrate(manifest, {"threshold": 0.2, "preview_threshold": 0.4}, weights, both)
     own = {"median_size": 3, "polarity": ["ignored", "both"]}
-    calibrate(manifest, {"preview_threshold": 0.3}, {"network": "s", "classifier": "c", "student": "s"}, own)
+    of_preview = {"network": "s", "classifier": "c", "student": "s"}
+    calibrate(manifest, {"preview_threshold": 0.3}, of_preview, {"preview_threshold": own})
     chosen_with = {"threshold": settings, "preview_threshold": own}
     assert read_manifest(manifest)["calibration"]["settings"] == chosen_with
     assert not_together(manifest, weights, {"threshold": 0.2, "noise_level": 250, "guidance_scale": 6}) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import signal
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 
+from machine import files_up_to
 from scripts.errors import message_of
 from scripts.learning.checkpoint import ResumableCheckpoint
 from scripts.learning.handlers import NeedsFiniteLoss
@@ -172,19 +172,13 @@ def test_minutes_between_two_saves_are_above_0(minutes: float, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_full_disk_keeps_the_last_checkpoint_and_is_said_in_one_line(
-    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint_and_is_said_in_one_line(saved: bool, tmp_path: Path) -> None:
     if saved:
         tiny_run(tmp_path, {})
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
-    # a limit of what a process may write ends it as a full disk does, but for the words
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-    try:
-        with pytest.raises(RuntimeError) as error:
-            tiny_run(tmp_path, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    # ends as a full disk does, but for the words
+    with files_up_to(1000), pytest.raises(RuntimeError) as error:
+        tiny_run(tmp_path, {})
     kept = f"{tmp_path}/last.pt, saved before, is kept" if saved else "nothing was saved before"
     assert message_of(error.value) == f"{tmp_path}/last.pt: can't be written (File too large); {kept}."
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before

@@ -575,9 +575,16 @@ def test_calibration_by_its_config(patients: Path, masks: bool, read: bool, caps
         set(content["values"]) == {"threshold", "preview_threshold", "temperature"} and "temperature: 1 stays" in said
     )
     assert set(content) == {"values", "settings", "network", "classifier", "student"}
-    used = {"noise_level": 100, "num_fixed_point_iterations": 1, "temperature": 1.0, "median_size": 3}
-    for name in ("threshold", "preview_threshold"):
-        assert content["settings"][name].items() >= used.items()
+    of_both = {
+        "temperature": 1.0,
+        "polarity": "hyperintense",
+        "median_size": 3,
+        "pixel_size": 2.4,
+        "highest_intensity": 2.0,
+    }
+    assert content["settings"]["preview_threshold"] == of_both
+    used = {"noise_level": 100, "num_fixed_point_iterations": 1}
+    assert content["settings"]["threshold"].items() >= (of_both | used).items()
     assert str(manifest) in said
     assert said.count("best pooled Dice" if masks and read else "Otsu's, without masks") == 2
     # evaluated with these numbers, the bundle's threshold is the one that validation chooses

@@ -978,6 +978,7 @@ def test_a_bad_csv_of_a_split_is_refused(content: str, message: str, tmp_path: P
         (["brats", "--rot", "x"], "--rot: brats has no such option; did you mean --root"),
         (["brats", "--zzz"], "--zzz: brats has no such option; the options are --root, --output"),
         (["brats", "--sequences", "t1", "flair"], "flair: belongs to no option; a list is written without spaces"),
+        (["brats", "--root", "12#34"], "--root: '12#34' is read as 12; of a path, write ./12#34"),
         (["brats", "--root", "set#2"], "--root: 'set#2' is read as 'set'; of a path, write ./set#2"),
     ],
 )

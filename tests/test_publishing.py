@@ -12,6 +12,7 @@ import monai.bundle.__main__ as command_line
 import pytest
 import torch
 
+from machine import files_up_to
 from scripts.bundle import bundle_root, declared
 from scripts.command import command_config
 from scripts.errors import message_of
@@ -208,9 +209,8 @@ def test_a_full_disk_leaves_no_half_of_the_weights_and_is_named(
         put(state, models / "model.pt")
     with pytest.raises(ValueError, match=f"weights.json: {said}"):
         calibrate(models / MANIFEST, {"threshold": 0.4}, {})
-    monkeypatch.setattr(Path, "write_bytes", lambda path, content: half(path))
-    with pytest.raises(SystemExit, match=f"classifier.pt: {said}"):
-        put(state, models / "classifier.pt")
+    with files_up_to(1000), pytest.raises(SystemExit, match="classifier.pt: can't be written \\(File too large\\)"):
+        put({"weight": torch.zeros(4000)}, models / "classifier.pt")
     monkeypatch.undo()
     left = {path: path.read_bytes() for path in models.iterdir() if path.name != ".weights.json.lock"}
     assert left == {path: content for path, content in before.items() if path.name != ".weights.json.lock"}
@@ -257,7 +257,18 @@ def test_the_weights_of_the_bundle_belong_together() -> None:
     values = {"temperature": 1.05559, "threshold": 0.20058, "preview_threshold": 0.192968}
     settings = content["calibration"].pop("settings")
     assert content == {"student": weights, "calibration": {"values": values, **weights}}
-    assert settings["threshold"]["noise_level"] == 500 and settings["threshold"] == settings["preview_threshold"]
+    of_steps = {
+        "noise_level",
+        "guidance_scale",
+        "num_inference_steps",
+        "num_fixed_point_iterations",
+        "guidance_exponent",
+    }
+    assert settings["threshold"]["noise_level"] == 500
+    assert settings["preview_threshold"] == {k: v for k, v in settings["threshold"].items() if k not in of_steps}
+    # a request to the app's preview may name what its student has not
+    of_preview = {"threshold": thresholds[1], "noise_level": 250, "guidance_scale": 10.0}
+    assert not_together(manifest, weights, of_preview) == []
     assert thresholds == [0.20058, 0.192968]
     assert [not_together(manifest, weights, {"threshold": t}) for t in thresholds] == [[], []]
     assert len(not_together(manifest, weights | {"network": "0"}, {"threshold": thresholds[0]})) == 2

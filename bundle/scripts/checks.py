@@ -47,5 +47,6 @@ def check_as_typed(name: str, text: str, value: Any) -> None:
     Raises:
         ValueError: fire reads another text.
     """
-    if isinstance(value, str) and value != text and text[:1] not in "'\"":
+    lost = "#" in text and "#" not in repr(value)
+    if lost or isinstance(value, str) and value != text and text[:1] not in "'\"":
         raise ValueError(f"--{name}: {text!r} is read as {value!r}; of a path, write ./{text}")

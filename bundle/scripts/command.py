@@ -153,9 +153,9 @@ def check_option(
         raise ValueError(f"--{name}: MONAI takes {text} as if it were not given; write '$None'.")
     if value == "" and name.endswith("_dir"):  # as of a variable that is not set: it would be the current folder
         raise ValueError(f"--{name}: must be the path of a folder, got an empty text; the current one is ./")
-    if isinstance(value, str) and re.fullmatch(r"\$\{?[A-Z_][A-Z0-9_]*\}?", value):
+    if isinstance(value, str) and re.fullmatch(r"\$\{?[A-Z_][A-Z0-9_]*\}?(/.*)?", value):
         raise ValueError(
-            f"--{name}: MONAI takes {text} for Python; the shell's variable of that name is \"{text}\", not '{text}'."
+            f'--{name}: MONAI takes {text} for Python; the shell puts its variable in where it is "{text}".'
         )
     is_formula = isinstance(value, str) and value.startswith(FORMULAS)
     if not is_formula and any("#" in one for one in (text if isinstance(value, str) else "", *_plain_texts(value))):

@@ -22,10 +22,10 @@ def default_device() -> torch.device:
 
 
 def checked(device: torch.device | str) -> torch.device:
-    """A device that is there.
+    """A device that is there, as far as CPU and CUDA go.
 
     Raises:
-        ValueError: there is no such device on this machine.
+        ValueError: there is no such GPU on this machine, or it is no name of a device.
     """
     try:
         found = torch.device(device)

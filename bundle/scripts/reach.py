@@ -29,14 +29,23 @@ INWARD = (
     *(f"monai.{room}" for room in ("data", "engines", "handlers", "inferers", "losses", "metrics", "networks")),
     *(f"monai.{room}" for room in ("optimizers", "transforms", "utils", "visualize")),
     *(f"torch.{room}" for room in ("amp", "autograd.grad_mode", "functional", "nn", "optim", "random", "utils.data")),
-    *(f"torch.{name}" for name in ("Tensor", "device", "tensor", "zeros", "ones", "full", "arange", "linspace")),
+    *(f"torch.{name}" for name in ("Tensor", "arange", "cat", "cuda.device_count", "cuda.is_available", "device")),
+    *(f"torch.{name}" for name in ("eye", "full", "linspace", "ones", "stack", "tensor", "where", "zeros")),
 )
-"""What of these packages a config may name, by where it is defined; and numbers' types, such as torch.float32."""
+"""What of these packages a config may name, by where it is defined."""
 OUTWARD = (
-    *("ignite.distributed.utils.spawn", "monai.data.torchscript_utils", "monai.losses.perceptual"),
-    *("monai.networks.trt_compiler", "monai.utils.misc.run_cmd", "monai.utils.module"),
+    *(f"ignite.handlers.{name}_logger" for name in ("clearml", "mlflow", "neptune", "polyaxon", "visdom", "wandb")),
+    *(
+        "ignite.distributed.utils.spawn",
+        "monai.data.dataset.CSVDataset",
+        "monai.data.iterable_dataset.CSVIterableDataset",
+    ),
+    *("monai.data.torchscript_utils", "monai.handlers.clearml_handlers", "monai.handlers.mlflow_handler"),
+    *("monai.losses.perceptual", "monai.networks.nets.efficientnet", "monai.networks.nets.milmodel"),
+    *("monai.networks.nets.resnet.get_pretrained_resnet_medicalnet", "monai.networks.nets.torchvision_fc"),
+    *("monai.networks.nets.transchex", "monai.networks.trt_compiler", "monai.utils.misc.run_cmd", "monai.utils.module"),
 )
-"""What of that fetches from elsewhere, imports by name, reads code from files or starts programs."""
+"""What of that fetches from elsewhere, sends there, imports by name, reads code from files or starts programs."""
 PLAIN = (
     "abs",
     "bool",
@@ -129,8 +138,10 @@ def _leads_out(name: str, scripts: Path) -> str | None:
         return f"uses {where.split('.')[0]}"
     if inspect.ismodule(thing):
         return MODULE
-    inward = isinstance(thing, torch.dtype) or (_within(where, INWARD) and not _within(where, OUTWARD))
-    return None if inward else FETCHES
+    # numbers, their types, and what a tensor can do itself
+    of_tensor = where == name == f"torch.{rest[-1]}" and hasattr(torch.Tensor, rest[-1])
+    plain = of_tensor or isinstance(thing, (torch.dtype, float, int))
+    return None if plain or (_within(where, INWARD) and not _within(where, OUTWARD)) else FETCHES
 
 
 def _within(name: str, rooms: Sequence[str]) -> bool:
@@ -164,6 +175,8 @@ def _expression(text: str, scripts: Path) -> str | None:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             why = next(filter(None, (_leads_out(module + alias.name, scripts) for alias in node.names)), None)
+        elif isinstance(node, ast.keyword) and str(node.arg).startswith("pretrained"):
+            why = None if getattr(node.value, "value", True) in (False, None) else FETCHES
         elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             why = "reaches into what is private"
         elif isinstance(node, (ast.Attribute, ast.Name)) and id(node) not in inside:

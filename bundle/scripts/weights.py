@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -104,10 +103,13 @@ def write_tensors(path: Path, content: Any) -> None:
     Raises:
         OSError: it can't be written.
     """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    # not by torch, whose error does not say that the disk is full
-    write(path, buffer.getbuffer())
+    with replacing(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own words, on top of the operating system's
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def not_written(path: Path, error: OSError) -> str:
@@ -229,7 +231,7 @@ def calibrate(
     manifest: str | Path,
     values: Mapping[str, float],
     weights: Mapping[str, str],
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str | None:
     """Write numbers for `calibrated` into a manifest. Others in it stay if they belong to the same weights.
 
@@ -237,7 +239,7 @@ def calibrate(
         manifest: see `read_manifest`; what it was is kept beside it, see `replace_weights`.
         values: numbers by their names.
         weights: the digests of the networks that they were chosen for, as in `not_together`.
-        settings: that the thresholds among the values were chosen with, likewise.
+        settings: that each threshold among the values was chosen with, by its name.
 
     Returns:
         The name of what the manifest was; None where there was none.
@@ -254,8 +256,7 @@ def calibrate(
             others, chosen_with = before.pop("values", {}), before.pop("settings", {})
             same = before == dict(weights) if "threshold" in values else set(weights.values()) <= set(before.values())
             kept = {"values": {**others, **values}, **before} if same else {"values": dict(values), **weights}
-            now = {name: dict(settings) for name in values if name != "temperature"} if settings else {}
-            if chosen_with := {**(chosen_with if same else {}), **now}:
+            if chosen_with := {**(chosen_with if same else {}), **(settings or {})}:
                 kept["settings"] = chosen_with
             write(part, (json.dumps({**content, "calibration": kept}, indent=4) + "\n").encode())
             try:

@@ -94,9 +94,10 @@ class ExtractBraind(MapTransform):
         elif stripped is not None:
             mask = stripped
         else:
-            mask = self._without_air(image, self._cached(image) if self.cache_dir else self._segment(image))
+            found = self._cached(image) if self.cache_dir else self._segment(image)
+            mask = self._without_air(image, found)
             thickness = image.shape[-1] * image.pixdim.tolist()[2]
-            if thickness < self.thin:
+            if thickness < self.thin and mask is found:
                 d.setdefault("warnings", []).append(
                     f"The image is {thickness:.0f} mm thick. In less than {self.thin:.0f} mm much of the brain is often not "
                     "found, and nothing is marked there. Give the whole series, or a datalist with the brain's mask."

@@ -96,7 +96,7 @@ def view_by_name(path: str, views: Sequence[str], allow_any_image: bool) -> list
     if lateral and not allow_any_image:
         raise InvalidImageError(f"{path}: is named as a lateral view; the model takes {' or '.join(views)}.")
     said = "is named as a lateral view" if lateral else "doesn't name its view"
-    return [f"The picture {said}; whether it is {' or '.join(views)} was not checked."]
+    return [f"The image {said}; whether it is {' or '.join(views)} was not checked."]
 
 
 def _array(path: str, image: Image.Image) -> np.ndarray:

@@ -81,7 +81,10 @@ class Calibration:
             if isinstance(v, (int, float)) and k != "target_class"
         }
         settings = in_use(of_inferer, {**self.other_settings, "temperature": values["temperature"]})
-        kept = calibrate(self.manifest, values, self.weights, settings)
+        # a student has no steps: what is the inferer's of the whole model does not change its map
+        of_student = {k: v for k, v in settings.items() if k not in of_inferer}
+        by_name = {"threshold": settings, "preview_threshold": of_student}
+        kept = calibrate(self.manifest, values, self.weights, {n: by_name[n] for n in by_name.keys() & values.keys()})
         print(f"{self.manifest}: written." + (f" What it was is kept as {kept}." if kept else ""))
         if failed:
             print(f"{len(failed)} volumes failed and are left out: {', '.join(failed)}")

@@ -26,8 +26,8 @@ from .checkpoint import RUN
 
 INFERENCE = ("scheduler", "preprocessing", "network_def", "classifier_def", "student_def")
 """The ids of what a training and inference must have in common."""
-OF_A_RUN = ("allow_any_image", "brain_cache", "bundle_root", "cache_dir", "device", "precision", "root")
-"""Parts of it that may differ: places, and how it runs."""
+OF_A_RUN = ("allow_any_image", "brain_cache", "bundle_root", "cache_dir", "device", "dropout", "precision", "root")
+"""Parts of it that may differ: places, how it runs, and what is of training alone."""
 
 
 def halved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -90,8 +90,8 @@ def publish(run_dir: str, path: str, network: torch.nn.Module) -> None:
     if others := _others(run.get("config") or {}, command_config(INFERENCE, with_options=False) or {}):
         print(
             f"WARNING: {record}: the weights were trained with {'; '.join(others)} as in the config files. Inference goes by "
-            "those, and is wrong with these weights: write the values of the training into the bundle's "
-            "configs/inference.json, or into a config file that all commands name after it."
+            "those, and is wrong with these weights: write the values of the training into the config file that has them, or "
+            "into one that all commands name last."
         )
 
 

@@ -209,8 +209,8 @@ class Studies(Register):
         except MONAILabelException:
             raise
         except Exception as error:
-            # the bundle puts the path before what the library says of a broken file
-            cause = error.__cause__ or error if isinstance(error, InvalidImageError) else error
+            # the bundle puts the path before what is wrong with a file, which is no one's business but the server's
+            cause = error.__cause__ if isinstance(error, InvalidImageError) else error
             what = str(cause) if isinstance(cause, ValueError) else "can't be read as an image."
             raise MONAILabelException(
                 MONAILabelError.INVALID_INPUT, f"The label {tag!r} of {image_id} {what} Nothing was stored."
