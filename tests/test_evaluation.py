@@ -423,7 +423,7 @@ def full_disk(path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_not_the_fault_of_a_volume(patients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.files.replacing", full_disk)
+    monkeypatch.setattr("scripts.weights.replacing", full_disk)
     with pytest.raises(RuntimeError) as caught:
         evaluate(patients, patients / "out", "preview")
     error = cause_of(caught.value)

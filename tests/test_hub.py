@@ -79,7 +79,8 @@ def test_a_model_as_a_repository(model: Model, remote: Path) -> None:
     assert head == own | ({"license_link": f"{here}docs/data_license.txt"} if "license_link" in own else {})
     linked = {target for target in re.findall(r"\]\((.+?)\)", card) if not target.startswith("https:")}
     assert {"LICENSE", "docs/data_license.txt"} <= linked
-    for target in linked | {head.get("license_link", "").removeprefix(here)}:
+    assert "#the-datalist" in linked and "\n## The datalist\n" in card
+    for target in linked - {"#the-datalist"} | {head.get("license_link", "").removeprefix(here)}:
         assert (folder / target).exists(), target
     # all of the zip is there, the card in another place
     with zipfile.ZipFile(path) as archive:
