@@ -31,10 +31,9 @@ from tqdm import tqdm
 from scripts.bundle import cache_dir as bundles_cache
 from scripts.bundle import declared
 from scripts.device import autocast, fastest_precision
-from scripts.files import replacing
 from scripts.images.brain_network import FACTOR, LEAST, SPACING, as_input, head_box
 from scripts.learning.datalists import read_datalist
-from scripts.weights import for_training
+from scripts.weights import for_training, write_tensors
 
 WEIGHTS = str(ROOT / "bundle" / "models" / "brain.pt")
 ELDERLY = 8
@@ -227,10 +226,8 @@ def train(
         seen.append(value.item())
         if (step + 1) % CHECKPOINT == 0:
             bar.write(f"{step + 1}: {np.mean(seen[-CHECKPOINT:]):.4f}, {time.process_time() - begin:.0f} s")
-            with replacing(kept) as partial:
-                torch.save({"step": step + 1} | {name: part.state_dict() for name, part in parts.items()}, partial)
-    with replacing(Path(output)) as partial:
-        torch.save({name: value.half() for name, value in network.state_dict().items()}, partial)
+            write_tensors(kept, {"step": step + 1} | {name: part.state_dict() for name, part in parts.items()})
+    write_tensors(Path(output), {name: value.half() for name, value in network.state_dict().items()})
     kept.unlink(missing_ok=True)
 
 

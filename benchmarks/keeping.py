@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.bundle import parsed
-from scripts.files import replacing
 from scripts.learning.seeding import seed_of
+from scripts.weights import write_tensors
 
 
 def machine(device: torch.device | str = "cpu") -> str:
@@ -49,10 +49,9 @@ def place(folder: Path, name: str, *state: Any) -> Path:
 
 
 def save(path: Path, thing: Any) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, in a folder that is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        torch.save(thing, partial)
+    write_tensors(path, thing)
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:

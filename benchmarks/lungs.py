@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 from scripts import HEALTHY
 from scripts.bundle import parsed
-from scripts.files import replacing, write
+from scripts.files import write
 from scripts.learning.datalists import read_datalist
+from scripts.weights import write_tensors
 
 FACTORS = (0.78, 0.85, 0.92, 1.0, 1.08, 1.16)
 """Of Otsu's threshold of the body, as one that fits all exposures is not there."""
@@ -214,8 +215,7 @@ def main(
         found |= {"images in validation with a mask": len(left_out), name: round(dice_of(network, left_out), 3)}
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        torch.save(network.state_dict(), partial)
+    write_tensors(path, network.state_dict())
     write(ROOT / "benchmarks" / "lungs.json", (json.dumps(found, indent=2) + "\n").encode())
     print(json.dumps(found, indent=2))
 

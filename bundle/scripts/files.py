@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def write(path: Path, content: bytes | memoryview) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as partial:
         partial.write_bytes(content)
