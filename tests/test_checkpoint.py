@@ -171,6 +171,16 @@ def test_minutes_between_two_saves_are_above_0(minutes: float, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    left = [tmp_path / f".part-1-2-{name}" for name in ("last.pt", "model.pt")]
+    for path in left:
+        path.write_bytes(b"half")
+    mine = tmp_path / ".part-of-mine"
+    mine.touch()
+    tiny_run(tmp_path, {})
+    assert not any(path.exists() for path in left) and mine.exists()
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_full_disk_keeps_the_last_checkpoint_and_is_said_in_one_line(saved: bool, tmp_path: Path) -> None:
     if saved:

@@ -152,6 +152,10 @@ class ResumableCheckpoint:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise SystemExit(f"{self.folder}: another training has this folder. Give another --run_dir.") from error
+        # of a process that was killed while it saved: the lock says that none is at it now
+        for name in (self.path.name, self.final_path.name):
+            for left in self.folder.glob(f".part-*-{name}"):
+                left.unlink(missing_ok=True)
         if self._anew:
             for path in (self.path, self.final_path, self.folder / LOG):
                 path.unlink(missing_ok=True)
